@@ -1,0 +1,92 @@
+"""What can go wrong, in the domain's words. Each error knows the HTTP status it is answered with.
+
+Translated to a response in one place, `mypypi.web.errors`. Must never know Twisted or HTTP beyond a status number.
+A message is shown to clients: it says what happened and what to do, and never holds a secret.
+"""
+
+from __future__ import annotations
+
+
+class MyPyPiError(Exception):
+    """Anything that this project raises on purpose. `retry_after` is in seconds."""
+
+    status = 500
+    retry_after: int | None = None
+
+
+class BadRequest(MyPyPiError):
+    """The client sent what can't be understood."""
+
+    status = 400
+
+
+class NotFound(MyPyPiError):
+    """Upstream says that there is no such thing, or no page of upstream's lists it."""
+
+    status = 404
+
+
+class NotAcceptable(MyPyPiError):
+    """The client takes none of the forms there are (RFC 9110, section 15.5.7)."""
+
+    status = 406
+
+
+class UpstreamDown(MyPyPiError):
+    """
+    Upstream can't be reached, took too long, or answers that it can't serve now (5xx, 429).
+
+    503 and not 502 or 504, since every client but one tries again after it.
+    """
+
+    status = 503
+
+    def __init__(self, message: str, retry_after: int = 5) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class UpstreamBroken(MyPyPiError):
+    """Upstream answered with something that can't be what was asked for."""
+
+    status = 502
+
+
+class UpstreamRefused(UpstreamBroken):
+    """Upstream wants other credentials than the configured ones (401, 403)."""
+
+
+class DigestMismatch(UpstreamBroken):
+    """The bytes are not those that the index promised. They are discarded."""
+
+
+class Truncated(UpstreamBroken):
+    """Upstream's body ended early and could not be resumed."""
+
+
+class NotYet(MyPyPiError):
+    """The file is on its way; strict mode answers this instead of an unchecked byte."""
+
+    status = 503
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class CatalogDown(MyPyPiError):
+    """Redis can't be reached or answers with an error."""
+
+    status = 503
+    retry_after = 5
+
+
+class StorageDown(MyPyPiError):
+    """The file storage can't be read or written."""
+
+    status = 503
+    retry_after = 5
+
+
+class StorageFull(StorageDown):
+    """No room is left for a draft or a stored file."""

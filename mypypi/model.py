@@ -1,0 +1,226 @@
+"""The words of the domain as frozen values: digests, package files, pages and their forms.
+
+Knows what a URL and a digest look like. Must never know I/O, Twisted, or any one ecosystem's formats.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote, urlsplit
+
+from attrs import Factory, field, frozen
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+#: Strongest first. Others that an index may name (crc32, md4, …) are no promise of anything and are passed over.
+ALGORITHMS = ("sha512", "sha384", "sha256", "sha224", "sha1", "md5")
+_DIGEST_LENGTHS = {name: hashlib.new(name, usedforsecurity=False).digest_size * 2 for name in ALGORITHMS}
+_HEX = re.compile("[0-9a-f]+")
+
+#: Stands in a rendered page wherever a link needs this server's own address, which only a request knows. A host below
+#: the top-level domain ``invalid`` can't exist (RFC 2606, section 2).
+BASE_PLACEHOLDER = b"http://base.mypypi.invalid"
+
+#: Longest name of a file or directory that the usual file systems take, in bytes.
+_MAX_SEGMENT = 255
+_MAX_KEY = 2048
+#: A slash, or an ASCII control character.
+_UNSAFE = re.compile(r"[/\x00-\x1f\x7f]")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+@frozen
+class Digest:
+    """What an index says a file's bytes hash to: an algorithm of `ALGORITHMS` and lower-case hex."""
+
+    algorithm: str
+    hex: str
+
+    def __str__(self) -> str:
+        return f"{self.algorithm}-{self.hex}"
+
+    @classmethod
+    def parse(cls, text: str) -> Digest:
+        """Read what ``str()`` wrote. Raises ValueError for anything else."""
+        algorithm, _, value = text.partition("-")
+        if algorithm not in ALGORITHMS or not _is_digest(algorithm, value):
+            raise ValueError(f"not a digest: {text!r}")
+        return cls(algorithm, value)
+
+    @classmethod
+    def strongest(cls, hashes: Mapping[str, object]) -> Digest | None:
+        """The strongest usable digest of a mapping from algorithm to hex; None where there is none."""
+        for algorithm in ALGORITHMS:
+            value = hashes.get(algorithm)
+            if isinstance(value, str) and _is_digest(algorithm, value.lower()):
+                return cls(algorithm, value.lower())
+        return None
+
+    def hasher(self) -> _Hash:
+        """A fresh hash object of this digest's algorithm."""
+        return new_hasher(self.algorithm)
+
+
+def new_hasher(algorithm: str) -> _Hash:
+    """A fresh hash object; weak algorithms are checked as the index gave them, not chosen."""
+    return hashlib.new(algorithm, usedforsecurity=False)
+
+
+def _is_digest(algorithm: str, value: str) -> bool:
+    return len(value) == _DIGEST_LENGTHS[algorithm] and _HEX.fullmatch(value) is not None
+
+
+def key_of(url: str) -> str:
+    """
+    Where a file from this upstream URL lies in storage, and how it is named in links.
+
+    ``https://host:8443/a/b%2Bc.whl?x=1`` becomes ``https/host:8443/a/b%2Bc.whl%3Fx=1``: derived from the URL alone,
+    the same however the URL was percent-encoded, and safe as a relative file path.
+
+    Raises ValueError where a URL has no such name: another scheme, credentials in it, an empty segment, ``..``,
+    an encoded slash or NUL, or a segment that is too long for a file system.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or "@" in parts.netloc:
+        raise ValueError(f"no key for {url!r}")
+    host = parts.hostname if ":" not in parts.hostname else f"[{parts.hostname}]"
+    if parts.port is not None and parts.port != _DEFAULT_PORTS[parts.scheme]:
+        host = f"{host}:{parts.port}"
+    segments = [unquote(segment, errors="strict") for segment in parts.path.split("/")[1:]] or [""]
+    if parts.query:
+        segments[-1] += f"?{parts.query}"
+    return key_from_segments([parts.scheme, host, *segments])
+
+
+def key_from_segments(segments: list[str]) -> str:
+    """The key with these decoded segments: scheme, host, and the path. Raises ValueError as `key_of` does."""
+    if len(segments) < 3 or segments[0] not in _DEFAULT_PORTS:  # noqa: PLR2004 - scheme, host and at least one more
+        raise ValueError("a key has a scheme, a host and a path")
+    if not re.fullmatch(r"\[?[0-9a-zA-Z.:_-]+\]?", segments[1]):
+        raise ValueError(f"not a host: {segments[1]!r}")
+    quoted = [segments[0], segments[1].lower()]
+    for segment in segments[2:]:
+        if segment in ("", ".", "..") or _UNSAFE.search(segment):
+            raise ValueError(f"not a segment of a file's path: {segment!r}")
+        quoted.append(quote(segment, safe="~@+!$&'()*,;=:"))
+        if len(quoted[-1]) > _MAX_SEGMENT:
+            raise ValueError("a segment of a file's path is too long")
+    key = "/".join(quoted)
+    if len(key) > _MAX_KEY:
+        raise ValueError("a file's path is too long")
+    return key
+
+
+@frozen
+class PackageFile:
+    """
+    A file that a page lists: a wheel, sdist, tarball or ``.metadata`` file.
+
+    `link` is how this server's own pages name it (decoded, without the route's prefix); `url` is upstream's, absolute,
+    exactly as listed; `digest` and `size` (bytes) are None where the page gives none; `key` is `key_of` of the URL.
+    """
+
+    link: str
+    url: str
+    digest: Digest | None = None
+    size: int | None = None
+    key: str = Factory(lambda file: key_of(file.url), takes_self=True)
+
+
+@frozen
+class StoredFile:
+    """A whole, checked file in the storage. `path` is None where its bytes are not on this host's disk."""
+
+    key: str
+    size: int
+    digest: Digest
+    path: Path | None = None
+
+    def agrees_with(self, listed: PackageFile) -> bool:
+        """False when the index has put other bytes behind the same URL since this was stored."""
+        if listed.digest is not None and listed.digest.algorithm == self.digest.algorithm:
+            return listed.digest == self.digest
+        return listed.size is None or listed.size == self.size
+
+
+@frozen
+class PageId:
+    """Which page: a kind that the ecosystem names, and what it is about. ``str()`` of it is its name in the catalog."""
+
+    kind: str
+    project: str = ""
+    version: str = ""
+
+    def __str__(self) -> str:
+        return "/".join(part for part in (self.kind, self.project, self.version) if part)
+
+
+@frozen
+class PageRequest:
+    """How upstream is asked for a page: a path below its URL (percent-encoded), and the Accept header."""
+
+    path: str
+    accept: str
+
+
+@frozen
+class Source:
+    """A page as upstream sent it: decoded body, Content-Type, and the URL it finally came from."""
+
+    body: bytes
+    content_type: str
+    url: str
+
+
+@frozen
+class Rendered:
+    """One form of a page before it is compressed. With `based`, it holds `BASE_PLACEHOLDER`."""
+
+    media_type: str
+    body: bytes
+    based: bool = False
+
+
+@frozen
+class Pressed:
+    """What an ecosystem makes of a `Source`: the page's forms by name, and the links (see `PackageFile.link`) which
+    nobody could trace back to this page from the link alone."""
+
+    forms: Mapping[str, Rendered]
+    strays: tuple[str, ...] = ()
+
+
+@frozen
+class Form:
+    """One form of a page as it is kept: gzip in `body`; `etag` is the hex digest of the identity bytes, `size` their
+    number. With `based`, it holds `BASE_PLACEHOLDER`, to be replaced by the address that clients use."""
+
+    media_type: str
+    etag: str
+    size: int
+    body: bytes = field(repr=False)
+    based: bool = False
+
+
+@frozen
+class Page:
+    """
+    A document from upstream that lists files, as the catalog keeps it. `checked_at` (seconds since the epoch) is when
+    upstream last confirmed it. `upstream_etag` and `upstream_modified` are upstream's validators, empty where it sent
+    none; `source` is the digest of upstream's bytes, by which an unchanged page is known without validators.
+    A page that is `missing` has no forms: upstream said 404. `version` differs whenever the content does.
+    """
+
+    id: PageId
+    checked_at: float
+    forms: Mapping[str, Form] = field(factory=dict, repr=False)
+    upstream_etag: str = ""
+    upstream_modified: str = ""
+    source: str = ""
+    version: str = ""
+    missing: bool = False
