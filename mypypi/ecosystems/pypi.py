@@ -1,0 +1,282 @@
+"""Python package indexes: the Simple Repository API in JSON and HTML, and PyPI's own JSON.
+
+Knows names, the shape of pages, and how a file's URL becomes a link that points here. Must never know a request, the
+catalog, or how a page is fetched and kept.
+"""
+
+from __future__ import annotations
+
+import re
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterator, Mapping
+from email.message import Message
+from itertools import chain
+from typing import Any
+from urllib.parse import quote, unquote, urljoin, urlsplit
+
+import msgspec
+from zope.interface import implementer
+
+from mypypi.ecosystems import simple_html
+from mypypi.ecosystems.pypi_names import normalise, projects_of
+from mypypi.ecosystems.simple_html import CORE_METADATA, Document, has_metadata
+from mypypi.errors import BadRequest, UpstreamBroken
+from mypypi.interfaces import IEcosystem
+from mypypi.model import (
+    BASE_PLACEHOLDER,
+    Digest,
+    PackageFile,
+    PageId,
+    PageRequest,
+    Pressed,
+    Rendered,
+    Source,
+    key_from_segments,
+    key_of,
+)
+
+__all__ = ["PyPI", "normalise"]
+
+_JSON = "application/vnd.pypi.simple.v1+json"
+_HTML = "text/html; charset=utf-8"
+#: JSON has fields that HTML has no place for, so it comes first.
+_ACCEPT = f"{_JSON}, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
+
+#: From a project's page to the route of package files.
+_TO_FILES = "../../file/"
+#: A link shorter than this has no segment that would grow too long for a file system (see `key_of`).
+_LONG_LINK = 240
+_SCHEME = re.compile("https?://", re.IGNORECASE)
+
+
+class _ListedFile(msgspec.Struct, rename="kebab", gc=False):
+    """What `PyPI.listing` needs of a file. Only the URL is known to have its type: upstream wrote the rest."""
+
+    url: str
+    hashes: Any = None
+    size: Any = None
+    core_metadata: Any = None
+
+
+class _Listing(msgspec.Struct):
+    files: list[_ListedFile]
+
+
+_LISTING = msgspec.json.Decoder(_Listing)
+
+
+@implementer(IEcosystem)
+class PyPI:
+    """
+    PyPI and whatever else speaks the Simple Repository API.
+
+    The kinds of pages: ``root``, the list of all projects; ``simple``, a project's page; and ``json``, PyPI's own JSON
+    about a project or one version of it. Projects are normalised names. A link (see `PackageFile.link`) is `key_of`
+    the upstream URL. `upstream_url` is the index without its trailing ``/simple``.
+    """
+
+    name = "pypi"
+
+    def __init__(self, upstream_url: str) -> None:
+        self.upstream_url = upstream_url
+
+    def page_request(self, page: PageId) -> PageRequest:
+        """Raises BadRequest for a version that would ask for another page, ValueError for an unknown kind."""
+        if page.kind == "root":
+            return PageRequest("/simple/", _ACCEPT)
+        project = quote(page.project, safe="")
+        if page.kind == "simple":
+            return PageRequest(f"/simple/{project}/", _ACCEPT)
+        if page.kind != "json":
+            raise ValueError(f"no such kind of page: {page.kind!r}")
+        if page.version in (".", ".."):
+            raise BadRequest(f"Not a version: {page.version!r}")
+        path = "/".join(["/pypi", project, *([quote(page.version, safe="")] if page.version else []), "json"])
+        return PageRequest(path, "application/json")
+
+    def press(self, page: PageId, source: Source, withheld: frozenset[str]) -> Pressed:
+        """Strays are the files (and their ``.metadata``) whose name tells another project than the page's, or none."""
+        pressers: dict[str, Callable[[PageId, Source, frozenset[str]], Pressed]]
+        pressers = {"root": _press_index, "simple": _press_project, "json": _press_json}
+        presser = pressers[page.kind]
+        try:
+            return presser(page, source, withheld)
+        except Exception as error:  # parsers of what strangers wrote: their failures are too many to name
+            raise UpstreamBroken(f"Upstream's page {page} can't be read: {str(error)[:200]}") from error
+
+    def listing_form(self, page: PageId) -> str | None:
+        return "json" if page.kind == "simple" else None
+
+    def listing(self, page: PageId, forms: Mapping[str, bytes]) -> dict[str, PackageFile]:
+        """Each file that can be had here, and the ``.metadata`` file of each that advertises one (PEP 658)."""
+        form = self.listing_form(page)
+        return {} if form is None else {file.link: file for file in _listed(_LISTING.decode(forms[form]).files)}
+
+    def pages_for(self, link: str) -> tuple[PageId, ...]:
+        """Read off the filename; legacy names with dashes can be several projects' (PEP 625 ended that)."""
+        return tuple(PageId("simple", project) for project in projects_of(link))
+
+    def key_for(self, link: str) -> str | None:
+        try:
+            key = key_from_segments([unquote(segment, errors="strict") for segment in link.split("/")])
+        except ValueError:
+            return None
+        return key if key == link else None
+
+
+def _press_index(_page: PageId, source: Source, _withheld: frozenset[str]) -> Pressed:
+    document = _read(source, "projects", simple_html.read_index)
+    document["projects"] = [project for project in document["projects"] if _is_project(project)]
+    return Pressed(_forms(document, simple_html.write_index))
+
+
+def _is_project(project: object) -> bool:
+    try:
+        return isinstance(project, dict) and isinstance(project.get("name"), str) and bool(normalise(project["name"]))
+    except BadRequest:
+        return False
+
+
+def _press_project(page: PageId, source: Source, withheld: frozenset[str]) -> Pressed:
+    base = _without_credentials(source.url)
+    document = _read(source, "files", lambda text: simple_html.read_project(text, page.project, base))
+    if not isinstance(document.get("name"), str):
+        document["name"] = page.project
+    files, strays = [], []
+    for file in document["files"]:
+        if not _is_file(file) or (url := _absolute(base, file["url"])) is None:
+            continue
+        files.append(file)
+        _rename_metadata(file)
+        served = _served(url)
+        if served is None:
+            file["url"] = url
+            continue
+        link, path = served
+        file["url"] = _TO_FILES + path
+        metadata_link = f"{link}.metadata"
+        if metadata_link in withheld or not _can_have_metadata(link, url):
+            for name in CORE_METADATA:
+                file.pop(name, None)
+        if page.project not in projects_of(link):
+            strays += [link, metadata_link] if has_metadata(file.get("core-metadata")) else [link]
+    document["files"] = files
+    return Pressed(_forms(document, simple_html.write_project), tuple(strays))
+
+
+def _press_json(_page: PageId, source: Source, _withheld: frozenset[str]) -> Pressed:
+    document = msgspec.json.decode(_json_text(source.body, _content_type(source)[1]), type=dict)
+    if not isinstance(document.get("info"), dict):
+        raise TypeError("it has no info")
+    base = _without_credentials(source.url)
+    releases = document.get("releases")
+    lists = [document.get("urls"), *(releases.values() if isinstance(releases, dict) else ())]
+    for file in chain.from_iterable(files for files in lists if isinstance(files, list)):
+        if _is_file(file) and (url := _absolute(base, file["url"])) is not None:
+            served = _served(url)
+            file["url"] = f"{BASE_PLACEHOLDER.decode()}/file/{served[1]}" if served else url
+    return Pressed({"json": Rendered("application/json", msgspec.json.encode(document), based=True)})
+
+
+def _read(source: Source, key: str, read_html: Callable[[str], Document]) -> Document:
+    """The page as PEP 691's document with a list under `key` and a version that we know. Raises all sorts of errors."""
+    kind, charset = _content_type(source)
+    if kind == "json":
+        document: Document = msgspec.json.decode(_json_text(source.body, charset), type=dict)
+        if not isinstance(document.get(key), list):
+            raise TypeError(f"it has no list of {key}")
+    else:
+        document = read_html(source.body.decode(charset or "utf-8-sig", errors="replace"))
+    meta = document.get("meta")
+    meta = document["meta"] = meta if isinstance(meta, dict) else {}
+    version = str(meta.setdefault("api-version", "1.0"))
+    if version.strip().partition(".")[0] != "1":
+        raise ValueError(f"it has version {version!r} of the Simple Repository API, and only 1.x is known")
+    if kind == "html":
+        # 1.1 would promise the versions and sizes that HTML lacks (PEP 700).
+        meta["api-version"] = "1.0"
+    return document
+
+
+def _content_type(source: Source) -> tuple[str, str | None]:
+    """``json`` or ``html``, and the charset if one is given; by the body's first byte where the type says neither."""
+    header = Message()
+    header["Content-Type"] = source.content_type
+    media_type = header.get_content_type()
+    first = source.body.removeprefix(BOM_UTF8).lstrip()[:1]
+    if not first:
+        raise ValueError("it is empty")
+    if re.search(r"[/+]json$", media_type) or (not re.search(r"[/+]html$", media_type) and first == b"{"):
+        return "json", header.get_content_charset()
+    if re.search(r"[/+]html$", media_type) or first == b"<":
+        return "html", header.get_content_charset()
+    raise ValueError("it is neither JSON nor HTML")
+
+
+def _json_text(body: bytes, charset: str | None) -> bytes | str:
+    return body.removeprefix(BOM_UTF8) if charset in (None, "utf-8", "utf8", "us-ascii") else body.decode(charset)
+
+
+def _forms(document: Document, write_html: Callable[[Document], bytes]) -> dict[str, Rendered]:
+    return {"json": Rendered(_JSON, msgspec.json.encode(document)), "html": Rendered(_HTML, write_html(document))}
+
+
+def _is_file(file: object) -> bool:
+    return isinstance(file, dict) and all(isinstance(file.get(key), str) and file[key] for key in ("url", "filename"))
+
+
+def _rename_metadata(file: Document) -> None:
+    """Give the metadata its valid name too; not the other way round, since old pips fail on the old name (PEP 714)."""
+    if "core-metadata" not in file:
+        for name in CORE_METADATA:
+            if name in file:
+                file["core-metadata"] = file[name]
+                break
+
+
+def _without_credentials(url: str) -> str:
+    """What a page's relative links are resolved against: our credentials must not come to be in what clients see."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def _absolute(base: str, url: str) -> str | None:
+    try:
+        return (url if _SCHEME.match(url) else urljoin(base, url)).partition("#")[0]
+    except ValueError:
+        return None
+
+
+def _served(url: str) -> tuple[str, str] | None:
+    """The link of a file, and how pages write it: percent-encoded as upstream did. None where it can't be had here."""
+    try:
+        parts = urlsplit(url)
+        if not parts.path:
+            return None
+        link = key_of(url)
+    except ValueError:
+        return None
+    scheme, host, _ = link.split("/", 2)
+    return link, f"{scheme}/{host}{parts.path}" + (f"?{parts.query}" if parts.query else "")
+
+
+def _can_have_metadata(link: str, url: str) -> bool:
+    """False where nobody agrees on where the metadata would be, behind a query, or it could not be kept here."""
+    return "?" not in url and (len(link) < _LONG_LINK or _served(f"{url}.metadata") is not None)
+
+
+def _listed(files: list[_ListedFile]) -> Iterator[PackageFile]:
+    for file in files:
+        if not file.url.startswith(_TO_FILES):
+            continue
+        url = file.url.removeprefix(_TO_FILES).replace("/", "://", 1)
+        link = key_of(url)
+        size = file.size if type(file.size) is int and file.size >= 0 else None
+        yield PackageFile(link, url, _digest(file.hashes), size, key=link)
+        if has_metadata(file.core_metadata):
+            metadata = f"{link}.metadata"
+            yield PackageFile(metadata, f"{url}.metadata", _digest(file.core_metadata), key=metadata)
+
+
+def _digest(hashes: object) -> Digest | None:
+    return Digest.strongest(hashes) if isinstance(hashes, dict) else None

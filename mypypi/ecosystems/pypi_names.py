@@ -1,0 +1,58 @@
+"""What Python projects and their files are called (PEP 503, PEP 508, PEP 427, PEP 625).
+
+Knows names and filenames. Must never know a page or where a file comes from.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from urllib.parse import unquote
+
+from packaging.utils import InvalidName, canonicalize_name, parse_sdist_filename
+
+from mypypi.errors import BadRequest
+
+_LONGEST_NAME = 200
+_MOST_CANDIDATES = 3
+_BEFORE_VERSION = re.compile(r"-(?=[0-9])")
+_EXTENSIONS = (
+    *(".tar.gz", ".tar.bz2", ".tar.xz", ".tar.z", ".tar", ".tgz", ".zip"),
+    *(".egg", ".exe", ".deb", ".rpm", ".msi", ".dmg"),
+)
+
+
+def normalise(name: str) -> str:
+    """The one spelling of a project's name (PEP 503). Raises BadRequest for what can't be a name (PEP 508)."""
+    if len(name) <= _LONGEST_NAME and name.isascii():
+        with suppress(InvalidName):
+            return canonicalize_name(name, validate=True)
+    raise BadRequest(f"Not a project name: {name[:_LONGEST_NAME]!r}")
+
+
+def projects_of(link: str) -> list[str]:
+    """The normalised names of the projects to which a file of this name may belong, likeliest first."""
+    filename = unquote(link.rpartition("/")[2]).partition("?")[0].removesuffix(".metadata")
+    projects: dict[str, None] = {}
+    for name in _names_in(filename):
+        with suppress(BadRequest):
+            projects[normalise(name)] = None
+    return list(projects)[:_MOST_CANDIDATES]
+
+
+def _names_in(filename: str) -> Iterator[str]:
+    lower = filename.lower()
+    if lower.endswith(".whl"):
+        name, dash, _ = filename.partition("-")
+        if dash:
+            yield name
+        return
+    extension = next((extension for extension in _EXTENSIONS if lower.endswith(extension)), None)
+    if extension is None:
+        return
+    stem = filename[: -len(extension)]
+    with suppress(ValueError):
+        yield parse_sdist_filename(f"{stem}.tar.gz")[0]
+    dashes = [match.start() for match in _BEFORE_VERSION.finditer(stem)]
+    yield from (stem[:dash] for dash in reversed(dashes[-_MOST_CANDIDATES:]))

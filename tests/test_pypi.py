@@ -1,0 +1,684 @@
+"""Python package indexes: what upstream lists is what clients are shown, with links that lead here."""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote, unquote, urljoin, urlsplit
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mousebender.simple import from_project_details_html, from_project_index_html
+from zope.interface.verify import verifyObject
+
+from mypypi.ecosystems import ECOSYSTEMS
+from mypypi.ecosystems.pypi import PyPI, normalise
+from mypypi.errors import BadRequest, UpstreamBroken
+from mypypi.interfaces import IEcosystem
+from mypypi.model import BASE_PLACEHOLDER, Digest, PageId, PageRequest, Pressed, Source, key_from_segments, key_of
+
+SIMPLE_JSON = "application/vnd.pypi.simple.v1+json"
+SHA256, OTHER_SHA256, SHA512 = "a1" * 32, "b2" * 32, "c3" * 64
+ROOT, PROJECT = PageId("root"), PageId("simple", "holy-grail")
+WHEEL = "holy_grail-1.0-py3-none-any.whl"
+WHEEL_URL = f"https://files.example/packages/{WHEEL}"
+WHEEL_LINK = f"https/files.example/packages/{WHEEL}"
+
+pypi = PyPI("https://index.example")
+
+
+def press(
+    document: object,
+    page: PageId = PROJECT,
+    content_type: str = SIMPLE_JSON,
+    withheld: frozenset[str] = frozenset(),
+    url: str = "https://index.example/simple/holy-grail/",
+) -> Pressed:
+    """Press what an upstream sent: bytes and text as they are, everything else as JSON."""
+    if isinstance(document, str):
+        body = document.encode()
+    else:
+        body = document if isinstance(document, bytes) else json.dumps(document).encode()
+    return pypi.press(page, Source(body, content_type, url), withheld)
+
+
+def project(*files: Mapping[str, object], **fields: object) -> dict[str, Any]:
+    return {"meta": {"api-version": "1.4"}, "name": "holy-grail", "files": list(files), **fields}
+
+
+def wheel(**fields: object) -> dict[str, object]:
+    return {"filename": WHEEL, "url": WHEEL_URL, "hashes": {"sha256": SHA256}} | {
+        name.replace("_", "-"): value for name, value in fields.items()
+    }
+
+
+def as_json(pressed: Pressed) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(pressed.forms["json"].body)
+    return document
+
+
+def as_html(pressed: Pressed) -> str:
+    return pressed.forms["html"].body.decode()
+
+
+def only_file(pressed: Pressed) -> dict[str, Any]:
+    [file] = as_json(pressed)["files"]
+    assert isinstance(file, dict)
+    return file
+
+
+def key_that_a_client_asks_for(url: str) -> str:
+    """The key behind a page's link, as the route of package files decodes it."""
+    parts = urlsplit(urljoin("http://here.example/simple/holy-grail/", url))
+    assert parts.netloc == "here.example"
+    empty, route, *segments = (unquote(segment) for segment in parts.path.split("/"))
+    assert (empty, route) == ("", "file")
+    if parts.query:
+        segments[-1] += f"?{parts.query}"
+    return key_from_segments(segments)
+
+
+class TestTheTable:
+    def test_knows_pypi(self) -> None:
+        """A package type's constructor takes upstream's URL and gives an ecosystem of that name."""
+        ecosystem = ECOSYSTEMS["pypi"]("https://index.example")
+        assert verifyObject(IEcosystem, ecosystem)
+        assert ecosystem.name == "pypi"
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [("Holy_Grail", "holy-grail"), ("a", "a"), ("zope.interface", "zope-interface"), ("A.-_b", "a-b")],
+    )
+    def test_are_normalised(self, name: str, expected: str) -> None:
+        """Every spelling of a name is one project (PEP 503)."""
+        assert normalise(name) == expected
+
+    @pytest.mark.parametrize(
+        "name", ["", "..", "-a", "a-", "a b", "a/b", "a\x00", "a\n", "é", "\N{KELVIN SIGN}", "a" * 201]
+    )
+    def test_that_cannot_be_are_the_clients_mistake(self, name: str) -> None:
+        """Nothing that could not be a project's name gets as far as upstream (PEP 508)."""
+        with pytest.raises(BadRequest, match="Not a project name"):
+            normalise(name)
+
+
+class TestAskingUpstream:
+    @pytest.mark.parametrize(
+        ("page", "path"),
+        [
+            (ROOT, "/simple/"),
+            (PROJECT, "/simple/holy-grail/"),
+            (PageId("json", "holy-grail"), "/pypi/holy-grail/json"),
+            (PageId("json", "holy-grail", "1!2.0+a/b"), "/pypi/holy-grail/1%212.0%2Ba%2Fb/json"),
+        ],
+    )
+    def test_has_a_path_for_each_page(self, page: PageId, path: str) -> None:
+        """A page is asked for where PEP 503 and PyPI's JSON API have it, below upstream's URL."""
+        assert pypi.page_request(page).path == path
+
+    def test_prefers_json(self) -> None:
+        """JSON tells more than HTML, so an upstream that has both is asked for JSON; PyPI's own JSON has one form."""
+        accept = f"{SIMPLE_JSON}, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
+        assert pypi.page_request(PROJECT) == PageRequest("/simple/holy-grail/", accept)
+        assert pypi.page_request(ROOT).accept == accept
+        assert pypi.page_request(PageId("json", "holy-grail")).accept == "application/json"
+
+    def test_never_leaves_the_projects_path(self) -> None:
+        """A version can't be used to ask upstream for another page."""
+        with pytest.raises(BadRequest):
+            pypi.page_request(PageId("json", "holy-grail", ".."))
+
+
+class TestLinks:
+    @pytest.mark.parametrize(
+        ("url", "written"),
+        [
+            (WHEEL_URL, f"https/files.example/packages/{WHEEL}"),
+            ("https://files.example/a/x%2Bcpu.whl", "https/files.example/a/x%2Bcpu.whl"),
+            ("https://files.example/a/x+cpu.whl", "https/files.example/a/x+cpu.whl"),
+            ("http://Files.Example:8080/x.whl?v=1&w=%2F", "http/files.example:8080/x.whl?v=1&w=%2F"),
+            ("https://files.example:443/x.whl#sha256=00", "https/files.example/x.whl"),
+            ("../../packages/x.whl", "https/index.example/packages/x.whl"),
+            ("//files.example/x.whl", "https/files.example/x.whl"),
+            ("x.whl", "https/index.example/simple/holy-grail/x.whl"),
+        ],
+    )
+    def test_lead_here_and_keep_upstreams_path(self, url: str, written: str) -> None:
+        """A link names upstream's host and path just as upstream wrote them, so that it can be translated back."""
+        pressed = press(project(wheel(url=url)))
+        assert only_file(pressed)["url"] == f"../../file/{written}"
+        assert f'href="../../file/{written.replace("&", "&amp;")}#sha256={SHA256}"' in as_html(pressed)
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "https://someone:secret@files.example/x.whl",
+            "ftp://files.example/x.whl",
+            "https://files.example/a//x.whl",
+            "https://files.example/%2E%2E/x.whl",
+            "https://files.example?x.whl",
+            "https://files.example:port/x.whl",
+        ],
+    )
+    def test_that_could_not_be_kept_here_stay_upstreams(self, url: str) -> None:
+        """A file without a key is left to the client to get, and is not listed as one that can be had here."""
+        pressed = press(project(wheel(url=url, core_metadata=True)))
+        assert only_file(pressed)["url"] == url
+        assert only_file(pressed)["core-metadata"] is True
+        assert pypi.listing(PROJECT, {"json": pressed.forms["json"].body}) == {}
+
+    def test_have_one_fragment(self) -> None:
+        """A fragment in upstream's JSON does not get in the way of the hash that HTML puts there."""
+        pressed = press(project(wheel(url="ftp://files.example/x.whl#sha256=00")))
+        assert only_file(pressed)["url"] == "ftp://files.example/x.whl"
+        assert f'href="ftp://files.example/x.whl#sha256={SHA256}"' in as_html(pressed)
+
+    def test_never_show_credentials(self) -> None:
+        """Where the page's own address holds credentials, links resolved against it do not."""
+        pressed = press(project(wheel(url="/x.whl")), url="https://me:secret@index.example/simple/holy-grail/")
+        assert only_file(pressed)["url"] == "../../file/https/index.example/x.whl"
+        assert "secret" not in as_html(pressed)
+
+    @given(
+        segments=st.lists(st.text(min_size=1, max_size=20), min_size=1, max_size=4),
+        encode_all=st.booleans(),
+        query=st.text(string.ascii_letters + "=&%2B", max_size=8),
+    )
+    def test_are_understood_when_they_come_back(self, segments: list[str], encode_all: bool, query: str) -> None:  # noqa: FBT001 - hypothesis passes by name
+        """Whatever a file's URL looks like, a link is either listed under the key that a client will ask for, or
+        leads straight to upstream."""
+        path = "/".join(
+            quote(segment, safe="" if encode_all else "+~!$&'()*,;=:@", errors="replace") for segment in segments
+        )
+        url = f"https://files.example/{path}" + (f"?{query}" if query else "")
+        pressed = press(project(wheel(url=url, core_metadata=True)))
+        listing = pypi.listing(PROJECT, {"json": pressed.forms["json"].body})
+        written = only_file(pressed)["url"]
+        if not listing:
+            assert written == url
+            return
+        link = key_that_a_client_asks_for(written)
+        assert link == key_of(url) == pypi.key_for(link)
+        assert listing[link].url == url
+        assert listing[link].key == link
+        advertised = "core-metadata" in only_file(pressed)
+        assert advertised == (f"{link}.metadata" in listing) == (len(listing) == 2)
+
+    @pytest.mark.parametrize(
+        "link",
+        [
+            "",
+            "x.whl",
+            "ftp/h/x.whl",
+            "https/h/../x.whl",
+            "https/h/%2e%2e/x.whl",
+            "https/h/a%2Fb",
+            "https/h/%FF",
+            "/etc/x",
+        ],
+    )
+    def test_that_no_page_could_write_have_no_key(self, link: str) -> None:
+        """A link that is not exactly a key leads nowhere."""
+        assert pypi.key_for(link) is None
+
+    def test_tell_their_key(self) -> None:
+        """A file can be found in storage from its link, though no page was ever asked for."""
+        assert pypi.key_for(WHEEL_LINK) == WHEEL_LINK
+
+
+class TestFields:
+    def test_are_all_kept_in_json(self) -> None:
+        """What upstream says is passed on, at every level, also in fields that were not invented yet."""
+        document = project(
+            wheel(
+                size=10**20, upload_time="2026-11-01T00:00:00Z", yanked=False, new={"a": [1, None, 0.5]}, gpg_sig=True
+            ),
+            versions=["1.0"],
+            new=["top"],
+            **{
+                "project-status": {"status": "archived", "reason": "done"},
+                "alternate-locations": ["https://b.example/"],
+            },
+        )
+        document["meta"] |= {"tracks": ["https://a.example/"], "_last-serial": 7, "new": True}
+        pressed = as_json(press(document))
+        pressed["files"][0]["url"] = WHEEL_URL
+        assert pressed == document
+
+    def test_have_their_attributes_in_html(self) -> None:
+        """HTML shows every field that it has a place for, and unknown ones as attributes."""
+        html = as_html(
+            press(
+                project(
+                    wheel(
+                        requires_python=">=3.9,<4",
+                        yanked='it "leaks" & <breaks>',
+                        core_metadata={"sha256": OTHER_SHA256, "sha512": SHA512},
+                        gpg_sig=False,
+                        provenance="https://index.example/p?a&b",
+                        size=5,
+                        upload_time="2026-11-01T00:00:00Z",
+                        new_number=3,
+                        new_object={"not": "shown"},
+                    )
+                )
+            )
+        )
+        anchor = next(line for line in html.splitlines() if line.startswith("<a "))
+        assert anchor == (
+            f'<a href="../../file/{WHEEL_LINK}#sha256={SHA256}" data-requires-python="&gt;=3.9,&lt;4"'
+            ' data-gpg-sig="false" data-provenance="https://index.example/p?a&amp;b" data-new-number="3"'
+            ' data-yanked="it &quot;leaks&quot; &amp; &lt;breaks&gt;"'
+            f' data-core-metadata="sha256={OTHER_SHA256}" data-dist-info-metadata="sha256={OTHER_SHA256}"'
+            f">{WHEEL}</a><br/>"
+        )
+
+    def test_of_the_page_have_metas_in_html(self) -> None:
+        """The version, PEP 708's locations and PEP 792's status are in the head, escaped."""
+        document = project(
+            **{
+                "project-status": {"status": "archived", "reason": 'no "time"'},
+                "alternate-locations": ["https://b.example/"],
+            },
+        )
+        document["meta"]["tracks"] = ["https://a.example/", "https://c.example/"]
+        html = as_html(press(document))
+        assert html.startswith("<!DOCTYPE html>\n<html>")
+        for name, content in [
+            ("repository-version", "1.4"),
+            ("tracks", "https://a.example/"),
+            ("tracks", "https://c.example/"),
+            ("alternate-locations", "https://b.example/"),
+            ("project-status", "archived"),
+            ("project-status-reason", "no &quot;time&quot;"),
+        ]:
+            assert f'<meta name="pypi:{name}" content="{content}">' in html
+
+    def test_cannot_break_out_of_html(self) -> None:
+        """Nothing that upstream writes becomes a tag of ours."""
+        evil = '"><script>alert(1)</script>'
+        html = as_html(
+            press(
+                project({"filename": evil, "url": f"https://files.example/{evil}", "hashes": {"md5": evil}, evil: "x"})
+            )
+        )
+        assert "<script>" not in html
+
+    @pytest.mark.parametrize(
+        ("hashes", "fragment"),
+        [
+            ({"sha512": SHA512, "sha256": SHA256}, f"#sha256={SHA256}"),
+            ({"md5": "0f" * 16, "sha512": SHA512.upper()}, f"#sha512={SHA512}"),
+            ({"blake2b": "0f" * 64}, f"#blake2b={'0f' * 64}"),
+            ({"crc32": "00ff00ff", "sha256": 'x"y'}, ""),
+            ({}, ""),
+            (["sha256"], ""),
+        ],
+    )
+    def test_show_one_hash_in_html(self, hashes: object, fragment: str) -> None:
+        """The link's hash is sha256, which every client knows (PEP 503), else the strongest that upstream gave."""
+        assert f'href="../../file/{WHEEL_LINK}{fragment}"' in as_html(press(project(wheel(hashes=hashes))))
+
+    @given(st.dictionaries(st.text(), st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists)))
+    def test_of_any_kind_survive(self, fields: dict[str, object]) -> None:
+        """No field that is not a link is changed, whatever its name and value."""
+        document = project({**fields, **wheel(core_metadata=True)}, **{**fields, **project(wheel())})
+        document["files"][0] |= {"new": fields}
+        pressed = as_json(press(document))
+        assert pressed["files"][0]["url"] == f"../../file/{WHEEL_LINK}"
+        pressed["files"][0]["url"] = WHEEL_URL
+        assert pressed == document
+
+
+class TestMetadata:
+    @pytest.mark.parametrize("name", ["dist-info-metadata", "data-dist-info-metadata"])
+    def test_under_an_old_name_gets_the_valid_one(self, name: str) -> None:
+        """Clients that know only PEP 714's name find what an old upstream has under the other."""
+        file = only_file(press(project({**wheel(), name: {"sha256": OTHER_SHA256}})))
+        assert file["core-metadata"] == file[name] == {"sha256": OTHER_SHA256}
+
+    def test_never_gets_the_name_that_breaks_old_pips(self) -> None:
+        """With dist-info-metadata in JSON pip 22.3 to 23.1 fail (PEP 714), so it is there only if upstream put it."""
+        assert "dist-info-metadata" not in only_file(press(project(wheel(core_metadata=True))))
+        page = f'<a href="{WHEEL_URL}" data-dist-info-metadata="true">{WHEEL}</a>'
+        file = only_file(press(page, content_type="text/html"))
+        assert file["core-metadata"] is True
+        assert "dist-info-metadata" not in file
+
+    def test_that_is_withheld_is_not_advertised(self) -> None:
+        """Metadata that upstream advertises and does not have is no longer promised, under any name."""
+        file = wheel(core_metadata=True, dist_info_metadata=True, data_dist_info_metadata=True)
+        pressed = press(project(file), withheld=frozenset([f"{WHEEL_LINK}.metadata"]))
+        assert "metadata" not in as_html(pressed)
+        assert not [name for name in only_file(pressed) if "metadata" in name]
+        assert list(pypi.listing(PROJECT, {"json": pressed.forms["json"].body})) == [WHEEL_LINK]
+
+    @pytest.mark.parametrize("url", [f"{WHEEL_URL}?v=1", f"https://files.example/{'a' * 245}.whl"])
+    def test_that_could_not_be_had_is_not_advertised(self, url: str) -> None:
+        """Metadata without a place here (behind a query, or with too long a name) is not promised."""
+        pressed = press(project(wheel(url=url, core_metadata=True)))
+        assert "core-metadata" not in only_file(pressed)
+        assert list(pypi.listing(PROJECT, {"json": pressed.forms["json"].body})) == [key_of(url)]
+
+
+class TestListing:
+    def listing(self, *files: Mapping[str, object]) -> list[tuple[str, str, Digest | None, int | None]]:
+        form = pypi.listing_form(PROJECT)
+        assert form is not None
+        listed = pypi.listing(PROJECT, {form: press(project(*files)).forms[form].body})
+        assert list(listed) == [file.link for file in listed.values()]
+        return [(file.link, file.url, file.digest, file.size) for file in listed.values()]
+
+    def test_has_each_file_and_its_metadata(self) -> None:
+        """What a page advertises can be fetched, and checked against the strongest digest that upstream gave."""
+        assert self.listing(
+            wheel(hashes={"sha256": SHA256, "sha512": SHA512}, size=5, core_metadata={"sha256": OTHER_SHA256})
+        ) == [
+            (WHEEL_LINK, WHEEL_URL, Digest("sha512", SHA512), 5),
+            (f"{WHEEL_LINK}.metadata", f"{WHEEL_URL}.metadata", Digest("sha256", OTHER_SHA256), None),
+        ]
+
+    def test_knows_metadata_without_a_digest(self) -> None:
+        """``true`` promises metadata without saying what it hashes to (PEP 658)."""
+        assert self.listing(wheel(core_metadata=True))[1:] == [
+            (f"{WHEEL_LINK}.metadata", f"{WHEEL_URL}.metadata", None, None)
+        ]
+
+    @pytest.mark.parametrize("size", ["5", -1, True, 1.5, None])
+    def test_tolerates_fields_of_the_wrong_type(self, size: object) -> None:
+        """One odd field costs its own meaning, not the page."""
+        assert self.listing(wheel(size=size, hashes="sha256", core_metadata=False)) == [
+            (WHEEL_LINK, WHEEL_URL, None, None)
+        ]
+
+    def test_is_empty_for_pages_that_list_no_files_of_their_own(self) -> None:
+        """Files are traced back to projects' pages alone."""
+        for page in (ROOT, PageId("json", "holy-grail")):
+            assert pypi.listing_form(page) is None
+            assert pypi.listing(page, {"json": b"{}"}) == {}
+
+
+class TestTracingAFileBack:
+    @pytest.mark.parametrize(
+        ("filename", "projects"),
+        [
+            (WHEEL, ["holy-grail"]),
+            ("Holy.Grail-1.0-1-cp311-abi3-linux_x86_64.whl", ["holy-grail"]),
+            ("torch-2.0%2Bcpu-cp311-cp311-linux_x86_64.whl.metadata", ["torch"]),
+            ("holy_grail-1.0.tar.gz", ["holy-grail"]),
+            ("holy-grail-1.0.zip%3Fv=1", ["holy-grail"]),
+            ("a-1-2-1.0.tar.gz", ["a-1-2", "a-1", "a"]),
+            ("a-1.0-2.tar.gz", ["a-1-0", "a"]),
+            ("a-1-2-3-4-5.tar.gz", ["a-1-2-3-4", "a-1-2-3", "a-1-2"]),
+            ("foo-1.0-py2.7-linux-x86_64.egg", ["foo"]),
+            ("foo-1.0.win32-py2.7.exe", ["foo"]),
+            ("foo-1.0.linux-x86_64.tar.gz", ["foo"]),
+            ("foo-bar-1.0-1.noarch.rpm", ["foo-bar-1-0", "foo-bar"]),
+            ("foo-1.0.TAR.BZ2", ["foo"]),
+            ("foo-1.0.tar.Z", ["foo"]),
+            ("foo-v1.tgz", ["foo"]),
+            ("foo.whl", []),
+            ("foo-trunk.zip", []),
+            ("-1.0.tar.gz", []),
+            ("index.html", []),
+            ("", []),
+        ],
+    )
+    def test_reads_the_project_off_the_filename(self, filename: str, projects: list[str]) -> None:
+        """A lock file's link works though its page was never asked for: the filename tells which page to read."""
+        pages = tuple(PageId("simple", project) for project in projects)
+        assert pypi.pages_for(f"https/files.example/a/{filename}") == pages
+
+    @given(
+        name=st.from_regex(r"[A-Za-z][A-Za-z0-9]*([-_.][A-Za-z][A-Za-z0-9]*){0,3}", fullmatch=True),
+        version=st.from_regex(r"[0-9]{1,4}(\.[0-9]{1,4}){0,2}((a|rc|\.post)[0-9]{1,2})?", fullmatch=True),
+    )
+    def test_finds_every_wheel_and_sdist(self, name: str, version: str) -> None:
+        """Filenames made by today's rules (PEP 427, PEP 625), or with the name spelled freely as in old sdists, are
+        traced to their project at once."""
+        wanted = PageId("simple", normalise(name))
+        escaped = normalise(name).replace("-", "_")
+        for filename in (
+            f"{escaped}-{version}-py3-none-any.whl",
+            f"{escaped}-{version}.tar.gz",
+            f"{name}-{version}.zip",
+        ):
+            assert pypi.pages_for(f"https/files.example/{quote(filename)}")[0] == wanted
+
+    def test_is_helped_where_the_filename_tells_another_project(self) -> None:
+        """A file whose name does not lead to the page that lists it is a stray, and so is its metadata."""
+        stray = {"filename": "other-1.0-py3-none-any.whl", "url": "https://files.example/other-1.0-py3-none-any.whl"}
+        link = key_of(stray["url"])
+        pressed = press(project(wheel(core_metadata=True), stray, {**stray, "url": WHEEL_URL}))
+        assert pressed.strays == (link,)
+        assert press(project({**stray, "core-metadata": True})).strays == (link, f"{link}.metadata")
+
+
+class TestUpstreamsThatSpeakHtml:
+    PAGE = f"""<!DOCTYPE html>
+    <html><head>
+      <base href="https://files.example/packages/">
+      <meta name="pypi:repository-version" content="1.3">
+      <meta name="pypi:tracks" content="https://a.example/"><meta name="pypi:tracks" content="https://c.example/">
+      <meta name="pypi:alternate-locations" content="https://b.example/">
+      <meta name="pypi:project-status" content="archived">
+      <meta name="pypi:project-status-reason" content="R&amp;D is over">
+      <meta name="pypi:new" content="later">
+    </head><body>
+      <a href="../">Up</a> <a name="top">Top</a> <a href="http://[broken/x.whl">Broken</a>
+      <a href="#section">Section</a>
+      <A HREF="{WHEEL}#sha256={SHA256}" data-requires-python="&gt;=3.9" data-yanked="bad &amp; worse"
+         data-core-metadata="sha256={OTHER_SHA256}" data-gpg-sig="true" data-provenance="https://p.example/"
+         data-size="12" data-upload-time="2026-11-01T00:00:00Z" data-new="x" data-url="nowhere">{WHEEL}</A>
+      <a href="holy-grail-0.1.tar.gz#egg=holy-grail-0.1" data-yanked data-dist-info-metadata="false">old</a>
+      <a href="holy-grail-0.2.tar.gz#egg=holy-grail&MD5={"0f" * 16}" data-core-metadata="sha256">old</a>
+      <a href="holy-grail-0.3.tar.gz#download">old</a>
+    </body></html>"""
+
+    def test_are_shown_in_json_without_loss(self) -> None:
+        """Links, attributes and metas become the fields that JSON has for them (PEP 503, 592, 658, 708, 740, 792)."""
+        assert as_json(press(self.PAGE, content_type="text/html; charset=UTF-8")) == {
+            "meta": {"api-version": "1.0", "tracks": ["https://a.example/", "https://c.example/"], "new": "later"},
+            "name": "holy-grail",
+            "alternate-locations": ["https://b.example/"],
+            "project-status": {"status": "archived", "reason": "R&D is over"},
+            "files": [
+                {
+                    "filename": WHEEL,
+                    "url": f"../../file/{WHEEL_LINK}",
+                    "hashes": {"sha256": SHA256},
+                    "requires-python": ">=3.9",
+                    "yanked": "bad & worse",
+                    "core-metadata": {"sha256": OTHER_SHA256},
+                    "gpg-sig": True,
+                    "provenance": "https://p.example/",
+                    "size": 12,
+                    "upload-time": "2026-11-01T00:00:00Z",
+                    "new": "x",
+                },
+                {
+                    "filename": "holy-grail-0.1.tar.gz",
+                    "url": "../../file/https/files.example/packages/holy-grail-0.1.tar.gz",
+                    "hashes": {},
+                    "yanked": True,
+                },
+                {
+                    "filename": "holy-grail-0.2.tar.gz",
+                    "url": "../../file/https/files.example/packages/holy-grail-0.2.tar.gz",
+                    "hashes": {"md5": "0f" * 16},
+                    "core-metadata": True,
+                },
+                {
+                    "filename": "holy-grail-0.3.tar.gz",
+                    "url": "../../file/https/files.example/packages/holy-grail-0.3.tar.gz",
+                    "hashes": {},
+                },
+            ],
+        }
+
+    @given(
+        st.fixed_dictionaries(
+            {
+                "filename": st.from_regex(r"[a-zA-Z0-9+_!~%&'<>\"-]{1,20}\.(whl|zip)", fullmatch=True),
+                "hashes": st.sampled_from([{"sha256": SHA256}, {"md5": "0f" * 16}, {}]),
+            },
+            optional={
+                "requires-python": st.sampled_from([">=3.9", '<4; x == "y"', "!= 3.1.*"]),
+                "yanked": st.just(value=True) | st.text(string.printable, min_size=1),
+                "core-metadata": st.sampled_from([True, {"sha256": OTHER_SHA256}]),
+                "gpg-sig": st.booleans(),
+                "provenance": st.text(string.printable),
+                "new": st.text(string.printable),
+            },
+        )
+    )
+    def test_lose_nothing_on_the_way_from_json_and_back(self, file: dict[str, Any]) -> None:
+        """HTML written from JSON reads as the same JSON again, and mousebender reads in it what PEP 691 defines."""
+        html = as_html(press(project({**file, "url": f"https://files.example/{quote(file['filename'])}"})))
+        [read] = from_project_details_html(html.replace('content="1.4"', 'content="1.0"'), "holy-grail")["files"]
+        assert read["filename"] == file["filename"]
+        assert read["hashes"] == file["hashes"]
+        again = only_file(press(html, content_type="text/html"))
+        del again["url"]
+        assert again == file
+
+    def test_list_projects(self) -> None:
+        """The names between the tags are the projects; a file server's links to elsewhere are not."""
+        head = '<meta name="pypi:repository-version" content="1">'
+        pressed = press(f'{head}<a href="../">../</a><a href="x/"> Holy.Grail </a><a>b/</a>', ROOT, "text/html")
+        assert as_json(pressed) == {"meta": {"api-version": "1.0"}, "projects": [{"name": "Holy.Grail"}, {"name": "b"}]}
+        assert '<a href="holy-grail/">Holy.Grail</a>' in as_html(pressed)
+
+
+class TestTheListOfProjects:
+    def test_keeps_names_as_upstream_wrote_them(self) -> None:
+        """Links are normalised and relative; names, fields and order are upstream's; what is no name is left out."""
+        projects = [{"name": "Zope.Interface", "_last-serial": 3}, {"name": "a"}]
+        pressed = press(
+            {"meta": {"api-version": "1.4"}, "projects": [*projects, {"name": "<b>"}, {}, 1, {"name": 1}]}, ROOT
+        )
+        assert as_json(pressed) == {"meta": {"api-version": "1.4"}, "projects": projects}
+        assert '<a href="zope-interface/">Zope.Interface</a><br/>' in as_html(pressed)
+        assert from_project_index_html(as_html(pressed).replace("1.4", "1.0"))["projects"] == [
+            {"name": "Zope.Interface"},
+            {"name": "a"},
+        ]
+        assert pressed.strays == ()
+
+    def test_is_typed(self) -> None:
+        """Each form says what it is."""
+        forms = press({"projects": []}, ROOT).forms
+        assert {name: form.media_type for name, form in forms.items()} == {
+            "json": SIMPLE_JSON,
+            "html": "text/html; charset=utf-8",
+        }
+        assert not any(form.based for form in forms.values())
+
+
+class TestPyPIsOwnJson:
+    PAGE = PageId("json", "holy-grail", "1.0")
+
+    def test_links_here_and_keeps_the_rest(self) -> None:
+        """Every file's URL leads to this server, by its own address; nothing else is touched."""
+        foreign = {"filename": "x", "url": "https://files.example/a//x"}
+        document = {
+            "info": {"name": "Holy-Grail", "url": WHEEL_URL, "description": f"see {WHEEL_URL}"},
+            "urls": [wheel(), foreign, None],
+            "releases": {"1.0": [wheel()], "2.0": None},
+            "vulnerabilities": [],
+        }
+        form = press(document, self.PAGE, "application/json").forms["json"]
+        assert (form.media_type, form.based) == ("application/json", True)
+        ours = wheel(url=f"{BASE_PLACEHOLDER.decode()}/file/{WHEEL_LINK}")
+        assert json.loads(form.body) == {
+            **document,
+            "urls": [ours, foreign, None],
+            "releases": {"1.0": [ours], "2.0": None},
+        }
+
+    @pytest.mark.parametrize("body", [b"[]", b"{}", b'{"info": 1}', b"<html>"])
+    def test_must_be_about_a_project(self, body: bytes) -> None:
+        """Something else than PyPI's JSON is upstream's fault, not a page."""
+        with pytest.raises(UpstreamBroken):
+            press(body, self.PAGE, "application/json")
+
+
+class TestWhatUpstreamSends:
+    @pytest.mark.parametrize(
+        "content_type",
+        [
+            SIMPLE_JSON,
+            "application/json; charset=utf-8",
+            "application/vnd.pypi.simple.latest+json",
+            "APPLICATION/JSON",
+            "text/plain",
+            "",
+            "nonsense",
+        ],
+    )
+    def test_is_json_by_its_type_or_its_first_byte(self, content_type: str) -> None:
+        """A type that says nothing of use is no reason to turn a page down."""
+        assert only_file(press(b"\xef\xbb\xbf \n" + json.dumps(project(wheel())).encode(), content_type=content_type))
+
+    @pytest.mark.parametrize(
+        "content_type", ["text/html", "application/vnd.pypi.simple.v1+html", "text/plain", "", ";"]
+    )
+    def test_is_html_by_its_type_or_its_first_byte(self, content_type: str) -> None:
+        """As for JSON."""
+        assert only_file(press(f" \n<a href={WHEEL_URL}>x</a>", content_type=content_type))["filename"] == WHEEL
+
+    @pytest.mark.parametrize("encoding", ["iso-8859-1", "utf-16"])
+    def test_is_in_the_charset_that_it_says(self, encoding: str) -> None:
+        """The parameter of the type is heeded, for HTML and JSON."""
+        page = f'<a href="{WHEEL_URL}" data-yanked="é">x</a>'
+        html = press(page.encode(encoding), content_type=f"text/html; charset={encoding}")
+        text = json.dumps(project(wheel(yanked="é")), ensure_ascii=False)
+        plain = press(text.encode(encoding), content_type=f'application/json; charset="{encoding}"')
+        assert only_file(html)["yanked"] == only_file(plain)["yanked"] == "é"
+
+    @pytest.mark.parametrize(
+        ("body", "content_type", "reason"),
+        [
+            (b"", "text/html", "it is empty"),
+            (b" \n", "application/json", "it is empty"),
+            (b"Not here", "text/plain", "neither JSON nor HTML"),
+            (b'{"files": [', SIMPLE_JSON, "truncated"),
+            (b"<html>Log in</html>", SIMPLE_JSON, "malformed"),
+            (b"[]", SIMPLE_JSON, "object"),
+            (b"{}", SIMPLE_JSON, "no list of files"),
+            (b'{"files": {}}', SIMPLE_JSON, "no list of files"),
+            (b'{"meta": {"api-version": "2.0"}, "files": []}', SIMPLE_JSON, "version '2.0'"),
+            (b'<meta name="pypi:repository-version" content="2.0">', "text/html", "version '2.0'"),
+            (b'{"files": []}', "application/json; charset=klingon", "klingon"),
+            (b'{"files": ' + b"[" * 100_000, SIMPLE_JSON, "recursion"),
+        ],
+    )
+    def test_that_makes_no_sense_is_upstreams_fault(self, body: bytes, content_type: str, reason: str) -> None:
+        """What can't be a page is never taken for an empty one, and the message says why."""
+        with pytest.raises(UpstreamBroken, match=f"page simple/holy-grail can't be read: .*{reason}"):
+            press(body, content_type=content_type)
+
+    @pytest.mark.parametrize(
+        "odd", [None, 1, "x", [], {}, {"url": 1, "filename": "x"}, {"url": WHEEL_URL}, wheel(url="//[")]
+    )
+    def test_is_used_but_for_the_entries_that_make_no_sense(self, odd: object) -> None:
+        """One malformed file is left out; the others are there."""
+        document = {"files": [odd, wheel()]}
+        pressed = press(document)
+        assert only_file(pressed)["filename"] == WHEEL
+        assert as_json(pressed)["meta"] == {"api-version": "1.0"}
+        assert as_json(pressed)["name"] == "holy-grail"
+
+    @given(body=st.binary() | st.text().map(lambda text: f"<a href={text}>".encode()), html=st.booleans())
+    def test_is_pressed_or_refused(self, body: bytes, html: bool) -> None:  # noqa: FBT001 - hypothesis passes by name
+        """No bytes whatsoever end in another error than the one that says so, and what is pressed can be listed."""
+        try:
+            pressed = press(body, content_type="text/html" if html else "")
+        except UpstreamBroken:
+            return
+        pypi.listing(PROJECT, {"json": pressed.forms["json"].body})
