@@ -1,0 +1,91 @@
+"""Drafts: files on local disk that are still arriving, one directory of them per data directory.
+
+Each is locked by the process that fills it, so that one whose process died is known by its free lock and swept. Knows
+files and locks. Must never know upstream, storage, or packages.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from pathlib import Path
+
+from attrs import frozen
+from twisted.logger import Logger
+
+from mypypi.content import Content
+
+_SUFFIX = ".draft"
+
+
+@frozen
+class Draft:
+    """A file that is being filled, and the content that its readers see."""
+
+    path: Path
+    content: Content
+
+    def write(self, data: bytes, offset: int) -> None:
+        """Put these bytes at this offset. Blocks; raises OSError. `Content.grow` is the caller's."""
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(self.content.fd, view, offset)
+            view = view[written:]
+            offset += written
+
+    def drop(self) -> None:
+        """Take it out of sight. Readers that have it open may go on."""
+        self.path.unlink(missing_ok=True)
+
+
+class Drafts:
+    """The drafts in one directory."""
+
+    log = Logger()
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def create(self) -> Draft:
+        """A new, empty draft, locked by this process. Raises OSError."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        while True:
+            fd, name = tempfile.mkstemp(dir=self._directory, suffix=_SUFFIX)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.fstat(fd).st_nlink:
+                os.fchmod(fd, 0o644)
+                return Draft(Path(name), Content(fd))
+            os.close(fd)  # a sweep came between the making and the locking
+
+    def room(self) -> int:
+        """Bytes that can still be written there. Raises OSError."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        status = os.statvfs(self._directory)
+        return status.f_bavail * status.f_frsize
+
+    def sweep(self) -> int:
+        """Remove the drafts that no living process fills; how many there were. Raises OSError."""
+        swept = 0
+        for path in self._directory.glob(f"*{_SUFFIX}"):
+            if _is_abandoned(path):
+                path.unlink(missing_ok=True)
+                swept += 1
+        if swept:
+            self.log.info("swept {swept} drafts that nobody was filling", swept=swept)
+        return swept
+
+
+def _is_abandoned(path: Path) -> bool:
+    try:
+        fd = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(fd)

@@ -1,0 +1,366 @@
+"""Asks the index or registry behind us: the only importer of treq.
+
+Knows credentials and where they may go, redirects, time limits, and what upstream's statuses mean for us. Must never
+know what a page or a package is, nor who asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+from attrs import define, field, frozen
+from treq.client import HTTPClient
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
+from twisted.internet.error import ConnectionClosed
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from twisted.web.client import Agent, HTTPConnectionPool, ResponseDone, _HTTP11ClientFactory
+from twisted.web.http import PotentialDataLoss
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IResponse
+from zope.interface import implementer
+
+from mypypi import __version__
+from mypypi.errors import NotFound, UpstreamBroken, UpstreamDown, UpstreamRefused
+from mypypi.model import Source
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IBodyProducer  # type: ignore[attr-defined]
+
+_USER_AGENT = f"mypypi/{__version__}"
+_REDIRECTS = 5
+_REDIRECT_STATUSES = (301, 302, 303, 307, 308)
+_LONGEST_RETRY_AFTER = 60
+#: No page of any index comes near; PyPI's list of all projects has 40 MB.
+_LARGEST_PAGE = 512 * 1024 * 1024
+#: Where treq must not see a Content-Encoding, since it would undo it behind our back.
+_RAW_ENCODING = "X-Raw-Content-Encoding"
+
+
+@frozen
+class PageAnswer:
+    """What upstream says of a page: a `source`, or None when it is not modified. Its validators, as sent."""
+
+    source: Source | None
+    etag: str
+    modified: str
+
+
+@define
+class Body:
+    """The answer to a request for a file, before its body. `close` gives back the place among the running requests."""
+
+    status: int
+    headers: Headers
+    url: str
+    _response: IResponse
+    _closed: Callable[[], None]
+    _open: bool = field(default=True, init=False)
+
+    @property
+    def length(self) -> int | None:
+        """Content-Length of this answer's body in bytes, where upstream gives one that can be one."""
+        value = self.header("content-length")
+        return int(value) if value.isascii() and value.isdigit() else None
+
+    @property
+    def encoding(self) -> str:
+        """The Content-Encoding of the body; empty for identity."""
+        value = self.header(_RAW_ENCODING).lower()
+        return "" if value == "identity" else value
+
+    def header(self, name: str) -> str:
+        """A header's first value; empty where there is none."""
+        return (self.headers.getRawHeaders(name) or [""])[0].strip()
+
+    def deliver(self, receiver: Protocol) -> None:
+        """Hand the body's bytes to this protocol, undecoded."""
+        self._response.deliverBody(receiver)
+
+    def close(self) -> None:
+        """Say that no more of the body is wanted, or that it has come. May be called more than once."""
+        if self._open:
+            self._open = False
+            self._closed()
+
+
+@frozen
+class Credentials:
+    """HTTP basic auth (RFC 7617) for one origin. Never shown."""
+
+    username: str = field(repr=False)
+    password: str = field(repr=False)
+
+
+@implementer(IAgent)
+@define
+class _Plain:
+    """Innermost agent for files: asks for identity, whatever treq adds, and hides an encoding that came all the same
+    from treq, which would decode it and lose the length."""
+
+    agent: IAgent
+
+    def request(
+        self,
+        method: bytes,
+        uri: bytes,
+        headers: Headers | None = None,
+        bodyProducer: IBodyProducer | None = None,  # noqa: N803 - the interface's name
+    ) -> Deferred[IResponse]:
+        headers = Headers() if headers is None else headers.copy()
+        headers.setRawHeaders("accept-encoding", ["identity"])
+
+        def hide(response: IResponse) -> IResponse:
+            encodings = response.headers.getRawHeaders("content-encoding")
+            if encodings:
+                response.headers.removeHeader("content-encoding")
+                response.headers.setRawHeaders(_RAW_ENCODING, encodings)
+            return response
+
+        return self.agent.request(method, uri, headers, bodyProducer).addCallback(hide)
+
+
+class _QuietFactory(_HTTP11ClientFactory):
+    """Says nothing when it starts and stops, which is once for each connection."""
+
+    noisy = False
+
+
+class _QuietPool(HTTPConnectionPool):
+    _factory = _QuietFactory
+
+
+class Upstream:
+    """
+    One upstream, at `url`, whose own pages say where its files are.
+
+    `timeout` (seconds) bounds connecting and waiting for a response head, and each silence in a page's body. At most
+    `concurrency` requests run at once, bodies included; others wait their turn.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        url: str,
+        *,
+        credentials: Credentials | None = None,
+        concurrency: int = 64,
+        timeout: float = 15,
+        agent: IAgent | None = None,
+    ) -> None:
+        self.url = url
+        self.timeout = timeout
+        self._reactor = reactor
+        self._credentials = credentials
+        self._origin = _origin(urlsplit(url))
+        self._slots = DeferredSemaphore(concurrency)
+        self._pool: HTTPConnectionPool | None = None
+        if agent is None:
+            self._pool = _QuietPool(reactor)
+            self._pool.maxPersistentPerHost = concurrency
+            agent = Agent(reactor, connectTimeout=timeout, pool=self._pool)
+        self._pages = HTTPClient(agent)
+        self._files = HTTPClient(_Plain(agent))
+
+    def needs_credentials(self, url: str) -> bool:
+        """Whether a client that is sent to this URL would lack what we have."""
+        return self._credentials is not None and _origin(urlsplit(url)) == self._origin
+
+    async def page(self, path: str, accept: str, etag: str = "", modified: str = "") -> PageAnswer:
+        """
+        A page at this path below upstream's URL, whole; None as its source when the validators still hold.
+
+        Raises NotFound, UpstreamDown, UpstreamRefused, UpstreamBroken.
+        """
+        headers = {"Accept": accept}
+        if etag:
+            headers["If-None-Match"] = etag
+        if modified:
+            headers["If-Modified-Since"] = modified
+        body = await self._request(self._pages, self.url + path, headers)
+        try:
+            if body.status == 304:  # noqa: PLR2004 - not modified
+                if etag or modified:
+                    return PageAnswer(None, etag, modified)
+                raise UpstreamBroken("upstream says that a page is not modified, which nobody asked")
+            if body.header("content-encoding"):
+                raise UpstreamBroken("upstream sends a page in an encoding that nobody asked for")
+            content = await self._collect(body)
+        finally:
+            body.close()
+        source = Source(content, body.header("content-type"), body.url)
+        return PageAnswer(source, body.header("etag"), body.header("last-modified"))
+
+    async def file(self, url: str, headers: Mapping[str, str]) -> Body:
+        """
+        The answer to a GET of this URL, a 200 or a 206, with its body still to come; to be closed by the caller.
+
+        Raises NotFound, UpstreamDown, UpstreamRefused, UpstreamBroken.
+        """
+        return await self._request(self._files, url, dict(headers))
+
+    async def stop(self) -> None:
+        """Close the connections that are kept open."""
+        if self._pool is not None:
+            await self._pool.closeCachedConnections()
+
+    async def _request(self, client: HTTPClient, url: str, headers: dict[str, str]) -> Body:
+        """Follow redirects by hand: credentials are decided anew at every step."""
+        await self._slots.acquire()
+        try:
+            for _ in range(_REDIRECTS + 1):
+                response = await self._ask(client, url, headers)
+                if response.code not in _REDIRECT_STATUSES:
+                    self._check_status(response)
+                    return Body(response.code, response.headers, url, response, self._slots.release)
+                url = self._redirect_target(url, response)
+            raise UpstreamBroken("upstream redirects in circles")
+        except BaseException:
+            self._slots.release()
+            raise
+
+    async def _ask(self, client: HTTPClient, url: str, headers: dict[str, str]) -> IResponse:
+        auth = None
+        if self._credentials is not None and self.needs_credentials(url):
+            auth = (self._credentials.username.encode(), self._credentials.password.encode())
+        request = client.get(
+            url,
+            headers=Headers({name: [value] for name, value in {"User-Agent": _USER_AGENT, **headers}.items()}),
+            auth=auth,
+            allow_redirects=False,
+            unbuffered=True,
+            reactor=self._reactor,
+            timeout=self.timeout,
+        )
+        try:
+            response: IResponse = (await request).original
+        except CancelledError:
+            raise UpstreamDown(f"upstream did not answer within {self.timeout:g} seconds") from None
+        except Exception as error:
+            raise UpstreamDown(f"upstream can't be reached: {_reason(error)}") from error
+        return response
+
+    def _check_status(self, response: IResponse) -> None:
+        status = response.code
+        if status in (200, 206, 304):
+            return
+        _discard(response)
+        if status in (404, 410):
+            raise NotFound("upstream does not have this")
+        if status in (401, 403, 407):
+            raise UpstreamRefused(f"upstream refused the request ({status}): check the credentials it is asked with")
+        if status == 429 or status >= 500:  # noqa: PLR2004 - too many requests, and the server's own errors
+            raise UpstreamDown(f"upstream answered {status}", _retry_after(response, self._reactor.seconds()))
+        raise UpstreamBroken(f"upstream answered {status}")
+
+    def _redirect_target(self, url: str, response: IResponse) -> str:
+        _discard(response)
+        location = (response.headers.getRawHeaders("location") or [""])[0]
+        target: str = urljoin(url, location)
+        parts = urlsplit(target)
+        downgrade = urlsplit(url).scheme == "https" and parts.scheme != "https"
+        if not location or parts.scheme not in ("http", "https") or not parts.hostname or downgrade:
+            raise UpstreamBroken("upstream redirects to where we do not go")
+        return target
+
+    async def _collect(self, body: Body) -> bytes:
+        collector = _Collector(self._reactor, self.timeout)
+        body.deliver(collector)
+        return await collector.done
+
+
+class _Collector(Protocol):
+    """Takes in a page. Bounded in size, and in the length of each silence."""
+
+    def __init__(self, clock: Any, timeout: float) -> None:
+        self.done: Deferred[bytes] = Deferred(lambda _: self._fail(UpstreamDown("the request was given up")))
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._error: Exception | None = None
+        self._timeout = timeout
+        self._silence = clock.callLater(timeout, self._stalled)
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._silence.active():
+            self._silence.reset(self._timeout)
+        self._chunks.append(data)
+        self._size += len(data)
+        if self._size > _LARGEST_PAGE:
+            self._fail(UpstreamBroken("upstream sends a page without end"))
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self._silence.active():
+            self._silence.cancel()
+        if self.done.called:
+            return
+        content = b"".join(self._chunks)
+        if self._error is not None:
+            self.done.errback(self._error)
+        elif reason.check(ResponseDone) or (reason.check(PotentialDataLoss) and _has_an_end(content)):
+            self.done.callback(content)
+        else:
+            self.done.errback(UpstreamDown("upstream closed the connection in the middle of a page"))
+
+    def _stalled(self) -> None:
+        self._fail(UpstreamDown(f"upstream stopped in the middle of a page for {self._timeout:g} seconds"))
+
+    def _fail(self, error: Exception) -> None:
+        self._error = error
+        self._chunks.clear()
+        if self.transport is not None:
+            self.transport.loseConnection()
+
+
+def _has_an_end(content: bytes) -> bool:
+    """Where nothing gave the length, a page that ends as its format ends is whole."""
+    tail = content[-64:].rstrip().lower()
+    return tail.endswith((b"}", b"</html>"))
+
+
+def _discard(response: IResponse) -> None:
+    """Read a short body off, so that its connection can be used again."""
+    response.deliverBody(_Sink())
+
+
+class _Sink(Protocol):
+    _room = 64 * 1024
+
+    def dataReceived(self, data: bytes) -> None:
+        self._room -= len(data)
+        if self._room < 0 and self.transport is not None:
+            self.transport.loseConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        pass
+
+
+def _origin(parts: SplitResult) -> tuple[str, str, int]:
+    default = 443 if parts.scheme == "https" else 80
+    return parts.scheme, parts.hostname or "", parts.port or default
+
+
+def _retry_after(response: IResponse, now: float) -> int:
+    """Seconds from a Retry-After header in either of its forms (RFC 9110, section 10.2.3), within bounds."""
+    value = (response.headers.getRawHeaders("retry-after") or ["5"])[0].strip()
+    if value.isascii() and value.isdigit():
+        seconds = int(value)
+    else:
+        try:
+            seconds = int(parsedate_to_datetime(value).timestamp() - now)
+        except (ValueError, OverflowError):
+            seconds = 5
+    return max(1, min(seconds, _LONGEST_RETRY_AFTER))
+
+
+def _reason(error: BaseException) -> str:
+    """A short text for a failed request, without an address or a secret."""
+    reasons: list[Failure] = getattr(error, "reasons", [])
+    if reasons and reasons[0].value is not None:
+        return _reason(reasons[0].value)
+    if isinstance(error, ConnectionClosed):
+        return "it closed the connection"
+    words = (type(error).__doc__ or type(error).__name__).strip().splitlines()[0]
+    return words.rstrip(".").lower()
