@@ -1,0 +1,104 @@
+"""Turns what upstream sent into a page's forms, each rendered and compressed once, off the reactor thread.
+
+Small pages are pressed in a thread. A large one would hold the interpreter for whole seconds even there, so that goes
+to a child process: ``python -m mypypi.press`` reads one page from stdin, writes its forms to stdout, and ends. Knows
+`IEcosystem.press`. Must never know upstream, catalog, or clients.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+from attrs import asdict, frozen
+
+from mypypi.ecosystems import ECOSYSTEMS
+from mypypi.errors import MyPyPiError, UpstreamBroken
+from mypypi.model import Form, PageId, Rendered, Source
+
+if TYPE_CHECKING:
+    from mypypi.threads import Threads
+
+#: From this size of upstream's body on (bytes), starting a child costs less than holding the interpreter.
+_FOR_A_CHILD = 512 * 1024
+_CHILD_SECONDS = 300
+_LEVEL = 6
+
+Forms = dict[str, Form]
+
+
+@frozen
+class Press:
+    """Presses pages of one ecosystem, named as in `ECOSYSTEMS`, behind one upstream URL."""
+
+    package_type: str
+    upstream_url: str
+    threads: Threads
+
+    async def press(self, page: PageId, source: Source, withheld: frozenset[str]) -> tuple[Forms, tuple[str, ...]]:
+        """The page's forms, and its strays (see `Pressed`). Raises UpstreamBroken when it can't be understood."""
+        function = press if len(source.body) < _FOR_A_CHILD else press_in_child
+        return await self.threads.run(function, self.package_type, self.upstream_url, page, source, withheld)
+
+
+def press(
+    package_type: str, upstream_url: str, page: PageId, source: Source, withheld: frozenset[str]
+) -> tuple[Forms, tuple[str, ...]]:
+    """Press a page here and now."""
+    pressed = ECOSYSTEMS[package_type](upstream_url).press(page, source, withheld)
+    return {name: compress(rendered) for name, rendered in pressed.forms.items()}, pressed.strays
+
+
+def compress(rendered: Rendered) -> Form:
+    """The form as it is kept. Its etag speaks of the identity bytes alone, so that it is the same on every host."""
+    etag = hashlib.sha256(rendered.body).hexdigest()[:32]
+    body = gzip(rendered.body, _LEVEL)
+    return Form(rendered.media_type, etag, len(rendered.body), body, rendered.based)
+
+
+def gzip(data: bytes, level: int) -> bytes:
+    """The gzip format (RFC 1952) without a time in it: the same bytes for the same data."""
+    compressor = zlib.compressobj(level, zlib.DEFLATED, 31)
+    return compressor.compress(data) + compressor.flush()
+
+
+def press_in_child(
+    package_type: str, upstream_url: str, page: PageId, source: Source, withheld: frozenset[str]
+) -> tuple[Forms, tuple[str, ...]]:
+    """Press a page in a process of its own. Blocks; raises UpstreamBroken."""
+    order = (package_type, upstream_url, asdict(page), asdict(source), sorted(withheld))
+    try:
+        child = subprocess.run(
+            [sys.executable, "-m", "mypypi.press"],
+            input=msgspec.msgpack.encode(order),
+            capture_output=True,
+            cwd=Path(__file__).parent.parent,
+            timeout=_CHILD_SECONDS,
+            check=True,
+        )
+    except subprocess.SubprocessError as error:
+        raise UpstreamBroken(f"the page {page} could not be taken in: {error}") from error
+    trouble, forms, strays = msgspec.msgpack.decode(child.stdout)
+    if trouble:
+        raise UpstreamBroken(trouble)
+    return {name: Form(**form) for name, form in forms.items()}, tuple(strays)
+
+
+def main() -> None:
+    """The child: one page in, its forms out."""
+    package_type, upstream_url, page, source, withheld = msgspec.msgpack.decode(sys.stdin.buffer.read())
+    try:
+        forms, strays = press(package_type, upstream_url, PageId(**page), Source(**source), frozenset(withheld))
+        result = ("", {name: asdict(form) for name, form in forms.items()}, strays)
+    except MyPyPiError as error:
+        result = (str(error), {}, ())
+    sys.stdout.buffer.write(msgspec.msgpack.encode(result))
+
+
+if __name__ == "__main__":
+    main()
