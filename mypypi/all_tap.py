@@ -1,0 +1,99 @@
+"""``twistd mypypi``: server and worker in one process, with a Redis of their own where the settings name none."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from typing import Any
+
+from twisted.application.service import IService, Service
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python import usage
+
+from mypypi.drafts import Drafts
+from mypypi.embedded import EmbeddedRedis, EmbeddedRedisError, NoServer, find_server
+from mypypi.options import ServerOptions
+from mypypi.server import Server, drafts_directory
+from mypypi.server_tap import ready_line
+from mypypi.settings import RedisUrl, Settings
+from mypypi.worker import Worker
+
+
+class Options(ServerOptions):
+    """The defaults of one machine; a Redis must be named or be there to be started."""
+
+    embedded = True
+
+    def check(self, settings: Settings) -> None:
+        super().check(settings)
+        if settings.redis_url is None and find_server() is None:
+            raise usage.UsageError(str(NoServer()))
+
+
+class Everything(Service):
+    """Starts Redis, then the server and the worker; stops them the other way round."""
+
+    log = Logger()
+
+    def __init__(self, settings: Settings, reactor: Any) -> None:
+        self._settings = settings
+        self._reactor = reactor
+        self._redis: EmbeddedRedis | None = None
+        redis_url = settings.redis_url
+        if redis_url is None:
+            self._redis = EmbeddedRedis(reactor, settings.data_directory)
+            redis_url = RedisUrl.parse(self._redis.url)
+        self._server = Server(settings, redis_url, reactor)
+        self._worker = Worker(Drafts(drafts_directory(settings)), reactor)
+        self._serving = False
+
+    def privilegedStartService(self) -> None:
+        self._server.privilegedStartService()
+
+    def startService(self) -> None:
+        super().startService()
+        Deferred.fromCoroutine(self._start()).addErrback(self._give_up)
+
+    async def _start(self) -> None:
+        if self._redis is not None:
+            self._redis.startService()
+            await self._redis.when_ready()
+        if not self.running:
+            return
+        self._serving = True
+        self._server.startService()
+        self._worker.startService()
+        self.log.info("ready: {ready}", ready=ready_line(self._settings, self._server.address))
+
+    def _give_up(self, failure: Any) -> None:
+        if not self.running:
+            return
+        if failure.check(EmbeddedRedisError):
+            self.log.critical("{why}", why=failure.value)
+        else:
+            self.log.failure("could not start", failure)
+        # twistd has no exit code of its own for this; by then it has removed its pid file and closed its log.
+        atexit.register(os._exit, 1)
+        self._reactor.stop()
+
+    def stopService(self) -> Deferred[None]:
+        super().stopService()
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        if self._serving:
+            await self._worker.stopService()
+            await self._server.stopService()
+        if self._redis is not None:
+            await self._redis.stopService()
+
+
+def makeService(options: Options) -> IService:
+    """The service of this daemon."""
+    from twisted.internet import reactor  # noqa: PLC0415 - a composition root
+
+    return Everything(options.settings, reactor)
+
+
+__all__ = ["Options", "makeService"]

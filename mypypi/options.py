@@ -1,0 +1,49 @@
+"""What the daemons have in common on their command lines: the settings, read and checked before anything starts."""
+
+from __future__ import annotations
+
+import os
+
+from twisted.python import usage
+
+from mypypi.settings import Settings, SettingsError, describe
+
+
+class SettingsOptions(usage.Options):
+    """All settings come from the environment; after parsing they are in `settings`."""
+
+    embedded = False
+    settings: Settings
+
+    longdesc = "Settings are environment variables:"
+
+    def getUsage(self, width: int | None = None) -> str:
+        """Twistd's own text and then every setting, laid out as it is."""
+        return f"{super().getUsage(width)}\n{describe()}\n"
+
+    def postOptions(self) -> None:
+        environ = dict(os.environ)
+        if self.get("listen") is not None:
+            environ["MYPYPI_LISTEN"] = self["listen"]
+        try:
+            self.settings = Settings.load(environ, embedded=self.embedded)
+        except SettingsError as error:
+            raise usage.UsageError(str(error)) from None
+        self.check(self.settings)
+
+    def check(self, settings: Settings) -> None:
+        """Raises UsageError for what this version can't do."""
+        for name, value, known in (
+            ("MYPYPI_PACKAGE_TYPE", settings.package_type, "pypi"),
+            ("MYPYPI_FILE_STORAGE_DRIVER", settings.file_storage_driver, "local"),
+        ):
+            if value != known:
+                raise usage.UsageError(f"{name}={value} is not served by this version yet: use {known}")
+
+
+class ServerOptions(SettingsOptions):
+    """A daemon that listens."""
+
+    optParameters = [  # noqa: RUF012 - Twisted's way
+        ["listen", None, None, "Where to listen, in place of MYPYPI_LISTEN: a Twisted endpoint description."]
+    ]

@@ -1,0 +1,4 @@
+"""HTTP towards clients: routes, negotiation, ranges, headers, and how bytes get to a socket.
+
+What is served is decided in `mypypi.proxy`; here it is only said in HTTP.
+"""

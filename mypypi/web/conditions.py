@@ -1,0 +1,101 @@
+"""Reads what a client says of the answers it takes: types, encodings, etags, ranges. Pure: strings in, values out.
+
+Parsing is Werkzeug's; what it lets pass that no client means is refused here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from werkzeug.datastructures import MIMEAccept
+from werkzeug.http import parse_accept_header, parse_etags, parse_range_header
+
+from mypypi.errors import BadRequest, MyPyPiError, NotAcceptable
+
+#: entity-tag of RFC 9110, section 8.8.3, and a list of them.
+_ETAG = r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"'
+_ETAGS = re.compile(rf"\s*(?:\*|{_ETAG}(?:\s*,\s*(?:{_ETAG})?)*)\s*")
+#: A request for more parts than this is somebody's mistake; it is answered with the whole (RFC 9110, section 14.2).
+_MOST_RANGES = 32
+
+
+class Unsatisfiable(MyPyPiError):
+    """No part of the requested range exists in a file of `total` bytes (RFC 9110, section 15.5.17)."""
+
+    status = 416
+
+    def __init__(self, total: int) -> None:
+        super().__init__(f"the file has {total} bytes, and none of those asked for")
+        self.total = total
+
+
+def choose_type(accept: str | None, offered: Mapping[str, str]) -> str:
+    """
+    The media type to answer with, of those `offered`, best first; its value is the form it stands for.
+
+    Raises NotAcceptable (RFC 9110, section 12.5.1).
+    """
+    types = list(offered)
+    if not accept or not accept.strip():
+        return types[0]
+    best = parse_accept_header(accept, MIMEAccept).best_match(types)
+    if best is None:
+        raise NotAcceptable("none of the accepted types is served here: " + ", ".join(types))
+    return best
+
+
+def accepts_gzip(accept_encoding: str | None) -> bool:
+    """Whether a body may be sent in gzip (RFC 9110, section 12.5.3)."""
+    if not accept_encoding:
+        return False
+    accepted = parse_accept_header(accept_encoding)
+    return accepted.quality("gzip") > 0
+
+
+def etag_matches(if_none_match: str | None, etags: Sequence[str]) -> bool:
+    """
+    Whether If-None-Match names one of these opaque tags, compared weakly (RFC 9110, section 13.1.2).
+
+    Raises BadRequest where the header is not a list of entity tags.
+    """
+    if if_none_match is None:
+        return False
+    if not _ETAGS.fullmatch(if_none_match):
+        raise BadRequest("If-None-Match is not a list of quoted entity tags")
+    named = parse_etags(if_none_match)
+    return any(named.contains_weak(etag) for etag in etags)
+
+
+def ranges_of(header: str | None, total: int) -> list[tuple[int, int]] | None:
+    """
+    The parts asked for, as (start, stop) in bytes, of a file of `total` bytes; None for the whole file.
+
+    Raises BadRequest where a bytes range is malformed, Unsatisfiable where no part exists.
+    """
+    if header is None or not header.strip().lower().startswith("bytes"):
+        return None  # a unit that we do not know is to be ignored (RFC 9110, section 14.2)
+    parsed = parse_range_header(header.strip())
+    if parsed is None or not parsed.ranges:
+        raise BadRequest("Range is not a list of byte ranges, such as bytes=0-499 or bytes=-500")
+    if len(parsed.ranges) > _MOST_RANGES:
+        return None
+    parts = []
+    for first, stop in parsed.ranges:
+        start = max(0, total + first) if first < 0 else first
+        end = total if stop is None else min(stop, total)
+        if start < end:
+            parts.append((start, end))
+    if not parts:
+        raise Unsatisfiable(total)
+    return parts
+
+
+def needs_total(header: str | None) -> bool:
+    """Whether a Range header means something only once the file's length is known."""
+    return header is not None and header.strip().lower().startswith("bytes")
+
+
+def range_applies(if_range: str | None, etag: str | None) -> bool:
+    """Whether a Range is to be honoured: with If-Range, only for this very strong etag (RFC 9110, section 13.1.5)."""
+    return if_range is None or (etag is not None and if_range.strip() == f'"{etag}"')

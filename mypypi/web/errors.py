@@ -1,0 +1,44 @@
+"""Turns an error into a response, in this one place. A client gets a sentence to act on; the log gets what is new."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from twisted.internet.defer import CancelledError
+from twisted.logger import Logger
+from werkzeug.exceptions import HTTPException
+
+from mypypi.errors import MyPyPiError
+
+if TYPE_CHECKING:
+    from twisted.python.failure import Failure
+    from twisted.web.http import Request
+
+log = Logger()
+
+
+def answer_failure(request: Request, failure: Failure) -> bytes:
+    """The body of the response to a request that failed; its status and headers are set on the request."""
+    error = failure.value
+    if isinstance(error, CancelledError):
+        return b""
+    if isinstance(error, MyPyPiError):
+        return answer(request, error.status, str(error), error.retry_after)
+    if isinstance(error, HTTPException):
+        return answer(request, error.code or 404, "there is nothing at this address: see / for what is served")
+    log.failure("a request failed: {method} {path}", failure, method=request.method, path=request.path)
+    return answer(request, 500, "this should not have happened; the server's log says more")
+
+
+def answer(request: Request, status: int, text: str, retry_after: int | None = None) -> bytes:
+    """The body of a short answer in plain text, not to be cached."""
+    body = f"{text}\n".encode()
+    request.setResponseCode(status)
+    for name in (b"etag", b"vary", b"cache-status", b"content-encoding", b"accept-ranges", b"content-range"):
+        request.responseHeaders.removeHeader(name)
+    request.setHeader(b"content-type", b"text/plain; charset=utf-8")
+    request.setHeader(b"cache-control", b"no-store")
+    request.setHeader(b"content-length", b"%d" % len(body))
+    if retry_after is not None:
+        request.setHeader(b"retry-after", b"%d" % retry_after)
+    return body

@@ -1,0 +1,132 @@
+"""Says in HTTP what the proxy answered for a file: status, ranges, validators, and a reader for the bytes."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+
+from mypypi.proxy import Described, Elsewhere, PassedThrough, Proxy, Served
+from mypypi.web.conditions import Unsatisfiable, etag_matches, needs_total, range_applies, ranges_of
+from mypypi.web.errors import answer
+from mypypi.web.passing import pass_through
+from mypypi.web.reader import Reader, Span
+
+if TYPE_CHECKING:
+    from twisted.web.http import Request
+
+    from mypypi.model import Digest
+    from mypypi.threads import Threads
+    from mypypi.upstream import Upstream
+
+_IMMUTABLE = b"public, max-age=31536000, immutable"
+
+
+@frozen
+class Files:
+    """Answers requests for package files."""
+
+    proxy: Proxy
+    upstream: Upstream
+    threads: Threads
+    reactor: Any
+
+    async def serve(self, request: Request, link: str) -> bytes:
+        """
+        Answer with the file that our pages name by this link; what is returned is the rest of the body.
+
+        Raises what `Proxy.file` does, and BadRequest.
+        """
+        found = await self.proxy.file(link, describe=request.method == b"HEAD")
+        if isinstance(found, Served):
+            return await self._serve(request, found)
+        if isinstance(found, Described):
+            _describe(request, found.digest)
+            request.setHeader(b"content-length", b"%d" % found.size)
+            request.setHeader(b"cache-status", b"MyPyPi; fwd=miss; detail=described")
+            return b""
+        request.setHeader(b"cache-status", b"MyPyPi; fwd=bypass")
+        if isinstance(found, Elsewhere):
+            body = answer(request, 302, "the file is at upstream")
+            request.setHeader(b"location", found.url.encode())
+            return body
+        assert isinstance(found, PassedThrough)
+        await pass_through(request, found.file, self.upstream, self.reactor)
+        return b""
+
+    async def _serve(self, request: Request, served: Served) -> bytes:
+        content = served.content
+        handed_over = False
+        try:
+            header = request.getHeader("range")
+            if content.total is None and (needs_total(header) or request.clientproto != b"HTTP/1.1"):
+                await content.when(lambda: content.ended)
+                if content.error is not None:
+                    raise content.error
+            _describe(request, served.digest)
+            request.setHeader(b"cache-status", b"MyPyPi; hit" if served.hit else b"MyPyPi; fwd=miss; stored")
+            etag = str(served.digest) if served.digest is not None else None
+            if etag is not None and etag_matches(request.getHeader("if-none-match"), [etag]):
+                request.setResponseCode(304)
+                return b""
+            try:
+                parts = _parts(request, content.total, etag)
+            except Unsatisfiable as error:
+                body = answer(request, error.status, str(error))
+                request.setHeader(b"content-range", b"bytes */%d" % error.total)
+                return body
+            if request.method == b"HEAD":
+                return b""
+            handed_over = True
+            await Reader(request, content, parts, self.threads, self.reactor).run()
+        finally:
+            if not handed_over:
+                content.close()
+        return b""
+
+
+def _describe(request: Request, digest: Digest | None) -> None:
+    request.setHeader(b"content-type", b"application/octet-stream")
+    request.setHeader(b"accept-ranges", b"bytes")
+    request.setHeader(b"cache-control", _IMMUTABLE)
+    if digest is not None:
+        request.setHeader(b"etag", b'"%s"' % str(digest).encode())
+
+
+def _parts(request: Request, total: int | None, etag: str | None) -> list[bytes | Span]:
+    """What to send, with status and headers set for it. Raises BadRequest, Unsatisfiable."""
+    header = request.getHeader("range")
+    ranges = None
+    if total is not None and request.method == b"GET":  # Range means something for GET only (RFC 9110, section 14.2)
+        ranges = ranges_of(header, total)
+        if not range_applies(request.getHeader("if-range"), etag):
+            ranges = None
+    if ranges is None or total is None:
+        if total is not None:
+            request.setHeader(b"content-length", b"%d" % total)
+        return [Span(0, total)]
+    request.setResponseCode(206)
+    if len(ranges) == 1:
+        start, stop = ranges[0]
+        request.setHeader(b"content-range", b"bytes %d-%d/%d" % (start, stop - 1, total))
+        request.setHeader(b"content-length", b"%d" % (stop - start))
+        return [Span(start, stop)]
+    return _multipart(request, ranges, total)
+
+
+def _multipart(request: Request, ranges: list[tuple[int, int]], total: int) -> list[bytes | Span]:
+    """Several parts in one body (RFC 9110, section 14.6)."""
+    boundary = secrets.token_hex(16).encode()
+    parts: list[bytes | Span] = []
+    for start, stop in ranges:
+        parts.append(
+            b"\r\n--%s\r\nContent-Type: application/octet-stream\r\nContent-Range: bytes %d-%d/%d\r\n\r\n"
+            % (boundary, start, stop - 1, total)
+        )
+        parts.append(Span(start, stop))
+    parts.append(b"\r\n--%s--\r\n" % boundary)
+    length = sum(len(part) if isinstance(part, bytes) else (part.stop or 0) - part.start for part in parts)
+    request.setHeader(b"content-type", b"multipart/byteranges; boundary=" + boundary)
+    request.setHeader(b"content-length", b"%d" % length)
+    return parts

@@ -1,0 +1,84 @@
+"""What every request passes before it is routed: its method, and whether its path is one that anybody means.
+
+Knows request lines. Must never know routes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import unquote_to_bytes
+
+from twisted.web.resource import IResource, Resource
+
+from mypypi.errors import BadRequest, MyPyPiError
+from mypypi.web.errors import answer
+
+if TYPE_CHECKING:
+    from twisted.web.http import Request
+
+_LONGEST_TARGET = 8192
+_HEX = frozenset(b"0123456789abcdefABCDEF")
+
+
+class TargetTooLong(MyPyPiError):
+    """RFC 9110, section 15.5.15."""
+
+    status = 414
+
+
+class Gate(Resource):
+    """Lets requests through to `inner`, which may use `segments_of` on those that passed."""
+
+    isLeaf = True
+
+    def __init__(self, inner: IResource) -> None:
+        super().__init__()
+        self._inner = inner
+
+    def render(self, request: Request) -> bytes | int:
+        """Answer here what can't mean anything, pass on the rest."""
+        if request.method not in (b"GET", b"HEAD"):
+            body = answer(request, 405, "this server is read-only: it answers GET and HEAD")
+            request.setHeader(b"allow", b"GET, HEAD")
+            return body
+        try:
+            segments_of(request)
+        except MyPyPiError as error:
+            return answer(request, error.status, str(error))
+        result: bytes | int = self._inner.render(request)
+        return result
+
+
+def segments_of(request: Request) -> list[str]:
+    """
+    The decoded segments of the request's path, of which the last may be empty (a trailing slash).
+
+    Raises BadRequest for a path that no client means: broken percent-encoding, an encoded slash, control characters,
+    text that is not UTF-8, ``.``, ``..`` or nothing between two slashes. Raises TargetTooLong.
+    """
+    target: bytes = request.uri
+    if len(target) > _LONGEST_TARGET:
+        raise TargetTooLong(f"the address is longer than {_LONGEST_TARGET} bytes")
+    path = target.partition(b"?")[0]
+    if not path.startswith(b"/"):
+        raise BadRequest("the address does not start with a slash")
+    segments = [_decoded(segment) for segment in path[1:].split(b"/")]
+    if "" in segments[:-1] or "." in segments or ".." in segments:
+        raise BadRequest("the address has an empty segment, '.' or '..' in it")
+    return segments
+
+
+def _decoded(segment: bytes) -> str:
+    for part in segment.split(b"%")[1:]:
+        if len(part) < 2 or part[0] not in _HEX or part[1] not in _HEX:  # noqa: PLR2004 - two hex digits
+            raise BadRequest("the address has a broken percent-encoding in it")
+    raw = unquote_to_bytes(segment)
+    if b"/" in raw or b"\\" in raw:
+        raise BadRequest("the address has an encoded slash or a backslash in it")
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        raise BadRequest("the address is not UTF-8") from None
+    if not text.isprintable():
+        raise BadRequest("the address has characters in it that can't be printed")
+    return text

@@ -1,0 +1,125 @@
+"""The routes of pypi mode: the Simple Repository API, the JSON API, and package files.
+
+A request goes: gate (`Gate`), route (here), proxy, then `PageResponses` or `Files`. Knows routes and names. Must never
+decide what is served.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from klein import Klein
+
+from mypypi.ecosystems.pypi import normalise
+from mypypi.errors import NotFound
+from mypypi.model import PageId, key_from_segments
+from mypypi.web.errors import answer, answer_failure
+from mypypi.web.gate import segments_of
+
+if TYPE_CHECKING:
+    from twisted.python.failure import Failure
+    from twisted.web.http import Request
+
+    from mypypi.web.files import Files
+    from mypypi.web.pages import PageResponses
+
+#: Media types of the Simple API and the form each stands for, the one for clients without a preference first.
+SIMPLE_TYPES = {
+    "text/html": "html",
+    "application/vnd.pypi.simple.v1+json": "json",
+    "application/vnd.pypi.simple.v1+html": "html",
+    "application/vnd.pypi.simple.latest+json": "json",
+    "application/vnd.pypi.simple.latest+html": "html",
+}
+JSON_TYPES = {"application/json": "json"}
+
+_WELCOME = """\
+This is MyPyPi, a cache for Python packages.
+
+Simple API:  simple/          pip install --index-url <this address>simple/ PACKAGE
+JSON API:    pypi/PROJECT/json
+Health:      -/health/ready
+"""
+
+
+class PyPIRoutes:
+    """Klein routes over the two kinds of responses."""
+
+    app = Klein()
+
+    def __init__(self, pages: PageResponses, files: Files) -> None:
+        self._pages = pages
+        self._files = files
+
+    @app.handle_errors(Exception)  # type: ignore[arg-type] # Klein takes a plain method as well
+    def failed(self, request: Request, failure: Failure) -> bytes:
+        """Every error of every route ends here."""
+        return answer_failure(request, failure)
+
+    @app.route("/")
+    def welcome(self, request: Request) -> str:
+        """For a person with a browser."""
+        request.setHeader(b"content-type", b"text/plain; charset=utf-8")
+        return _WELCOME
+
+    @app.route("/simple")
+    def to_root(self, request: Request) -> bytes:
+        """Pages end with a slash (PEP 503)."""
+        return _redirect(request, "simple/")
+
+    @app.route("/simple/")
+    async def root(self, request: Request) -> bytes:
+        """The list of all projects (PEP 503, PEP 691)."""
+        return await self._pages.serve(request, PageId("root"), SIMPLE_TYPES)
+
+    @app.route("/simple/<project>", strict_slashes=True)
+    def to_project(self, request: Request, project: str) -> bytes:
+        """Pages end with a slash (PEP 503)."""
+        return _redirect(request, f"{normalise(project)}/")
+
+    @app.route("/simple/<project>/")
+    async def project(self, request: Request, project: str) -> bytes:
+        """A project's page; another spelling of its name is sent to the normalised one (PEP 503)."""
+        name = normalise(project)
+        if name != project:
+            return _redirect(request, f"../{name}/")
+        return await self._pages.serve(request, PageId("simple", name), SIMPLE_TYPES)
+
+    @app.route("/pypi/<project>/json")
+    async def json(self, request: Request, project: str) -> bytes:
+        """A project in the JSON API."""
+        name = normalise(project)
+        if name != project:
+            return _redirect(request, f"../{name}/json")
+        return await self._pages.serve(request, PageId("json", name), JSON_TYPES)
+
+    @app.route("/pypi/<project>/<version>/json")
+    async def version_json(self, request: Request, project: str, version: str) -> bytes:
+        """One release of a project in the JSON API."""
+        name = normalise(project)
+        if name != project:
+            return _redirect(request, f"../../{name}/{segments_of(request)[2]}/json")
+        return await self._pages.serve(request, PageId("json", name, version), JSON_TYPES)
+
+    @app.route("/file/<path:path>")
+    async def file(self, request: Request, path: str) -> bytes:
+        """A package file, named by scheme, host and path of its upstream URL."""
+        segments = segments_of(request)[1:]
+        query = request.uri.partition(b"?")[2].decode("latin-1")
+        if query:
+            segments[-1] += f"?{query}"
+        try:
+            link = key_from_segments(segments)
+        except ValueError:
+            raise NotFound("no page of upstream's lists this file") from None
+        return await self._files.serve(request, link)
+
+
+def _redirect(request: Request, target: str) -> bytes:
+    """A permanent redirect to a relative address, right behind any host, scheme or path prefix."""
+    query = request.uri.partition(b"?")[2]
+    body = answer(request, 301, f"this is at {target}")
+    location = target.encode() + (b"?" + query if query else b"")
+    request.setHeader(b"location", location)
+    request.setHeader(b"cache-control", b"public, max-age=3600")
+    return body

@@ -1,0 +1,64 @@
+"""The HTTP server around the routes: limits of the protocol, and the log of requests.
+
+Knows Twisted's HTTP classes. Must never know routes or what is served.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from twisted.logger import Logger
+from twisted.web.http import HTTPChannel
+from twisted.web.server import Request, Site
+
+if TYPE_CHECKING:
+    from twisted.web.resource import IResource
+
+#: Seconds for which a connection may be idle between requests, or take to send one.
+_IDLE = 60
+
+
+class Channel(HTTPChannel):
+    """An HTTP/1.1 connection that says what was wrong with a request it can't read."""
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        """A line, or all headers together, is longer than is read (16 KiB)."""
+        self._refuse(b"431 Request Header Fields Too Large", b"the request line or a header is too long")
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        if self._receivedHeaderSize > self.totalHeadersSize:
+            self.lineLengthExceeded(b"")
+        else:
+            self._refuse(b"400 Bad Request", b"this is not an HTTP request")
+
+    def _refuse(self, status: bytes, text: bytes) -> None:
+        assert self.transport is not None
+        self.transport.write(
+            b"HTTP/1.1 %s\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s\n"
+            % (status, len(text) + 1, text)
+        )
+        self.loseConnection()
+
+
+class WebSite(Site):
+    """Logs a line for each request, without its query: that may hold what nobody else should read."""
+
+    protocol = Channel  # type: ignore[assignment] # and not the one that speaks HTTP/2 as well
+    noisy = False
+    log_requests = Logger("mypypi.requests")
+
+    def __init__(self, resource: IResource, reactor: Any) -> None:
+        super().__init__(resource, reactor=reactor, timeout=_IDLE)
+        self.displayTracebacks = False
+
+    def log(self, request: Request) -> None:  # type: ignore[override] # it gets what it made
+        """One line: client, method, path, status, bytes, how the cache served it."""
+        self.log_requests.info(
+            "{client} {method} {path} {status} {size} {cache}",
+            client=getattr(request.getClientAddress(), "host", "-"),
+            method=request.method.decode("latin-1"),
+            path=request.uri.partition(b"?")[0].decode("latin-1"),
+            status=request.code,
+            size=request.sentLength,
+            cache=(request.responseHeaders.getRawHeaders("cache-status") or ["-"])[0],
+        )
