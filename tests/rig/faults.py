@@ -1,0 +1,240 @@
+"""The ways in which an upstream misbehaves, each as a value that a test sets on a path and asks what happened.
+
+Knows the wire of one exchange. Must never know what is served, or sleep: what is held back is held until the test
+lets it go. A fault counts itself as served only when the client really met it.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from threading import Condition
+
+from attrs import define, evolve, field
+
+from .wire import BOUND, Reply, Wire
+
+
+@define(eq=False)
+class Fault:
+    """One way to misbehave. `served` is how often a client met it."""
+
+    served: int = field(default=0, init=False)
+    _changed: Condition = field(factory=Condition, init=False, repr=False)
+    _released: bool = field(default=False, init=False, repr=False)
+
+    def serve(self, reply: Reply, wire: Wire) -> None:
+        """Send this reply, badly."""
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """Hold nothing back any more, now and in later requests."""
+        with self._changed:
+            self._released = True
+            self._changed.notify_all()
+
+    def wait_served(self, count: int = 1, timeout: float = BOUND) -> None:
+        """Wait until clients met this fault so often. Raises AssertionError when they did not in time."""
+        with self._changed:
+            met = self._changed.wait_for(lambda: self.served >= count, timeout)
+        assert met, f"{self} was met {self.served} times, not {count}"
+
+    def _happened(self) -> None:
+        with self._changed:
+            self.served += 1
+            self._changed.notify_all()
+
+    def _hold(self, until: Callable[[], bool] = lambda: False) -> None:
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._released or until(), BOUND):
+                raise TimeoutError(f"{self} was never released")
+
+
+@define(eq=False)
+class Hang(Fault):
+    """Says nothing, not even a status line, until it is released; then answers well."""
+
+    def serve(self, reply: Reply, wire: Wire) -> None:
+        if not self._released:
+            self._happened()
+            self._hold()
+        wire.reply(reply)
+
+
+@define(eq=False)
+class Stall(Fault):
+    """Stops in the body after so many bytes until it is released; then sends the rest."""
+
+    after: int
+
+    def serve(self, reply: Reply, wire: Wire) -> None:
+        wire.head(reply)
+        wire.body(reply.body[: self.after])
+        if len(reply.body) > self.after and not self._released:
+            self._happened()
+            self._hold()
+        wire.body(reply.body[self.after :])
+
+
+@define(eq=False)
+class CloseEarly(Fault):
+    """Closes the connection after so many bytes of a body that has more."""
+
+    after: int
+
+    def serve(self, reply: Reply, wire: Wire) -> None:
+        wire.head(reply)
+        wire.body(reply.body[: self.after])
+        if len(reply.body) > self.after:
+            wire.cut()
+            self._happened()
+
+
+@define(eq=False)
+class WrongLength(Fault):
+    """Announces `by` bytes more (or fewer, when negative) than it sends, and closes the connection afterwards."""
+
+    by: int
+
+    def serve(self, reply: Reply, wire: Wire) -> None:
+        length = int(reply.headers["Content-Length"]) + self.by
+        wire.reply(evolve(reply, headers={**reply.headers, "Content-Length": str(length)}))
+        wire.cut()
+        self._happened()
+
+
+@define(eq=False)
+class Unsized(Fault):
+    """Announces no length: the body is chunked, or else (`chunked` false) ends with the connection. No misbehaviour,
+    yet not what is usual."""
+
+    chunked: bool = True
+
+    def serve(self, reply: Reply, wire: Wire) -> None:
+        headers = {name: value for name, value in reply.headers.items() if name != "Content-Length"}
+        headers |= {"Transfer-Encoding": "chunked"} if self.chunked else {"Connection": "close"}
+        wire.head(evolve(reply, headers=headers))
+        if self.chunked:
+            if reply.body:
+                wire.body(b"%x\r\n" % len(reply.body) + bytes(reply.body) + b"\r\n")
+            wire.body(b"0\r\n\r\n")
+        else:
+            wire.body(reply.body)
+            wire.cut()
+        self._happened()
+
+
+@define(eq=False)
+class WrongBytes(Fault):
+    """Sends a body of the right length whose last byte is another."""
+
+    def serve(self, reply: Reply, wire: Wire) -> None:
+        if not reply.body:
+            wire.reply(reply)
+            return
+        wire.head(reply)
+        wire.body(reply.body[:-1])
+        wire.body(bytes([reply.body[-1] ^ 0xFF]))
+        self._happened()
+
+
+@define(eq=False)
+class Status(Fault):
+    """Answers with this status. `retry_after` is in seconds, or an HTTP date."""
+
+    code: int
+    retry_after: int | str | None = None
+
+    def serve(self, reply: Reply, wire: Wire) -> None:
+        wait = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        wire.reply(Reply.text(self.code, headers=wait))
+        self._happened()
+
+
+@define(eq=False)
+class Gzipped(Fault):
+    """Encodes the body with gzip, whether or not that was accepted."""
+
+    def serve(self, reply: Reply, wire: Wire) -> None:
+        if not reply.body or "Content-Encoding" in reply.headers:
+            wire.reply(reply)
+            return
+        body = gzip.compress(reply.body, mtime=0)
+        headers = {**reply.headers, "Content-Encoding": "gzip", "Content-Length": str(len(body))}
+        wire.reply(Reply(reply.status, headers, body))
+        self._happened()
+
+
+@define(eq=False)
+class Redirect(Fault):
+    """Sends the client elsewhere. ``{path}`` in `location` stands for the path that was asked for."""
+
+    location: str
+    code: int = 302
+
+    def serve(self, reply: Reply, wire: Wire) -> None:
+        location = self.location.replace("{path}", wire.path)
+        wire.reply(Reply.text(self.code, headers={"Location": location}))
+        self._happened()
+
+
+@define(eq=False)
+class Trickle(Fault):
+    """Sends the body at so many bytes a second, in pieces of `piece` bytes, until it is released."""
+
+    rate: float
+    piece: int = 1
+
+    def serve(self, reply: Reply, wire: Wire) -> None:
+        wire.head(reply)
+        at = 0
+        while at < len(reply.body) and not self._released:
+            if at == self.piece:
+                self._happened()
+            wire.body(reply.body[at : at + self.piece])
+            at += self.piece
+            with self._changed:
+                self._changed.wait_for(lambda: self._released, self.piece / self.rate)
+        wire.body(reply.body[at:])
+
+
+@define(eq=False)
+class Gate(Fault):
+    """
+    Sends the head, and of each body only as many bytes as the test has allowed so far, counted from its start.
+
+    `allow_all` opens it for good.
+    """
+
+    _allowed: int = field(default=0, init=False)
+    _sent: int = field(default=0, init=False)
+
+    def allow(self, count: int) -> None:
+        """Let so many bytes more through."""
+        with self._changed:
+            self._allowed += count
+            self._changed.notify_all()
+
+    def allow_all(self) -> None:
+        """Let everything through from now on."""
+        self.release()
+
+    def wait_sent(self, count: int, timeout: float = BOUND) -> None:
+        """Wait until a body was sent up to its byte `count`. Raises AssertionError when it was not in time."""
+        with self._changed:
+            met = self._changed.wait_for(lambda: self._sent >= count, timeout)
+        assert met, f"{self} sent {self._sent} bytes, not {count}"
+
+    def serve(self, reply: Reply, wire: Wire) -> None:
+        wire.head(reply)
+        if reply.body and not self._released:
+            self._happened()
+        at = 0
+        while at < len(reply.body):
+            self._hold(lambda: self._allowed > at)  # noqa: B023 - called before `at` moves on
+            upto = len(reply.body) if self._released else min(self._allowed, len(reply.body))
+            wire.body(reply.body[at:upto])
+            at = upto
+            with self._changed:
+                self._sent = max(self._sent, at)
+                self._changed.notify_all()
