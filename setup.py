@@ -48,6 +48,7 @@ setup(
     zip_safe=False,
     install_requires=[
         "attrs >= 23.2",
+        "cachetools >= 5.3",
         "environ-config >= 24.1",
         "hiredis >= 3.0",
         "klein >= 24.8",
@@ -75,6 +76,7 @@ setup(
             "pytest-timeout >= 2.3",
             "ruff == 0.17.6",
             "setuptools >= 65",
+            "types-cachetools >= 5.3",
             "types-psutil >= 5.9",
             "typing-extensions >= 4.10",
             "uv >= 0.5",

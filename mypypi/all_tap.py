@@ -57,8 +57,9 @@ class Everything(Service):
 
     async def _start(self) -> None:
         if self._redis is not None:
+            ready = self._redis.when_ready()  # asked for first: a failure that nobody waits for is logged there as well
             self._redis.startService()
-            await self._redis.when_ready()
+            await ready
         if not self.running:
             return
         self._serving = True
@@ -75,7 +76,7 @@ class Everything(Service):
             self.log.failure("could not start", failure)
         # twistd has no exit code of its own for this; by then it has removed its pid file and closed its log.
         atexit.register(os._exit, 1)
-        self._reactor.stop()
+        self._reactor.callWhenRunning(self._reactor.stop)  # what fails at once does so before the reactor runs
 
     def stopService(self) -> Deferred[None]:
         super().stopService()

@@ -99,7 +99,7 @@ class Content:
         waiting: Deferred[None] = Deferred(lambda _: self.unwatch(look))
 
         def look() -> None:
-            if happened():
+            if not waiting.called and happened():
                 self.unwatch(look)
                 waiting.callback(None)
 

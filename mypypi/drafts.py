@@ -68,21 +68,21 @@ class Drafts:
         """Remove the drafts that no living process fills; how many there were. Raises OSError."""
         swept = 0
         for path in self._directory.glob(f"*{_SUFFIX}"):
-            if _is_abandoned(path):
-                path.unlink(missing_ok=True)
-                swept += 1
+            swept += _sweep_abandoned(path)
         if swept:
             self.log.info("swept {swept} drafts that nobody was filling", swept=swept)
         return swept
 
 
-def _is_abandoned(path: Path) -> bool:
+def _sweep_abandoned(path: Path) -> bool:
+    """Remove the draft under its lock, so that whoever makes it just now sees that it is gone (see `Drafts.create`)."""
     try:
         fd = os.open(path, os.O_RDWR)
     except FileNotFoundError:
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
     except BlockingIOError:
         return False
     else:

@@ -18,6 +18,8 @@ class IEcosystem(Interface):
 
     name: str = Attribute("what MYPYPI_PACKAGE_TYPE calls it")
 
+    scoped: bool = Attribute("whether a name may have a slash in it, after a scope that starts with @")
+
     def page_request(page: PageId) -> PageRequest:
         """How upstream is asked for this page."""
 
@@ -41,6 +43,9 @@ class IEcosystem(Interface):
 
     def pages_for(link: str) -> tuple[PageId, ...]:
         """The pages that may list this link, likeliest first; empty for a link that no page could list."""
+
+    def example(address: str) -> str:
+        """What to type to use the server at this address (with a trailing slash), to be copied from the log."""
 
     def key_for(link: str) -> str | None:
         """Where the file behind a link lies in storage as far as the link alone tells."""

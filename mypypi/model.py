@@ -188,11 +188,13 @@ class Rendered:
 
 @frozen
 class Pressed:
-    """What an ecosystem makes of a `Source`: the page's forms by name, and the links (see `PackageFile.link`) which
-    nobody could trace back to this page from the link alone."""
+    """What an ecosystem makes of a `Source`: the page's forms by name, the links (see `PackageFile.link`) which nobody
+    could trace back to this page from the link alone, and when the page was changed last, as an HTTP date, where it
+    says so itself."""
 
     forms: Mapping[str, Rendered]
     strays: tuple[str, ...] = ()
+    modified: str = ""
 
 
 @frozen
@@ -213,6 +215,7 @@ class Page:
     A document from upstream that lists files, as the catalog keeps it. `checked_at` (seconds since the epoch) is when
     upstream last confirmed it. `upstream_etag` and `upstream_modified` are upstream's validators, empty where it sent
     none; `source` is the digest of upstream's bytes, by which an unchanged page is known without validators.
+    `modified` (an HTTP date) is when it was changed last, as far as upstream or the page says.
     A page that is `missing` has no forms: upstream said 404. `version` differs whenever the content does.
     """
 
@@ -223,4 +226,5 @@ class Page:
     upstream_modified: str = ""
     source: str = ""
     version: str = ""
+    modified: str = ""
     missing: bool = False

@@ -37,8 +37,10 @@ class Once(Generic[T]):
         return mine
 
     def _done(self, result: T | Failure, name: Hashable) -> None:
-        waiters = [waiter for waiter in self._waiting.pop(name) if not waiter.called]
-        for waiter in waiters:
-            waiter.callback(result)
-        if not waiters and isinstance(result, Failure) and not result.check(MyPyPiError):
+        waited = False
+        for waiter in self._waiting.pop(name):
+            if not waiter.called:  # it may have left, even because of what an earlier one did just now
+                waited = True
+                waiter.callback(result)
+        if not waited and isinstance(result, Failure) and not result.check(MyPyPiError):
             self.log.failure("work for {name} failed when nobody waited for it", result, name=str(name))

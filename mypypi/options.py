@@ -33,12 +33,8 @@ class SettingsOptions(usage.Options):
 
     def check(self, settings: Settings) -> None:
         """Raises UsageError for what this version can't do."""
-        for name, value, known in (
-            ("MYPYPI_PACKAGE_TYPE", settings.package_type, "pypi"),
-            ("MYPYPI_FILE_STORAGE_DRIVER", settings.file_storage_driver, "local"),
-        ):
-            if value != known:
-                raise usage.UsageError(f"{name}={value} is not served by this version yet: use {known}")
+        if settings.file_storage_driver != "local":
+            raise usage.UsageError("MYPYPI_FILE_STORAGE_DRIVER=s3 is for a later version: use local")
 
 
 class ServerOptions(SettingsOptions):

@@ -38,8 +38,8 @@ _HOT_BYTES = 128 * 1024 * 1024
 
 @frozen
 class PageAnswer:
-    """A page to serve. `ttl`: seconds of freshness left, negative where it is stale. `why` it was asked of upstream
-    (a fwd reason of RFC 9211, section 2.2), empty where it was not."""
+    """A page to serve. `ttl`: seconds of freshness left, negative where it is stale. `why` upstream was asked for it
+    (a fwd reason of RFC 9211, section 2.2), empty where upstream was not asked or has not answered."""
 
     page: Page
     ttl: float
@@ -99,14 +99,13 @@ class Pages:
         pause = self._pauses.get(page)
         if pause is not None and self._clock.seconds() < pause.until:
             return self._answer(held, "")
-        refresh = self._refresh(page, held)
         try:
-            fresh = await self._in_time(refresh, held)
+            fresh = await self._in_time(self._refresh(page, held), held)
         except NotFound:
             raise
         except MyPyPiError:
-            return self._answer(held, "stale")
-        return self._answer(fresh, "stale")
+            return self._answer(held, "")
+        return self._answer(fresh, "" if fresh is held else "stale")
 
     async def held(self, page: PageId) -> Page | None:
         """The page as it is known, fresh or not, without asking upstream."""
@@ -133,6 +132,8 @@ class Pages:
 
     async def withhold(self, page: PageId, link: str) -> None:
         """Stop advertising a link that upstream lists and does not have: the page is taken in anew when next asked."""
+        if link in await self._withheld(page):
+            return
         try:
             await self._catalog.withhold(page, link)
         except CatalogDown:
@@ -193,7 +194,9 @@ class Pages:
             self._failed(page, held, error)
             raise
         self._worked(page)
-        await self._keep(fresh, strays, confirmed=held is not None and held.version == fresh.version)
+        # A page in doubt is kept anew even where it turns out to be the same: the catalog may have lost it.
+        confirmed = held is not None and held.checked_at > 0 and held.version == fresh.version
+        await self._keep(fresh, strays, confirmed=confirmed)
         return fresh
 
     async def _new(self, page: PageId, held: Page | None) -> tuple[Page, tuple[str, ...]]:
@@ -209,18 +212,19 @@ class Pages:
         if held is not None and held.source == digest:
             return evolve(held, checked_at=now), ()
         withheld = await self._withheld(page)
-        forms, strays = await self._press.press(page, answer.source, withheld)
+        printed = await self._press.press(page, answer.source, withheld)
         version = f"{digest[:32]}-{int(now * 1000):x}" if withheld else digest[:32]
         fresh = Page(
             page,
             now,
-            forms,
+            printed.forms,
             upstream_etag=answer.etag,
             upstream_modified=answer.modified,
             source=digest,
             version=version,
+            modified=answer.modified or printed.modified,
         )
-        return fresh, strays
+        return fresh, printed.strays
 
     async def _withheld(self, page: PageId) -> frozenset[str]:
         try:

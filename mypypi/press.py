@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-from attrs import asdict, frozen
+from attrs import frozen
 
 from mypypi.ecosystems import ECOSYSTEMS
 from mypypi.errors import MyPyPiError, UpstreamBroken
@@ -29,7 +29,14 @@ _FOR_A_CHILD = 512 * 1024
 _CHILD_SECONDS = 300
 _LEVEL = 6
 
-Forms = dict[str, Form]
+
+@frozen
+class Printed:
+    """What `Pressed` says, its forms compressed as they are kept."""
+
+    forms: dict[str, Form]
+    strays: tuple[str, ...] = ()
+    modified: str = ""
 
 
 @frozen
@@ -40,38 +47,37 @@ class Press:
     upstream_url: str
     threads: Threads
 
-    async def press(self, page: PageId, source: Source, withheld: frozenset[str]) -> tuple[Forms, tuple[str, ...]]:
-        """The page's forms, and its strays (see `Pressed`). Raises UpstreamBroken when it can't be understood."""
+    async def press(self, page: PageId, source: Source, withheld: frozenset[str]) -> Printed:
+        """The page's forms, and what else it says. Raises UpstreamBroken when it can't be understood."""
         function = press if len(source.body) < _FOR_A_CHILD else press_in_child
         return await self.threads.run(function, self.package_type, self.upstream_url, page, source, withheld)
 
 
-def press(
-    package_type: str, upstream_url: str, page: PageId, source: Source, withheld: frozenset[str]
-) -> tuple[Forms, tuple[str, ...]]:
+def press(package_type: str, upstream_url: str, page: PageId, source: Source, withheld: frozenset[str]) -> Printed:
     """Press a page here and now."""
     pressed = ECOSYSTEMS[package_type](upstream_url).press(page, source, withheld)
-    return {name: compress(rendered) for name, rendered in pressed.forms.items()}, pressed.strays
+    forms = {name: compress(rendered) for name, rendered in pressed.forms.items()}
+    return Printed(forms, pressed.strays, pressed.modified)
 
 
 def compress(rendered: Rendered) -> Form:
     """The form as it is kept. Its etag speaks of the identity bytes alone, so that it is the same on every host."""
     etag = hashlib.sha256(rendered.body).hexdigest()[:32]
-    body = gzip(rendered.body, _LEVEL)
+    body = gzip(rendered.body)
     return Form(rendered.media_type, etag, len(rendered.body), body, rendered.based)
 
 
-def gzip(data: bytes, level: int) -> bytes:
+def gzip(data: bytes) -> bytes:
     """The gzip format (RFC 1952) without a time in it: the same bytes for the same data."""
-    compressor = zlib.compressobj(level, zlib.DEFLATED, 31)
+    compressor = zlib.compressobj(_LEVEL, zlib.DEFLATED, 31)
     return compressor.compress(data) + compressor.flush()
 
 
 def press_in_child(
     package_type: str, upstream_url: str, page: PageId, source: Source, withheld: frozenset[str]
-) -> tuple[Forms, tuple[str, ...]]:
+) -> Printed:
     """Press a page in a process of its own. Blocks; raises UpstreamBroken."""
-    order = (package_type, upstream_url, asdict(page), asdict(source), sorted(withheld))
+    order = (package_type, upstream_url, page, source, withheld)
     try:
         child = subprocess.run(
             [sys.executable, "-m", "mypypi.press"],
@@ -83,20 +89,19 @@ def press_in_child(
         )
     except subprocess.SubprocessError as error:
         raise UpstreamBroken(f"the page {page} could not be taken in: {error}") from error
-    trouble, forms, strays = msgspec.msgpack.decode(child.stdout)
+    trouble, printed = msgspec.msgpack.decode(child.stdout, type=tuple[str, Printed])
     if trouble:
         raise UpstreamBroken(trouble)
-    return {name: Form(**form) for name, form in forms.items()}, tuple(strays)
+    return printed
 
 
 def main() -> None:
     """The child: one page in, its forms out."""
-    package_type, upstream_url, page, source, withheld = msgspec.msgpack.decode(sys.stdin.buffer.read())
+    order = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=tuple[str, str, PageId, Source, frozenset[str]])
     try:
-        forms, strays = press(package_type, upstream_url, PageId(**page), Source(**source), frozenset(withheld))
-        result = ("", {name: asdict(form) for name, form in forms.items()}, strays)
+        result = ("", press(*order))
     except MyPyPiError as error:
-        result = (str(error), {}, ())
+        result = (str(error), Printed({}))
     sys.stdout.buffer.write(msgspec.msgpack.encode(result))
 
 

@@ -235,10 +235,9 @@ class Proxy:
             raise NotYet("the file is still being fetched and checked: try again", seconds) from None
 
     async def _not_there(self, file: PackageFile) -> None:
-        """A page advertises what upstream does not have. A missing .metadata file breaks clients: withdraw it."""
-        if file.link.endswith(".metadata"):
-            for page in self._ecosystem.pages_for(file.link):
-                await self.pages.withhold(page, file.link)
+        """A page advertises what upstream does not have: it is taken in anew, without it where that can be."""
+        for page in self._ecosystem.pages_for(file.link):
+            await self.pages.withhold(page, file.link)
 
     def _in_trouble(self, why: str) -> None:
         if not self._storage_trouble:

@@ -351,6 +351,7 @@ class _Meta:
 
     upstream_etag: str
     upstream_modified: str
+    modified: str
     source: str
     missing: bool
     forms: tuple[_FormMeta, ...]
@@ -445,7 +446,7 @@ def _name(page: PageId) -> str:
 
 def _encode(page: Page) -> list[str | bytes]:
     forms = tuple(_FormMeta(name, f.media_type, f.etag, f.size, f.based) for name, f in page.forms.items())
-    meta = _Meta(page.upstream_etag, page.upstream_modified, page.source, page.missing, forms)
+    meta = _Meta(page.upstream_etag, page.upstream_modified, page.modified, page.source, page.missing, forms)
     stamp = _Stamp(page.version, page.checked_at)
     fields: list[str | bytes] = ["stamp", msgspec.json.encode(stamp), "meta", msgspec.json.encode(meta)]
     for name, form in page.forms.items():
@@ -466,6 +467,7 @@ def _decode(page: PageId, fields: dict[bytes, bytes]) -> Page:
         },
         upstream_etag=meta.upstream_etag,
         upstream_modified=meta.upstream_modified,
+        modified=meta.modified,
         source=meta.source,
         version=stamp.version,
         missing=meta.missing,

@@ -27,9 +27,11 @@ from mypypi.redis import RedisCatalog, RedisClient
 from mypypi.storage.disk import DiskStorage
 from mypypi.threads import Threads
 from mypypi.upstream import Credentials, Upstream
+from mypypi.web.address import Addresses
 from mypypi.web.files import Files
 from mypypi.web.gate import Gate
 from mypypi.web.health import Health, OperatorRoutes
+from mypypi.web.npm import NPMRoutes
 from mypypi.web.pages import PageResponses
 from mypypi.web.pypi import PyPIRoutes
 from mypypi.web.site import WebSite
@@ -43,7 +45,15 @@ if TYPE_CHECKING:
 
 _DISK_THREADS = 8
 _PRESS_THREADS = 2
-_ROUTES = {"pypi": PyPIRoutes}
+_ROUTES: dict[str, type[PyPIRoutes | NPMRoutes]] = {"pypi": PyPIRoutes, "npm": NPMRoutes}
+
+
+class CannotStart(SystemExit, Exception):
+    """
+    Something that the user has to put right. twistd ends with status 1 and this one line, without a traceback.
+
+    twistd tidies up after an Exception alone, and Python prints a SystemExit as it is.
+    """
 
 
 @frozen
@@ -81,11 +91,13 @@ def make_resource(settings: Settings, parts: Parts, reactor: Any) -> IResource:
     )
     proxy = Proxy(ecosystem, pages, parts.catalog, parts.storage, fetches, parts.upstream, reactor, cold_files)
     routes = _ROUTES[settings.package_type](
-        PageResponses(proxy, parts.press_threads, settings.public_url),
+        PageResponses(proxy, parts.press_threads, Addresses(settings.public_url, settings.trusted_proxies)),
         Files(proxy, parts.upstream, parts.disk_threads, reactor),
+        parts.upstream,
     )
     health = Health({"redis": parts.catalog.check, "storage": parts.storage.check, "upstream": pages.check})
-    return Gate(_Trunk(routes.app.resource(), OperatorRoutes(health).app.resource()))
+    trunk = _Trunk(routes.app.resource(), OperatorRoutes(health).app.resource())
+    return Gate(trunk, routes.methods, scoped=ecosystem.scoped)
 
 
 class _Trunk(Resource):
@@ -141,13 +153,16 @@ class Server(Service):
         self._port: IListeningPort | None = None
 
     def privilegedStartService(self) -> None:
-        """Bind, before twistd gives up privileges. Raises what keeps it from listening."""
+        """Bind, before twistd gives up privileges. Raises CannotStart with what keeps it from listening."""
         site = WebSite(make_resource(self.settings, self._parts, self._reactor), self._reactor)
-        listening = serverFromString(self._reactor, self.settings.listen).listen(site)
         problems: list[Failure] = []
-        listening.addCallbacks(self._listening, problems.append)
-        if problems:
-            problems[0].raiseException()
+        try:
+            listening = serverFromString(self._reactor, self.settings.listen).listen(site)
+            listening.addCallbacks(self._listening, problems.append)
+            if problems:
+                problems[0].raiseException()
+        except Exception as error:  # each kind of endpoint has its own: no such certificate, no such socket
+            raise CannotStart(f"can't listen at {self.settings.listen}: {error}") from error
 
     def startService(self) -> None:
         super().startService()

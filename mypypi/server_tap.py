@@ -6,6 +6,7 @@ from twisted.application.service import IService
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from mypypi.ecosystems import ECOSYSTEMS
 from mypypi.errors import CatalogDown
 from mypypi.options import ServerOptions as Options
 from mypypi.server import Server
@@ -33,10 +34,8 @@ class _StandAlone(Server):
 def ready_line(settings: Settings, address: str) -> str:
     """Where it serves what, where data lies, and the line to copy."""
     base = f"{settings.public_url}/" if settings.public_url else address
-    return (
-        f"{address} serves {settings.upstream_url}, data in {settings.data_directory};"
-        f" pip install --index-url {base}simple/ PACKAGE"
-    )
+    example = ECOSYSTEMS[settings.package_type](settings.upstream_url).example(base)
+    return f"{address} serves {settings.upstream_url}, data in {settings.data_directory}; {example}"
 
 
 def makeService(options: Options) -> IService:

@@ -13,6 +13,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -185,6 +186,10 @@ def _url(text: str) -> str:
     return parts._replace(path=parts.path.rstrip("/")).geturl()
 
 
+def _networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    return tuple(ip_network(part.strip(), strict=False) for part in text.split(","))
+
+
 def _endpoint(text: str) -> str:
     """
     Check a Twisted server endpoint description as far as that goes without opening anything.
@@ -329,6 +334,13 @@ class Settings:
         _Kind(_url, _URL),
         "The address clients use, where it differs from the request's own (TLS termination, path prefix).",
         shown="taken from the request",
+    )
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = _setting(
+        None,
+        _Kind(_networks, "addresses or networks, separated by commas, as in 127.0.0.1, 10.0.0.0/8", unset=()),
+        "Proxies in front of this server, by address or network: ``Forwarded`` and ``X-Forwarded-Proto``, ``-Host`` "
+        "and ``-Prefix`` are believed from these alone.",
+        shown="none",
     )
     cold_files: Literal["stream", "redirect"] = _setting(
         "stream",

@@ -36,6 +36,7 @@ _REDIRECT_STATUSES = (301, 302, 303, 307, 308)
 _LONGEST_RETRY_AFTER = 60
 #: No page of any index comes near; PyPI's list of all projects has 40 MB.
 _LARGEST_PAGE = 512 * 1024 * 1024
+_LARGEST_PASSED = 32 * 1024 * 1024
 #: Where treq must not see a Content-Encoding, since it would undo it behind our back.
 _RAW_ENCODING = "X-Raw-Content-Encoding"
 
@@ -47,6 +48,15 @@ class PageAnswer:
     source: Source | None
     etag: str
     modified: str
+
+
+@frozen
+class Passed:
+    """Upstream's answer to a request that was passed on: headers by their names in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
 
 
 @define
@@ -202,6 +212,23 @@ class Upstream:
         """
         return await self._request(self._files, url, dict(headers))
 
+    async def pass_on(self, method: str, target: str, headers: Mapping[str, str], content: bytes) -> Passed:
+        """
+        Upstream's answer to this very request at `target` (path and query), whatever it is, its body decoded.
+
+        Raises UpstreamDown, UpstreamBroken.
+        """
+        await self._slots.acquire()
+        try:
+            response = await self._ask(self._pages, self.url + target, dict(headers), method, content)
+            body = Body(response.code, response.headers, self.url, response, _nothing)
+            if response.code in _REDIRECT_STATUSES:
+                _discard(response)
+                raise UpstreamBroken("upstream redirects what can't be asked elsewhere")
+            return Passed(response.code, _first_values(response.headers), await self._collect(body, _LARGEST_PASSED))
+        finally:
+            self._slots.release()
+
     async def stop(self) -> None:
         """Close the connections that are kept open."""
         if self._pool is not None:
@@ -222,12 +249,16 @@ class Upstream:
             self._slots.release()
             raise
 
-    async def _ask(self, client: HTTPClient, url: str, headers: dict[str, str]) -> IResponse:
+    async def _ask(
+        self, client: HTTPClient, url: str, headers: dict[str, str], method: str = "GET", content: bytes | None = None
+    ) -> IResponse:
         auth = None
         if self._credentials is not None and self.needs_credentials(url):
             auth = (self._credentials.username.encode(), self._credentials.password.encode())
-        request = client.get(
+        request = client.request(
+            method,
             url,
+            data=content or None,
             headers=Headers({name: [value] for name, value in {"User-Agent": _USER_AGENT, **headers}.items()}),
             auth=auth,
             allow_redirects=False,
@@ -266,8 +297,8 @@ class Upstream:
             raise UpstreamBroken("upstream redirects to where we do not go")
         return target
 
-    async def _collect(self, body: Body) -> bytes:
-        collector = _Collector(self._reactor, self.timeout)
+    async def _collect(self, body: Body, largest: int = _LARGEST_PAGE) -> bytes:
+        collector = _Collector(self._reactor, self.timeout, largest)
         body.deliver(collector)
         return await collector.done
 
@@ -275,12 +306,13 @@ class Upstream:
 class _Collector(Protocol):
     """Takes in a page. Bounded in size, and in the length of each silence."""
 
-    def __init__(self, clock: Any, timeout: float) -> None:
+    def __init__(self, clock: Any, timeout: float, largest: int = _LARGEST_PAGE) -> None:
         self.done: Deferred[bytes] = Deferred(lambda _: self._fail(UpstreamDown("the request was given up")))
         self._chunks: list[bytes] = []
         self._size = 0
         self._error: Exception | None = None
         self._timeout = timeout
+        self._largest = largest
         self._silence = clock.callLater(timeout, self._stalled)
 
     def dataReceived(self, data: bytes) -> None:
@@ -288,7 +320,7 @@ class _Collector(Protocol):
             self._silence.reset(self._timeout)
         self._chunks.append(data)
         self._size += len(data)
-        if self._size > _LARGEST_PAGE:
+        if self._size > self._largest:
             self._fail(UpstreamBroken("upstream sends a page without end"))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -318,6 +350,14 @@ def _has_an_end(content: bytes) -> bool:
     """Where nothing gave the length, a page that ends as its format ends is whole."""
     tail = content[-64:].rstrip().lower()
     return tail.endswith((b"}", b"</html>"))
+
+
+def _first_values(headers: Headers) -> dict[str, str]:
+    return {name.decode("latin-1").lower(): values[0].decode("latin-1") for name, values in headers.getAllRawHeaders()}
+
+
+def _nothing() -> None:
+    pass
 
 
 def _discard(response: IResponse) -> None:

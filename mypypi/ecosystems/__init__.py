@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from mypypi.ecosystems.npm import NPM
 from mypypi.ecosystems.pypi import PyPI
 from mypypi.interfaces import IEcosystem
 
 #: From package type to a constructor that takes upstream's base URL.
-ECOSYSTEMS: Final[dict[str, Callable[[str], IEcosystem]]] = {PyPI.name: PyPI}
+ECOSYSTEMS: Final[dict[str, Callable[[str], IEcosystem]]] = {PyPI.name: PyPI, NPM.name: NPM}

@@ -76,6 +76,7 @@ class PyPI:
     """
 
     name = "pypi"
+    scoped = False
 
     def __init__(self, upstream_url: str) -> None:
         self.upstream_url = upstream_url
@@ -115,6 +116,10 @@ class PyPI:
     def pages_for(self, link: str) -> tuple[PageId, ...]:
         """Read off the filename; legacy names with dashes can be several projects' (PEP 625 ended that)."""
         return tuple(PageId("simple", project) for project in projects_of(link))
+
+    def example(self, address: str) -> str:
+        """See `IEcosystem.example`."""
+        return f"pip install --index-url {address}simple/ PACKAGE"
 
     def key_for(self, link: str) -> str | None:
         try:

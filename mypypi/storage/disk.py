@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,9 +73,12 @@ class DiskStorage:
         try:
             for name in os.listdir(directory):
                 digest = _digest_or_none(name)
-                if digest is not None:
-                    path = directory / name
-                    return StoredFile(key, path.stat().st_size, digest, path)
+                if digest is None:
+                    continue
+                path = directory / name
+                status = path.stat()
+                if stat.S_ISREG(status.st_mode):  # and not the directory of a key below this one
+                    return StoredFile(key, status.st_size, digest, path)
         except (FileNotFoundError, NotADirectoryError):
             pass
         except OSError as error:
@@ -113,7 +117,7 @@ def _digest_or_none(name: str) -> Digest | None:
 
 def _remove_digests(directory: Path, *, but: str | None) -> None:
     for name in os.listdir(directory):
-        if name != but and _digest_or_none(name) is not None:
+        if name != but and _digest_or_none(name) is not None and (directory / name).is_file():
             (directory / name).unlink(missing_ok=True)
 
 
@@ -131,7 +135,7 @@ def _copy_across(draft: Path, target: Path) -> None:
     fd, name = tempfile.mkstemp(dir=target.parent, prefix=".arriving-")
     os.close(fd)
     try:
-        shutil.copyfile(draft, name)
+        shutil.copy(draft, name)  # with the draft's mode: who may read stored files is the same everywhere
         _sync(Path(name))
         os.replace(name, target)
     except BaseException:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
 from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 from werkzeug.exceptions import HTTPException
@@ -31,12 +32,12 @@ def answer_failure(request: Request, failure: Failure) -> bytes:
 
 
 def answer(request: Request, status: int, text: str, retry_after: int | None = None) -> bytes:
-    """The body of a short answer in plain text, not to be cached."""
-    body = f"{text}\n".encode()
+    """The body of a short answer, ``{"error": …}`` as npm's clients show it, not to be cached."""
+    body = msgspec.json.encode({"error": text}) + b"\n"
     request.setResponseCode(status)
     for name in (b"etag", b"vary", b"cache-status", b"content-encoding", b"accept-ranges", b"content-range"):
         request.responseHeaders.removeHeader(name)
-    request.setHeader(b"content-type", b"text/plain; charset=utf-8")
+    request.setHeader(b"content-type", b"application/json")
     request.setHeader(b"cache-control", b"no-store")
     request.setHeader(b"content-length", b"%d" % len(body))
     if retry_after is not None:

@@ -5,6 +5,8 @@ Knows request lines. Must never know routes.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
@@ -17,7 +19,12 @@ if TYPE_CHECKING:
     from twisted.web.http import Request
 
 _LONGEST_TARGET = 8192
+_SCOPE = re.compile(rb"(/(?:@|%40)[^/%]+)%2[fF]")
 _HEX = frozenset(b"0123456789abcdefABCDEF")
+
+
+#: From the segments of a path to the methods that are answered there.
+Methods = Callable[[list[str]], tuple[str, ...]]
 
 
 class TargetTooLong(MyPyPiError):
@@ -27,31 +34,38 @@ class TargetTooLong(MyPyPiError):
 
 
 class Gate(Resource):
-    """Lets requests through to `inner`, which may use `segments_of` on those that passed."""
+    """
+    Lets requests through to `inner`, which may use `segments_of` on those that passed. `methods` says what may be asked
+    of a path; `scoped` whether a segment that starts with ``@`` may have an encoded slash in it.
+    """
 
     isLeaf = True
 
-    def __init__(self, inner: IResource) -> None:
+    def __init__(self, inner: IResource, methods: Methods, *, scoped: bool = False) -> None:
         super().__init__()
         self._inner = inner
+        self._methods = methods
+        self._scoped = scoped
 
     def render(self, request: Request) -> bytes | int:
         """Answer here what can't mean anything, pass on the rest."""
-        if request.method not in (b"GET", b"HEAD"):
-            body = answer(request, 405, "this server is read-only: it answers GET and HEAD")
-            request.setHeader(b"allow", b"GET, HEAD")
-            return body
         try:
-            segments_of(request)
+            segments = segments_of(request, scoped=self._scoped)
         except MyPyPiError as error:
             return answer(request, error.status, str(error))
+        methods = self._methods(segments)
+        if request.method.decode("latin-1") not in methods:
+            body = answer(request, 405, f"this server is a read-only cache: here it answers {' and '.join(methods)}")
+            request.setHeader(b"allow", ", ".join(methods).encode())
+            return body
         result: bytes | int = self._inner.render(request)
         return result
 
 
-def segments_of(request: Request) -> list[str]:
+def segments_of(request: Request, *, scoped: bool = False) -> list[str]:
     """
-    The decoded segments of the request's path, of which the last may be empty (a trailing slash).
+    The decoded segments of the request's path, of which the last may be empty (a trailing slash). With `scoped`, an
+    encoded slash parts a segment in two where that starts with ``@``, as npm's clients write a scope.
 
     Raises BadRequest for a path that no client means: broken percent-encoding, an encoded slash, control characters,
     text that is not UTF-8, ``.``, ``..`` or nothing between two slashes. Raises TargetTooLong.
@@ -62,6 +76,8 @@ def segments_of(request: Request) -> list[str]:
     path = target.partition(b"?")[0]
     if not path.startswith(b"/"):
         raise BadRequest("the address does not start with a slash")
+    if scoped:
+        path = _SCOPE.sub(rb"\1/", path)
     segments = [_decoded(segment) for segment in path[1:].split(b"/")]
     if "" in segments[:-1] or "." in segments or ".." in segments:
         raise BadRequest("the address has an empty segment, '.' or '..' in it")

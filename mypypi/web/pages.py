@@ -6,15 +6,14 @@ Knows forms and headers. Must never know what is in a form beyond the placeholde
 from __future__ import annotations
 
 import hashlib
-import re
 import zlib
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from attrs import evolve
+from attrs import evolve, field, frozen
+from cachetools import LRUCache
+from werkzeug.http import parse_date
 
-from mypypi.errors import BadRequest
 from mypypi.model import BASE_PLACEHOLDER, Form, PageId
 from mypypi.once import Once
 from mypypi.press import gzip
@@ -27,69 +26,78 @@ if TYPE_CHECKING:
     from mypypi.pages import PageAnswer
     from mypypi.proxy import Proxy
     from mypypi.threads import Threads
+    from mypypi.web.address import Addresses
 
 #: A body up to this size (bytes) is written at once: it fits into what the transport buffers anyway.
 _AT_ONCE = 64 * 1024
-_BASED_BYTES = 64 * 1024 * 1024
-_HOST = re.compile(r"[A-Za-z0-9.\-_]+(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](?::[0-9]{1,5})?")
+#: What derived forms may take in this process, in bytes.
+_DERIVED_BYTES = 64 * 1024 * 1024
+
+
+@frozen
+class Cut:
+    """A part of a page that is asked for by itself. `cut` makes it of the form's identity bytes; it may take long, and
+    raises NotFound where the page has no such part."""
+
+    name: str
+    cut: Callable[[bytes], bytes] = field(eq=False)
 
 
 class PageResponses:
-    """Answers requests for pages. `public_url` is the address that clients use, None where each request tells it."""
+    """Answers requests for pages."""
 
-    def __init__(self, proxy: Proxy, threads: Threads, public_url: str | None) -> None:
+    def __init__(self, proxy: Proxy, threads: Threads, addresses: Addresses) -> None:
         self._proxy = proxy
         self._threads = threads
-        self._public_url = public_url
-        self._based: OrderedDict[tuple[str, str], Form] = OrderedDict()
-        self._basing: Once[Form] = Once()
+        self._addresses = addresses
+        self._derived: LRUCache[tuple[str, str, Cut | None], Form] = LRUCache(_DERIVED_BYTES, _weight)
+        self._deriving: Once[Form] = Once()
 
-    async def serve(self, request: Request, page: PageId, offered: Mapping[str, str]) -> bytes:
+    async def serve(self, request: Request, page: PageId, offered: Mapping[str, str], cut: Cut | None = None) -> bytes:
         """
-        Answer with a page, in the best of the media types `offered` (each with the form it stands for); what is
-        returned is the rest of the body.
+        Answer with a page, or a part of it, in the best of the media types `offered` (each with the form it stands
+        for); what is returned is the rest of the body.
 
-        Raises NotAcceptable, BadRequest, and what `Proxy.page` does.
+        Raises NotAcceptable, BadRequest, NotFound, and what `Proxy.page` does.
         """
         media_type = choose_type(_wanted(request), offered)
         answer = await self._proxy.page(page)
         form = answer.page.forms[offered[media_type]]
-        if form.based:
-            form = await self._with_base(form, self._base(request))
+        if form.based or cut is not None:
+            form = await self._derive(form, self._addresses.base(request) if form.based else "", cut)
         charset = "; charset=utf-8" if media_type == "text/html" else ""
         request.setHeader(b"content-type", (media_type + charset).encode())
         _set_freshness(request, answer)
+        if answer.page.modified:
+            request.setHeader(b"last-modified", answer.page.modified.encode())
         return await _send_form(request, form)
 
-    def _base(self, request: Request) -> str:
-        """This server's address as this client sees it, without a trailing slash. Raises BadRequest."""
-        if self._public_url is not None:
-            return self._public_url
-        host = request.getHeader("host") or ""
-        if not _HOST.fullmatch(host):
-            raise BadRequest("the Host header is not a host name")
-        return f"{'https' if request.isSecure() else 'http'}://{host}"
+    async def _derive(self, form: Form, base: str, cut: Cut | None) -> Form:
+        """The form with our address in its links, or a part of it; made once for each address and part."""
+        name = (form.etag, base, cut)
+        derived = self._derived.get(name)
+        if derived is None:
+            derived = await self._deriving.run(name, lambda: self._make(form, base, cut))
+            if _weight(derived) < _DERIVED_BYTES:
+                self._derived[name] = derived
+        return derived
 
-    async def _with_base(self, form: Form, base: str) -> Form:
-        """The form with our address in its links, made once for each address."""
-        name = (form.etag, base)
-        based = self._based.get(name)
-        if based is None:
-            based = await self._basing.run(name, lambda: self._put_base(form, base))
-            self._based[name] = based
-        self._based.move_to_end(name)
-        while len(self._based) > 1 and sum(len(each.body) for each in self._based.values()) > _BASED_BYTES:
-            self._based.popitem(last=False)
-        return based
-
-    async def _put_base(self, form: Form, base: str) -> Form:
-        return await self._threads.run(_replace_base, form, base)
+    async def _make(self, form: Form, base: str, cut: Cut | None) -> Form:
+        return await self._threads.run(_derived, form, base, cut)
 
 
-def _replace_base(form: Form, base: str) -> Form:
-    body = zlib.decompress(form.body, 31).replace(BASE_PLACEHOLDER, base.encode())
-    etag = hashlib.sha256(f"{form.etag} {base}".encode()).hexdigest()[:32]
-    return evolve(form, etag=etag, size=len(body), body=gzip(body, 1))
+def _weight(form: Form) -> int:
+    return len(form.body) + 1024
+
+
+def _derived(form: Form, base: str, cut: Cut | None) -> Form:
+    body = zlib.decompress(form.body, 31)
+    if cut is not None:
+        body = cut.cut(body)
+    if form.based:
+        body = body.replace(BASE_PLACEHOLDER, base.encode())
+    etag = hashlib.sha256(f"{form.etag} {base} {cut.name if cut else ''}".encode()).hexdigest()[:32]
+    return evolve(form, etag=etag, size=len(body), body=gzip(body))
 
 
 def _wanted(request: Request) -> str | None:
@@ -106,7 +114,7 @@ def _set_freshness(request: Request, answer: PageAnswer) -> None:
     request.setHeader(b"vary", b"Accept, Accept-Encoding")
     request.setHeader(b"cache-control", b"public, max-age=%d" % max(0, int(answer.ttl)))
     ttl = b"; ttl=%d" % int(answer.ttl)
-    if answer.why and answer.ttl > 0:
+    if answer.why:
         request.setHeader(b"cache-status", b"MyPyPi; fwd=" + answer.why.encode() + b"; stored" + ttl)
     else:
         request.setHeader(b"cache-status", b"MyPyPi; hit" + ttl + (b"" if answer.ttl > 0 else b"; detail=stale"))
@@ -117,7 +125,7 @@ async def _send_form(request: Request, form: Form) -> bytes:
     zipped = f"{form.etag}-gzip"
     as_gzip = accepts_gzip(request.getHeader("accept-encoding"))
     request.setHeader(b"etag", b'"%s"' % (zipped if as_gzip else form.etag).encode())
-    if etag_matches(request.getHeader("if-none-match"), [zipped, form.etag]):
+    if _is_known(request, [zipped, form.etag]):
         request.setResponseCode(304)
         request.responseHeaders.removeHeader(b"content-type")
         return b""
@@ -131,3 +139,13 @@ async def _send_form(request: Request, form: Form) -> bytes:
         return form.body if as_gzip else zlib.decompress(form.body, 31)
     await send(request, slices(form.body) if as_gzip else inflated(form.body))
     return b""
+
+
+def _is_known(request: Request, etags: list[str]) -> bool:
+    """Whether the client holds this already: by etag where it names any, else by date (RFC 9110, section 13.2.2)."""
+    named: str | None = request.getHeader("if-none-match")
+    if named is not None:
+        return etag_matches(named, etags)
+    since = parse_date(request.getHeader("if-modified-since"))
+    modified = parse_date(next(iter(request.responseHeaders.getRawHeaders("last-modified", [])), None))
+    return since is not None and modified is not None and modified <= since

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
     from twisted.web.http import Request
 
+    from mypypi.upstream import Upstream
     from mypypi.web.files import Files
     from mypypi.web.pages import PageResponses
 
@@ -47,9 +48,14 @@ class PyPIRoutes:
 
     app = Klein()
 
-    def __init__(self, pages: PageResponses, files: Files) -> None:
+    def __init__(self, pages: PageResponses, files: Files, upstream: Upstream) -> None:
         self._pages = pages
         self._files = files
+
+    @staticmethod
+    def methods(_segments: list[str]) -> tuple[str, ...]:
+        """What may be asked of a path."""
+        return ("GET", "HEAD")
 
     @app.handle_errors(Exception)  # type: ignore[arg-type] # Klein takes a plain method as well
     def failed(self, request: Request, failure: Failure) -> bytes:

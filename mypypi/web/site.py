@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: Seconds for which a connection may be idle between requests, or take to send one.
 _IDLE = 60
+#: The largest body of a request, in bytes: an audit of a large project, gzipped, takes some hundred kilobytes.
+LARGEST_BODY = 8 * 1024 * 1024
 
 
 class Channel(HTTPChannel):
@@ -23,26 +25,60 @@ class Channel(HTTPChannel):
 
     def lineLengthExceeded(self, line: bytes) -> None:
         """A line, or all headers together, is longer than is read (16 KiB)."""
-        self._refuse(b"431 Request Header Fields Too Large", b"the request line or a header is too long")
+        self.refuse(b"431 Request Header Fields Too Large", b"the request line or a header is too long")
 
     def _respondToBadRequestAndDisconnect(self) -> None:
         if self._receivedHeaderSize > self.totalHeadersSize:
             self.lineLengthExceeded(b"")
         else:
-            self._refuse(b"400 Bad Request", b"this is not an HTTP request")
+            self.refuse(b"400 Bad Request", b"this is not an HTTP request")
 
-    def _refuse(self, status: bytes, text: bytes) -> None:
+    def refuse(self, status: bytes, text: bytes) -> None:
+        """Answer at once, and read no more."""
         assert self.transport is not None
+        body = b'{"error":"%s"}\n' % text
         self.transport.write(
-            b"HTTP/1.1 %s\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s\n"
-            % (status, len(text) + 1, text)
+            b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s"
+            % (status, len(body), body)
         )
         self.loseConnection()
+
+
+class WebRequest(Request):
+    """A request whose body is bounded: nobody here has much to say."""
+
+    _received = 0
+    _refused = False
+
+    def gotLength(self, length: int | None) -> None:
+        """A body of this many bytes comes; None where nobody knows."""
+        super().gotLength(length)
+        if length is not None and length > LARGEST_BODY:
+            self._refuse()
+
+    def handleContentChunk(self, data: bytes) -> None:
+        """A piece of the body."""
+        self._received += len(data)
+        if self._received > LARGEST_BODY:
+            self._refuse()
+        elif not self._refused:
+            super().handleContentChunk(data)
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        """All of it is here."""
+        if not self._refused:
+            super().requestReceived(command, path, version)
+
+    def _refuse(self) -> None:
+        if not self._refused and isinstance(self.channel, Channel):
+            self._refused = True
+            self.channel.refuse(b"413 Content Too Large", b"the request has a larger body than is read here")
 
 
 class WebSite(Site):
     """Logs a line for each request, without its query: that may hold what nobody else should read."""
 
+    requestFactory = WebRequest
     protocol = Channel  # type: ignore[assignment] # and not the one that speaks HTTP/2 as well
     noisy = False
     log_requests = Logger("mypypi.requests")
