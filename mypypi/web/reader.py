@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from mypypi.content import Content
     from mypypi.threads import Threads
 
+#: What is read and written at once, and what the kernel is asked to send at once, which is as much as the socket takes.
 _BLOCK = 256 * 1024
+_KERNEL_BLOCK = 4 * 1024 * 1024
 #: Seconds without a byte taken, after which a client counts as gone.
 CLIENT_SILENCE = 300.0
 #: A file system or socket that can't do sendfile says so in one of these ways.
@@ -82,8 +84,8 @@ class Reader:
         if self._way is not None:
             self._way.wake()
 
-    def next_part(self) -> bytes | Span | None:
-        """What can be sent now, the stop of a span cut to what may be read; None where that is nothing."""
+    def next_part(self, most: int) -> bytes | Span | None:
+        """What can be sent now, a span cut to what may be read and to `most` bytes; None where that is nothing."""
         if self._content.error is not None:
             return None
         while self._parts:
@@ -94,7 +96,7 @@ class Reader:
             if part.stop is not None:
                 stop = min(stop, part.stop)
             if part.start < stop:
-                return Span(part.start, min(stop, part.start + _BLOCK))
+                return Span(part.start, min(stop, part.start + most))
             if part.stop is None and not self._content.whole:
                 return None
             if part.stop is not None and part.start < part.stop:
@@ -143,7 +145,7 @@ class Reader:
 
     def _lost_patience(self) -> None:
         self._patience = self._reactor.callLater(CLIENT_SILENCE, self._lost_patience)
-        if self.next_part() is not None:
+        if self.next_part(1) is not None:
             self.log.info("a client took nothing for {seconds} s, closing", seconds=CLIENT_SILENCE)
             self.broken()
 
@@ -190,7 +192,7 @@ class _Kernel:
         return "reader"
 
     def doWrite(self) -> None:
-        part = self._reader.next_part()
+        part = self._reader.next_part(_KERNEL_BLOCK)
         if part is None:
             self._unwatch()
             self._reader.settle()
@@ -246,7 +248,7 @@ class _Writes:
 
     def wake(self) -> None:
         while not (self._paused or self._reading or self._stopped):
-            part = self._reader.next_part()
+            part = self._reader.next_part(_BLOCK)
             if part is None:
                 self._reader.settle()
                 return
