@@ -36,7 +36,7 @@ def read_all(connection: http.client.HTTPConnection, path: str, accept: str) -> 
     size = 0
     while block := answer.read(1 << 20):
         size += len(block)
-    assert answer.status == 200, answer.status  # noqa: PLR2004
+    assert answer.status == 200, answer.status
     return size
 
 
