@@ -71,6 +71,7 @@ setup(
             # Exact, since a new release of either may find something new, or no longer fit the other.
             "mypy == 2.4.1",
             "mypy-zope == 1.0.17",
+            "pip >= 26",  # what the tests install with
             "psutil >= 5.9",
             "pytest >= 8.2",
             "pytest-timeout >= 2.3",

@@ -175,6 +175,20 @@ class Daemon:
             self._join_reader()
         return int(process.returncode)
 
+    def wait_ended(self, timeout: float = BOUND) -> int:
+        """
+        Wait until it ends by itself, and return its exit code, negative for a signal.
+
+        Raises AssertionError, with its log, where it does not in time.
+        """
+        process = self._running()
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"did not end within {timeout} seconds:\n{self.log}") from None
+        self._join_reader()
+        return int(process.returncode)
+
     def kill(self) -> None:
         """End it at once (SIGKILL): itself only, its children see that it is gone."""
         process = self._running()

@@ -1,0 +1,130 @@
+"""Runs pip and uv as child processes that see nothing of this machine's configuration and reach nothing but loopback.
+
+Knows their command lines. Must never know who answers them.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from importlib.metadata import distributions
+from itertools import count
+from pathlib import Path
+
+from attrs import define, field
+from uv import find_uv_bin
+
+from .wire import BOUND
+
+#: Whatever is not on loopback is asked of a proxy at a port on which nobody listens (9 is "discard").
+_NO_WAY_OUT = "http://127.0.0.1:9"
+
+
+@define
+class Client(ABC):
+    """
+    One client, which works below `place`. Its own cache is off, and each install goes to a new, empty directory.
+
+    `last` is what its last run printed, on both streams.
+    """
+
+    place: Path
+    last: str = field(default="", init=False)
+    _numbers: count[int] = field(factory=count, init=False)
+
+    @abstractmethod
+    def install(self, server: str, *arguments: str) -> dict[str, str]:
+        """Install from the index of this server: what is installed, version by name. Raises as `run` does."""
+
+    @abstractmethod
+    def command(self) -> list[str]:
+        """The words that start it."""
+
+    def run(self, *arguments: str | Path) -> str:
+        """What it prints. Raises AssertionError, with that, where it fails."""
+        code = self._run(*arguments)
+        assert code == 0, self.last
+        return self.last
+
+    def fail(self, *arguments: str | Path) -> str:
+        """What it prints when it fails. Raises AssertionError, with that, where it does not."""
+        code = self._run(*arguments)
+        assert code != 0, self.last
+        return self.last
+
+    def new_directory(self) -> Path:
+        """One that nothing is in yet."""
+        directory = self.place / f"{type(self).__name__.lower()}-{next(self._numbers)}"
+        directory.mkdir(parents=True)
+        return directory
+
+    def environment(self) -> dict[str, str]:
+        kept = {name: os.environ[name] for name in ("PATH", "TMPDIR", "LD_LIBRARY_PATH") if name in os.environ}
+        return kept | {
+            "HOME": str(self.place),
+            "LANG": "C.UTF-8",
+            "NO_COLOR": "1",
+            "NO_PROXY": "127.0.0.1",
+            "ALL_PROXY": _NO_WAY_OUT,
+            "HTTP_PROXY": _NO_WAY_OUT,
+            "HTTPS_PROXY": _NO_WAY_OUT,
+        }
+
+    def _run(self, *arguments: str | Path) -> int:
+        done = subprocess.run(
+            [*self.command(), *arguments],
+            cwd=self.place,
+            env=self.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            timeout=4 * BOUND,
+            check=False,
+        )
+        self.last = done.stdout
+        return done.returncode
+
+
+@define
+class Pip(Client):
+    """The pip of the environment that runs the tests; another one with `source`, its wheel."""
+
+    source: Path | None = None
+
+    def command(self) -> list[str]:
+        return [sys.executable, *(["-m", "pip"] if self.source is None else [f"{self.source}/pip"])]
+
+    def environment(self) -> dict[str, str]:
+        quiet = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_COLOR": "1", "PIP_ROOT_USER_ACTION": "ignore"}
+        own = {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_CACHE_DIR": "1", "PYTHONNOUSERSITE": "1"}
+        return super().environment() | quiet | own
+
+    def install(self, server: str, *arguments: str) -> dict[str, str]:
+        target = self.new_directory()
+        self.run("install", "--target", target, "--index-url", f"{server}/simple/", *arguments)
+        return installed(target)
+
+
+@define
+class Uv(Client):
+    """The uv of the environment that runs the tests, for the Python that does."""
+
+    def command(self) -> list[str]:
+        return [find_uv_bin()]
+
+    def environment(self) -> dict[str, str]:
+        own = {"UV_NO_CONFIG": "1", "UV_NO_CACHE": "1", "UV_PYTHON_DOWNLOADS": "never", "UV_PYTHON": sys.executable}
+        return super().environment() | own
+
+    def install(self, server: str, *arguments: str) -> dict[str, str]:
+        target = self.new_directory()
+        self.run("pip", "install", "--target", target, "--default-index", f"{server}/simple/", *arguments)
+        return installed(target)
+
+
+def installed(directory: Path) -> dict[str, str]:
+    """The versions of the packages that lie in a directory, by name."""
+    return {found.name: found.version for found in distributions(path=[str(directory)])}

@@ -1,0 +1,244 @@
+"""The daemons as whoever runs them sees them: how they start, what they say when they can't, and how they end."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from mypypi.settings import variables
+from tests.conftest import DaemonFactory
+from tests.redis_server import redis_binary
+from tests.rig.daemon import Daemon
+from tests.rig.faults import Stall
+from tests.rig.http import SlowReader, get
+from tests.rig.index import FakeIndex
+from tests.rig.packages import make_wheel
+
+DAEMONS = ["mypypi", "mypypi-server", "mypypi-worker"]
+SERVERS = ["mypypi", "mypypi-server"]
+ALL_WELL = {"status": "ok", "checks": {"redis": "ok", "storage": "ok", "upstream": "ok"}}
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port on which somebody else listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield int(listener.getsockname()[1])
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A directory in which a socket's path is not too long, as it may be in a test's own."""
+    with tempfile.TemporaryDirectory(prefix="mypypi-") as directory:
+        yield Path(directory)
+
+
+def run(daemon: Daemon) -> int:
+    """Let it run to its end, and return its exit code; whatever it started is gone."""
+    with ExitStack() as ending:
+        ending.callback(daemon.sweep)
+        daemon.launch()
+        ending.callback(daemon.stop)
+        return daemon.wait_ended()
+
+
+def said(daemon: Daemon) -> list[str]:
+    """What it said at the level of errors, without the time and the place."""
+    return re.findall(r"\[\S+#(?:error|critical)\] (.*)", daemon.log)
+
+
+class TestCommandLine:
+    @pytest.mark.parametrize("plugin", DAEMONS)
+    def test_help_describes_every_setting(self, plugin: str, tmp_path: Path) -> None:
+        """``twistd <daemon> --help`` tells all there is to set, and ends well."""
+        daemon = Daemon(plugin, tmp_path / "data", arguments=["--help"])
+        assert run(daemon) == 0
+        described = re.findall(r"^[A-Z_0-9]+$", daemon.log, re.MULTILINE)
+        assert described == [variable.name for variable in variables()]
+
+    @pytest.mark.parametrize("plugin", DAEMONS)
+    def test_wrong_settings_are_told_all_at_once(self, plugin: str, tmp_path: Path) -> None:
+        """A daemon does not start with settings that it can't use: it names each, and shows no secret."""
+        wrong = {
+            "MYPYPI_CACHE_TIME": "soon",
+            "MYPYPI_UPSTREAM_PASWORD": "hush",
+            "MYPYPI_REDIS_URL": "http://user:hush@redis.example",
+            "WORKERS": "0",
+        }
+        daemon = Daemon(plugin, tmp_path / "data", wrong)
+        assert run(daemon) == 1
+        problems = daemon.log.partition("the settings in the environment can't be used:")[2]
+        assert {line.split()[0] for line in problems.strip().splitlines()} == set(wrong)
+        assert "hush" not in daemon.log
+        assert daemon.complaints == []
+
+    @pytest.mark.parametrize("plugin", DAEMONS)
+    def test_what_this_version_does_not_do_is_refused(self, plugin: str, tmp_path: Path) -> None:
+        """A setting for something that is not there yet is no silent surprise."""
+        s3 = {"MYPYPI_FILE_STORAGE_DRIVER": "s3", "MYPYPI_S3_BUCKET": "packages"}
+        daemon = Daemon(plugin, tmp_path / "data", s3)
+        assert run(daemon) == 1
+        assert "MYPYPI_FILE_STORAGE_DRIVER=s3 is for a later version: use local" in daemon.log
+
+    def test_listen_wins_over_its_variable(self, daemon_factory: DaemonFactory) -> None:
+        """``--listen`` says where to listen, whatever MYPYPI_LISTEN says."""
+        elsewhere = {"MYPYPI_LISTEN": "unix:/no/such/directory/socket"}
+        daemon = daemon_factory(env=elsewhere, arguments=["--listen", "tcp:0:interface=127.0.0.1"])
+        assert get(f"{daemon.url}/-/health/live").status == 200
+
+    @pytest.mark.parametrize("plugin", SERVERS)
+    def test_a_malformed_listen_is_told(self, plugin: str, tmp_path: Path) -> None:
+        """What ``--listen`` can't mean is a problem with the setting that it stands for."""
+        daemon = Daemon(plugin, tmp_path / "data", arguments=["--listen", "everywhere"])
+        assert run(daemon) == 1
+        assert "MYPYPI_LISTEN holds 'everywhere'; expected" in daemon.log
+
+
+class TestStart:
+    def test_it_says_what_to_copy(self, index: FakeIndex, daemon_factory: DaemonFactory) -> None:
+        """One line: where it serves what, where data lies, and the command that uses it."""
+        daemon = daemon_factory()
+        line = daemon.wait_for_log(r"ready: (.*)").group(1)
+        assert line == (
+            f"{daemon.url}/ serves {index.url}, data in {daemon.data};"
+            f" pip install --index-url {daemon.url}/simple/ PACKAGE"
+        )
+
+    @pytest.mark.parametrize("plugin", SERVERS)
+    def test_a_taken_port_is_told_in_one_line(self, plugin: str, taken: int, tmp_path: Path) -> None:
+        """It ends, in vain but in order: no traceback, a non-zero exit code, and no Redis left behind."""
+        listen = f"tcp:{taken}:interface=127.0.0.1"
+        daemon = Daemon(plugin, tmp_path / "data", {"MYPYPI_LISTEN": listen})
+        assert run(daemon) == 1
+        (line,) = said(daemon)
+        assert line.startswith(f"can't listen at {listen}: ")
+        assert "already in use" in line
+        assert daemon.complaints == []
+
+    @pytest.mark.parametrize(
+        ("listen", "reason"),
+        [
+            ("unix:/no/such/directory/socket", "No such file or directory"),
+            ("ssl:0:privateKey=/no/such/key.pem", "No such file or directory"),
+        ],
+    )
+    def test_wherever_it_can_not_listen_it_says_so(self, listen: str, reason: str, tmp_path: Path) -> None:
+        """Each kind of endpoint fails in its own way, and all are told in one line."""
+        daemon = Daemon("mypypi-server", tmp_path / "data", {"MYPYPI_LISTEN": listen})
+        assert run(daemon) == 1
+        (line,) = said(daemon)
+        assert line.startswith(f"can't listen at {listen}: ")
+        assert reason in line
+
+    def test_an_unusable_data_directory_is_told_in_one_line(self, tmp_path: Path) -> None:
+        """A regular file in its place: one line with the path and the reason, and a non-zero exit code."""
+        data = tmp_path / "data"
+        data.write_text("in the way")
+        daemon = Daemon("mypypi", data)
+        assert run(daemon) == 1
+        (line,) = said(daemon)
+        assert line.startswith(f"Redis can't be started in {data}/redis: ")
+        assert "Not a directory" in line
+        assert daemon.complaints == []
+
+    def test_a_second_daemon_on_the_same_data_says_so(self, daemon_factory: DaemonFactory) -> None:
+        """Two would write to the same files: the second ends, and the first goes on."""
+        first = daemon_factory()
+        second = Daemon("mypypi", first.data)
+        assert run(second) == 1
+        assert said(second) == [f"another mypypi is using this data directory: {first.data}"]
+        assert get(f"{first.url}/-/health/ready").json() == ALL_WELL
+
+    def test_the_server_starts_without_redis(
+        self, index: FakeIndex, short_path: Path, daemon_factory: DaemonFactory
+    ) -> None:
+        """Where Redis is not there yet it serves all the same, says so, and uses Redis as soon as it comes."""
+        index.add(make_wheel("thing"))
+        daemon = daemon_factory("mypypi-server", env={"MYPYPI_REDIS_URL": f"unix://{short_path}/redis.sock"})
+        assert "without Redis for now" in daemon.wait_for_log(r"ready: .*").group()
+        assert get(f"{daemon.url}/simple/thing/").status == 200
+        assert "degraded" in get(f"{daemon.url}/-/health/ready").text
+        command = [redis_binary(), "--port", "0", "--unixsocket", "redis.sock", "--save", ""]
+        with subprocess.Popen(command, cwd=short_path, stdout=subprocess.DEVNULL) as redis:
+            try:
+                daemon.wait_for_log(r"Redis at \S+ is back")
+                assert get(f"{daemon.url}/-/health/ready").json() == ALL_WELL
+            finally:
+                redis.terminate()
+
+    def test_the_worker_sweeps_what_nobody_fills(self, daemon_factory: DaemonFactory, tmp_path: Path) -> None:
+        """``twistd mypypi-worker`` runs by itself; a draft of a process that was killed is gone."""
+        draft = tmp_path / "data" / "drafts" / "abandoned.draft"
+        draft.parent.mkdir(parents=True)
+        draft.write_bytes(b"half a file")
+        worker = Daemon("mypypi-worker", tmp_path / "data")
+        with ExitStack() as ending:
+            worker.launch()
+            ending.callback(worker.sweep)
+            ending.callback(worker.stop)
+            worker.wait_for_log("swept 1 drafts")
+        assert not draft.exists()
+        assert worker.ended_in_order
+
+
+class TestEnd:
+    def test_a_stop_leaves_no_child_behind(self, daemon_factory: DaemonFactory) -> None:
+        """Its Redis ends with it, having written out what it holds, and takes its socket along."""
+        daemon = daemon_factory()
+        daemon.stop()
+        assert daemon.ended_in_order
+        assert daemon.leftovers() == []
+        assert not (daemon.data / "redis" / "redis.sock").exists()
+
+    def test_a_stop_while_a_transfer_runs_ends_in_order(self, index: FakeIndex, daemon_factory: DaemonFactory) -> None:
+        """It does not wait for an upstream that says nothing; the client sees that its transfer broke."""
+        wheel = make_wheel("thing", padding=300_000)
+        index.add(wheel)
+        stall = index.fault(index.path_of(wheel.filename), Stall(after=200_000))
+        daemon = daemon_factory()
+        with SlowReader(f"{daemon.url}/file/{index.url_of(wheel.filename).replace('://', '/')}") as client:
+            assert client.status == 200
+            received = client.read(50_000)
+            stall.wait_served()
+            daemon.stop()
+            assert not client.rest().complete
+        assert received == wheel.content[:50_000]
+        assert daemon.ended_in_order
+        assert daemon.leftovers() == []
+        assert daemon.complaints == []
+
+    def test_what_a_stop_interrupted_is_fetched_anew(self, index: FakeIndex, daemon_factory: DaemonFactory) -> None:
+        """Nothing half-done is in sight of the next run: no draft, and no file that is not whole."""
+        wheel = make_wheel("thing", padding=300_000)
+        index.add(wheel)
+        stall = index.fault(index.path_of(wheel.filename), Stall(after=200_000), times=1)
+        path = f"/file/{index.url_of(wheel.filename).replace('://', '/')}"
+        daemon = daemon_factory()
+        with SlowReader(daemon.url + path):
+            stall.wait_served()
+            daemon.stop()
+        index.mend()
+        again = daemon_factory()
+        assert list((again.data / "drafts").iterdir()) == []
+        answer = get(again.url + path)
+        assert (answer.status, answer.body) == (200, wheel.content)
+
+    def test_a_stop_while_redis_is_starting_ends_in_order(self, tmp_path: Path) -> None:
+        """Asked to end before it is ready, it does, and leaves nothing behind."""
+        daemon = Daemon("mypypi", tmp_path / "data")
+        with ExitStack() as ending:
+            daemon.launch()
+            ending.callback(daemon.sweep)
+            ending.callback(daemon.kill)
+            daemon.wait_for_log("Redis is starting")
+            daemon.stop()
+        assert daemon.ended_in_order
+        assert daemon.leftovers() == []
+        assert daemon.complaints == []
