@@ -28,11 +28,12 @@ class Draft:
 
     def write(self, data: bytes, offset: int) -> None:
         """Put these bytes at this offset. Blocks; raises OSError. `Content.grow` is the caller's."""
-        view = memoryview(data)
-        while view:
-            written = os.pwrite(self.content.fd, view, offset)
-            view = view[written:]
-            offset += written
+        write_at(self.content.fd, data, offset)
+
+    def room(self) -> int:
+        """Bytes that can still be written there. Raises OSError."""
+        status = os.fstatvfs(self.content.fd)
+        return status.f_bavail * status.f_frsize
 
     def drop(self) -> None:
         """Take it out of sight. Readers that have it open may go on."""
@@ -64,6 +65,12 @@ class Drafts:
         status = os.statvfs(self._directory)
         return status.f_bavail * status.f_frsize
 
+    def probe(self) -> None:
+        """Write a file there that is gone at once. Blocks; raises OSError."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self._directory) as probe:
+            probe.write(b"can be written")
+
     def sweep(self) -> int:
         """Remove the drafts that no living process fills; how many there were. Raises OSError."""
         swept = 0
@@ -72,6 +79,15 @@ class Drafts:
         if swept:
             self.log.info("swept {swept} drafts that nobody was filling", swept=swept)
         return swept
+
+
+def write_at(fd: int, data: bytes, offset: int) -> None:
+    """Write all of this: the system may write less at a time, as where a disk fills up. Blocks; raises OSError."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view = view[written:]
+        offset += written
 
 
 def _sweep_abandoned(path: Path) -> bool:

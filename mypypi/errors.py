@@ -46,6 +46,10 @@ class UpstreamDown(MyPyPiError):
         self.retry_after = retry_after
 
 
+class UpstreamSilent(UpstreamDown):
+    """Not one byte of an answer: what held for this request will hold for the next ones, whatever they are for."""
+
+
 class UpstreamBroken(MyPyPiError):
     """Upstream answered with something that can't be what was asked for."""
 

@@ -22,9 +22,11 @@ from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 
+from mypypi.drafts import write_at
 from mypypi.errors import DigestMismatch, MyPyPiError, StorageFull, Truncated, UpstreamBroken, UpstreamDown
 from mypypi.model import Digest, PackageFile
 from mypypi.storage.disk import storage_error
+from mypypi.upstream import hang_up
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -80,7 +82,10 @@ class Fetch:
         if self.file.digest in (None, digest):
             return digest
         if self._encoding == "gzip":
-            await self._threads.run(_inflate, self.draft, self.file)
+            try:
+                await self._threads.run(_inflate, self.draft, self.file)
+            except OSError as error:
+                raise storage_error(error, "a draft could not be written") from error
             self._content.length = os.fstat(self._content.fd).st_size
             return self.file.digest
         raise DigestMismatch(
@@ -139,6 +144,8 @@ class Fetch:
         total = self.file.size if body.length is None else body.length
         if self.file.digest is None and self.file.size not in (None, total):
             raise UpstreamBroken(f"upstream sends {total} bytes for a file that its page lists with {self.file.size}")
+        if total is not None and total > self.draft.room():
+            raise StorageFull(f"no room for a draft of {total} bytes")
         etag = body.header("etag")
         self._validator = etag if etag.startswith('"') else body.header("last-modified") if not etag else ""
         self._content.begin(total)
@@ -147,7 +154,7 @@ class Fetch:
     def _continue(self, body: Body, offset: int) -> int:
         """How many bytes to pass over, since they are in the draft already."""
         if body.status == 200:  # noqa: PLR2004 - upstream can't resume, or has other bytes now
-            if self.file.digest is None:
+            if self.file.digest is None or body.length not in (None, self._content.total):
                 raise Truncated("upstream's body ended early and could not be resumed")
             return offset
         unit, _, rest = body.header("content-range").partition(" ")
@@ -243,8 +250,7 @@ class _Receiver(Protocol):
 
     def _fail(self, error: Exception) -> None:
         self._error = self._error or error
-        if self.transport is not None:
-            self.transport.loseConnection()
+        hang_up(self)
 
     def _settle(self) -> None:
         """Once upstream has ended and the disk is done: say how."""
@@ -278,7 +284,8 @@ def _inflate(draft: Draft, file: PackageFile) -> None:
             read += len(block)
             while written <= limit and (data := decoder.decompress(block, _BLOCK)):
                 hasher.update(data)
-                written += os.write(fd, data)
+                write_at(fd, data, written)
+                written += len(data)
                 block = decoder.unconsumed_tail
         if hasher.hexdigest() != file.digest.hex:
             raise DigestMismatch("upstream's bytes are not what the index promised, as sent nor decoded")
@@ -311,6 +318,13 @@ class Fetches:
 
     def __len__(self) -> int:
         return len(self._running)
+
+    async def check(self) -> None:
+        """Raises StorageDown with a reason when no draft can be kept now."""
+        try:
+            await self._threads.run(self._drafts.probe)
+        except OSError as error:
+            raise storage_error(error, "drafts can't be written") from error
 
     def join(self, file: PackageFile) -> Content | None:
         """The content of this file while it is being fetched; to be closed by the caller."""

@@ -31,6 +31,7 @@ _MAX_SEGMENT = 255
 _MAX_KEY = 2048
 #: A slash, or an ASCII control character.
 _UNSAFE = re.compile(r"[/\x00-\x1f\x7f]")
+_HOST = re.compile(r"(?:[0-9a-zA-Z_][0-9a-zA-Z._-]*|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -101,7 +102,7 @@ def key_from_segments(segments: list[str]) -> str:
     """The key with these decoded segments: scheme, host, and the path. Raises ValueError as `key_of` does."""
     if len(segments) < 3 or segments[0] not in _DEFAULT_PORTS:  # noqa: PLR2004 - scheme, host and at least one more
         raise ValueError("a key has a scheme, a host and a path")
-    if not re.fullmatch(r"\[?[0-9a-zA-Z.:_-]+\]?", segments[1]):
+    if not _HOST.fullmatch(segments[1]):
         raise ValueError(f"not a host: {segments[1]!r}")
     quoted = [segments[0], segments[1].lower()]
     for segment in segments[2:]:

@@ -15,7 +15,7 @@ from attrs import evolve, frozen
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from mypypi.errors import CatalogDown, MyPyPiError, NotFound, UpstreamDown
+from mypypi.errors import CatalogDown, MyPyPiError, NotFound, UpstreamDown, UpstreamSilent
 from mypypi.hot import Hot, HotPages
 from mypypi.model import PackageFile, Page, PageId
 from mypypi.once import Once
@@ -31,6 +31,9 @@ _LOOK_AGAIN = 1.0
 #: Seconds after which a page that we hold is answered as it is, while upstream is still being asked: clients give up
 #: reading after 15 s or more (pip, poetry), and one that waits is a build that waits.
 STALE_AFTER = 3.0
+#: Seconds for which every page that we hold is answered as it is after upstream was silent for one of them: an install
+#: reads hundreds of pages, many of them one after another, and would wait for each.
+_SILENCE = 2.0
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
 _HOT_BYTES = 128 * 1024 * 1024
@@ -83,6 +86,7 @@ class Pages:
         self._failing = ""
         self._refreshing: Once[Page] = Once()
         self._pauses: dict[PageId, _Pause] = {}
+        self._silent_until = 0.0
 
     async def get(self, page: PageId) -> PageAnswer:
         """
@@ -96,8 +100,7 @@ class Pages:
         if held is None or held.missing:
             fresh = await self._refresh(page, held)
             return self._answer(fresh, "miss")
-        pause = self._pauses.get(page)
-        if pause is not None and self._clock.seconds() < pause.until:
+        if self._clock.seconds() < self._next_try(page):
             return self._answer(held, "")
         try:
             fresh = await self._in_time(self._refresh(page, held), held)
@@ -175,12 +178,16 @@ class Pages:
 
     async def _in_time(self, refresh: Deferred[Page], held: Page) -> Page:
         """The refreshed page, or the one that we hold where that takes long. The refresh goes on."""
-        late = self._clock.callLater(STALE_AFTER, refresh.callback, held)
+        late = self._clock.callLater(STALE_AFTER, self._late, refresh, held)
         try:
             return await refresh
         finally:
             if late.active():
                 late.cancel()
+
+    def _late(self, refresh: Deferred[Page], held: Page) -> None:
+        self._silent()
+        refresh.callback(held)
 
     def _refresh(self, page: PageId, held: Page | None) -> Deferred[Page]:
         return self._refreshing.run(page, lambda: self._ask_upstream(page, held))
@@ -248,22 +255,35 @@ class Pages:
         if not self._failing:
             self.log.warn("upstream fails, serving what is here: {page}: {why}", page=str(page), why=error)
         self._failing = str(error)
+        if isinstance(error, UpstreamSilent):
+            self._silent()
         if held is not None:
             before = self._pauses.get(page)
             failures = before.failures + 1 if before is not None else 1
             length = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (failures - 1)) * random.uniform(0.75, 1.25)  # noqa: S311
             self._pauses[page] = _Pause(failures, self._clock.seconds() + length)
 
+    def _silent(self) -> None:
+        self._silent_until = self._clock.seconds() + _SILENCE
+
+    def _next_try(self, page: PageId) -> float:
+        """Until then, nobody asks upstream for a page that we hold."""
+        pause = self._pauses.get(page)
+        return max(self._silent_until, pause.until if pause is not None else 0.0)
+
     def _worked(self, page: PageId) -> None:
         self._pauses.pop(page, None)
+        self._silent_until = 0.0
         if self._failing:
             self._failing = ""
             self.log.info("upstream answers again")
 
 
 def _doubted(page: Page) -> Page:
-    """The page as something to fall back on, to be taken in anew as soon as upstream answers."""
-    return evolve(page, checked_at=0.0, upstream_etag="", upstream_modified="", source="")
+    """The page as something to fall back on, to be taken in anew as soon as upstream answers. It has a version of its
+    own, so that whoever holds the page doubts it too, and nobody takes it for what the catalog may have lost."""
+    version = f"doubted-{page.version.removeprefix('doubted-')}"
+    return evolve(page, checked_at=0.0, upstream_etag="", upstream_modified="", source="", version=version)
 
 
 def _digest(data: bytes) -> str:

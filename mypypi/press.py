@@ -87,7 +87,7 @@ def press_in_child(
             timeout=_CHILD_SECONDS,
             check=True,
         )
-    except subprocess.SubprocessError as error:
+    except (subprocess.SubprocessError, OSError) as error:
         raise UpstreamBroken(f"the page {page} could not be taken in: {error}") from error
     trouble, printed = msgspec.msgpack.decode(child.stdout, type=tuple[str, Printed])
     if trouble:

@@ -15,7 +15,7 @@ from twisted.internet.defer import TimeoutError as WaitedTooLong
 from twisted.logger import Logger
 
 from mypypi.content import Content
-from mypypi.errors import CatalogDown, MyPyPiError, NotFound, NotYet, StorageDown
+from mypypi.errors import CatalogDown, MyPyPiError, NotFound, NotYet, StorageDown, UpstreamDown
 from mypypi.model import Digest, PackageFile, PageId, StoredFile
 from mypypi.storage.disk import storage_error
 
@@ -152,11 +152,14 @@ class Proxy:
             file = await self._listed_by_held(page, link)
             if file is not None:
                 return file
+        stray = await self._stray(link)
+        return await self._listed_by_held(stray, link) if stray is not None else None
+
+    async def _stray(self, link: str) -> PageId | None:
         try:
-            stray = await self._catalog.stray(link)
+            return await self._catalog.stray(link)
         except CatalogDown:
             return None
-        return await self._listed_by_held(stray, link) if stray is not None else None
 
     async def _listed_by_held(self, page: PageId, link: str) -> PackageFile | None:
         held = await self.pages.held(page)
@@ -178,6 +181,8 @@ class Proxy:
             file = (await self.pages.listing(answer.page)).get(link)
             if file is not None:
                 return file
+            if answer.ttl <= 0:  # upstream may list it by now, and can't be asked
+                trouble = UpstreamDown("upstream can't be asked now whether it has this file")
         raise trouble
 
     async def _cold(self, file: PackageFile) -> FileAnswer:
@@ -236,7 +241,8 @@ class Proxy:
 
     async def _not_there(self, file: PackageFile) -> None:
         """A page advertises what upstream does not have: it is taken in anew, without it where that can be."""
-        for page in self._ecosystem.pages_for(file.link):
+        stray = await self._stray(file.link)
+        for page in (*self._ecosystem.pages_for(file.link), *([stray] if stray is not None else [])):
             await self.pages.withhold(page, file.link)
 
     def _in_trouble(self, why: str) -> None:

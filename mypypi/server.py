@@ -95,7 +95,12 @@ def make_resource(settings: Settings, parts: Parts, reactor: Any) -> IResource:
         Files(proxy, parts.upstream, parts.disk_threads, reactor),
         parts.upstream,
     )
-    health = Health({"redis": parts.catalog.check, "storage": parts.storage.check, "upstream": pages.check})
+
+    async def check_storage() -> None:
+        await parts.storage.check()
+        await fetches.check()
+
+    health = Health({"redis": parts.catalog.check, "storage": check_storage, "upstream": pages.check})
     trunk = _Trunk(routes.app.resource(), OperatorRoutes(health).app.resource())
     return Gate(trunk, routes.methods, scoped=ecosystem.scoped)
 

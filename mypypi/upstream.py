@@ -6,8 +6,8 @@ know what a page or a package is, nor who asked.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -21,10 +21,11 @@ from twisted.web.client import Agent, HTTPConnectionPool, ResponseDone, _HTTP11C
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IResponse
+from werkzeug.http import parse_date
 from zope.interface import implementer
 
 from mypypi import __version__
-from mypypi.errors import NotFound, UpstreamBroken, UpstreamDown, UpstreamRefused
+from mypypi.errors import NotFound, UpstreamBroken, UpstreamDown, UpstreamRefused, UpstreamSilent
 from mypypi.model import Source
 
 if TYPE_CHECKING:
@@ -69,12 +70,13 @@ class Body:
     _response: IResponse
     _closed: Callable[[], None]
     _open: bool = field(default=True, init=False)
+    _delivered: bool = field(default=False, init=False)
 
     @property
     def length(self) -> int | None:
-        """Content-Length of this answer's body in bytes, where upstream gives one that can be one."""
-        value = self.header("content-length")
-        return int(value) if value.isascii() and value.isdigit() else None
+        """Content-Length of the body in bytes, where upstream gives one; Twisted takes it out of the headers."""
+        length = self._response.length
+        return length if isinstance(length, int) else None
 
     @property
     def encoding(self) -> str:
@@ -84,16 +86,19 @@ class Body:
 
     def header(self, name: str) -> str:
         """A header's first value; empty where there is none."""
-        return (self.headers.getRawHeaders(name) or [""])[0].strip()
+        return _first(self.headers, name)
 
     def deliver(self, receiver: Protocol) -> None:
         """Hand the body's bytes to this protocol, undecoded."""
+        self._delivered = True
         self._response.deliverBody(receiver)
 
     def close(self) -> None:
         """Say that no more of the body is wanted, or that it has come. May be called more than once."""
         if self._open:
             self._open = False
+            if not self._delivered:
+                self.deliver(_Nobody())  # or the connection would wait for a receiver for ever
             self._closed()
 
 
@@ -107,11 +112,15 @@ class Credentials:
 
 @implementer(IAgent)
 @define
-class _Plain:
-    """Innermost agent for files: asks for identity, whatever treq adds, and hides an encoding that came all the same
-    from treq, which would decode it and lose the length."""
+class _Undecoded:
+    """
+    Innermost agent: asks for this encoding, whatever treq adds, and hides the one that comes from treq.
+
+    treq would decode it, lose the length, and take what is left of a damaged or truncated gzip for all of it.
+    """
 
     agent: IAgent
+    encoding: str
 
     def request(
         self,
@@ -121,7 +130,7 @@ class _Plain:
         bodyProducer: IBodyProducer | None = None,  # noqa: N803 - the interface's name
     ) -> Deferred[IResponse]:
         headers = Headers() if headers is None else headers.copy()
-        headers.setRawHeaders("accept-encoding", ["identity"])
+        headers.setRawHeaders("accept-encoding", [self.encoding])
 
         def hide(response: IResponse) -> IResponse:
             encodings = response.headers.getRawHeaders("content-encoding")
@@ -172,8 +181,8 @@ class Upstream:
             self._pool = _QuietPool(reactor)
             self._pool.maxPersistentPerHost = concurrency
             agent = Agent(reactor, connectTimeout=timeout, pool=self._pool)
-        self._pages = HTTPClient(agent)
-        self._files = HTTPClient(_Plain(agent))
+        self._pages = HTTPClient(_Undecoded(agent, "gzip"))
+        self._files = HTTPClient(_Undecoded(agent, "identity"))
 
     def needs_credentials(self, url: str) -> bool:
         """Whether a client that is sent to this URL would lack what we have."""
@@ -193,11 +202,7 @@ class Upstream:
         body = await self._request(self._pages, self.url + path, headers)
         try:
             if body.status == 304:  # noqa: PLR2004 - not modified
-                if etag or modified:
-                    return PageAnswer(None, etag, modified)
-                raise UpstreamBroken("upstream says that a page is not modified, which nobody asked")
-            if body.header("content-encoding"):
-                raise UpstreamBroken("upstream sends a page in an encoding that nobody asked for")
+                return PageAnswer(None, etag, modified)
             content = await self._collect(body)
         finally:
             body.close()
@@ -223,7 +228,7 @@ class Upstream:
             response = await self._ask(self._pages, self.url + target, dict(headers), method, content)
             body = Body(response.code, response.headers, self.url, response, _nothing)
             if response.code in _REDIRECT_STATUSES:
-                _discard(response)
+                self._discard(response)
                 raise UpstreamBroken("upstream redirects what can't be asked elsewhere")
             return Passed(response.code, _first_values(response.headers), await self._collect(body, _LARGEST_PASSED))
         finally:
@@ -241,7 +246,7 @@ class Upstream:
             for _ in range(_REDIRECTS + 1):
                 response = await self._ask(client, url, headers)
                 if response.code not in _REDIRECT_STATUSES:
-                    self._check_status(response)
+                    self._check_status(response, headers)
                     return Body(response.code, response.headers, url, response, self._slots.release)
                 url = self._redirect_target(url, response)
             raise UpstreamBroken("upstream redirects in circles")
@@ -255,30 +260,33 @@ class Upstream:
         auth = None
         if self._credentials is not None and self.needs_credentials(url):
             auth = (self._credentials.username.encode(), self._credentials.password.encode())
-        request = client.request(
-            method,
-            url,
-            data=content or None,
-            headers=Headers({name: [value] for name, value in {"User-Agent": _USER_AGENT, **headers}.items()}),
-            auth=auth,
-            allow_redirects=False,
-            unbuffered=True,
-            reactor=self._reactor,
-            timeout=self.timeout,
-        )
+        fields = {"User-Agent": _USER_AGENT, **headers}
         try:
-            response: IResponse = (await request).original
-        except CancelledError:
-            raise UpstreamDown(f"upstream did not answer within {self.timeout:g} seconds") from None
+            answer = await client.request(
+                method,
+                url,
+                data=content or None,
+                headers=Headers({name.encode(): [value.encode("latin-1")] for name, value in fields.items()}),
+                auth=auth,
+                allow_redirects=False,
+                unbuffered=True,
+                reactor=self._reactor,
+                timeout=self.timeout,
+            )
         except Exception as error:
-            raise UpstreamDown(f"upstream can't be reached: {_reason(error)}") from error
+            cause = _cause(error)
+            if isinstance(cause, CancelledError):
+                raise UpstreamSilent(f"upstream did not answer within {self.timeout:g} seconds") from None
+            raise UpstreamSilent(f"upstream can't be reached: {_reason(cause)}") from error
+        response: IResponse = answer.original
         return response
 
-    def _check_status(self, response: IResponse) -> None:
+    def _check_status(self, response: IResponse, asked: Mapping[str, str]) -> None:
         status = response.code
-        if status in (200, 206, 304):
+        confirms = status == 304 and not asked.keys().isdisjoint(("If-None-Match", "If-Modified-Since"))  # noqa: PLR2004
+        if status == 200 or (status == 206 and "Range" in asked) or confirms:  # noqa: PLR2004 - whole, or what was asked
             return
-        _discard(response)
+        self._discard(response)
         if status in (404, 410):
             raise NotFound("upstream does not have this")
         if status in (401, 403, 407):
@@ -288,36 +296,76 @@ class Upstream:
         raise UpstreamBroken(f"upstream answered {status}")
 
     def _redirect_target(self, url: str, response: IResponse) -> str:
-        _discard(response)
-        location = (response.headers.getRawHeaders("location") or [""])[0]
-        target: str = urljoin(url, location)
-        parts = urlsplit(target)
-        downgrade = urlsplit(url).scheme == "https" and parts.scheme != "https"
-        if not location or parts.scheme not in ("http", "https") or not parts.hostname or downgrade:
+        self._discard(response)
+        location = _first(response.headers, "location")
+        try:
+            target = urljoin(url, location)
+            scheme, host, _ = _origin(urlsplit(target))
+        except ValueError:
+            scheme, host = "", ""
+        downgrade = urlsplit(url).scheme == "https" and scheme != "https"
+        if not location or scheme not in ("http", "https") or not host or downgrade:
             raise UpstreamBroken("upstream redirects to where we do not go")
         return target
 
+    def _discard(self, response: IResponse) -> None:
+        """Read a short body off, so that its connection can be used again."""
+        response.deliverBody(_Sink(self._reactor, self.timeout))
+
     async def _collect(self, body: Body, largest: int = _LARGEST_PAGE) -> bytes:
-        collector = _Collector(self._reactor, self.timeout, largest)
+        """The whole body, decoded. Raises UpstreamDown, UpstreamBroken."""
+        if body.encoding not in ("", "gzip"):
+            raise UpstreamBroken("upstream sends a page in an encoding that nobody asked for")
+        collector = _Collector(self._reactor, self.timeout, largest, _Gunzip() if body.encoding else None)
         body.deliver(collector)
         return await collector.done
 
 
-class _Collector(Protocol):
-    """Takes in a page. Bounded in size, and in the length of each silence."""
+class _Gunzip:
+    """Decodes gzip (RFC 1952), whose checksum and end tell whether all of it came."""
 
-    def __init__(self, clock: Any, timeout: float, largest: int = _LARGEST_PAGE) -> None:
+    def __init__(self) -> None:
+        self._decoder = zlib.decompressobj(wbits=31)
+
+    def decode(self, data: bytes) -> bytes:
+        """What these bytes add. Raises zlib.error."""
+        decoded = self._decoder.decompress(data)
+        while self._decoder.unused_data:  # another member
+            data, self._decoder = self._decoder.unused_data, zlib.decompressobj(wbits=31)
+            decoded += self._decoder.decompress(data)
+        return decoded
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the end has come."""
+        return self._decoder.eof
+
+
+class _Collector(Protocol):
+    """Takes in a page, and decodes it. Bounded in size, and in the length of each silence."""
+
+    def __init__(
+        self, clock: Any, timeout: float, largest: int = _LARGEST_PAGE, decoder: _Gunzip | None = None
+    ) -> None:
         self.done: Deferred[bytes] = Deferred(lambda _: self._fail(UpstreamDown("the request was given up")))
         self._chunks: list[bytes] = []
         self._size = 0
         self._error: Exception | None = None
         self._timeout = timeout
         self._largest = largest
+        self._decoder = decoder
         self._silence = clock.callLater(timeout, self._stalled)
 
     def dataReceived(self, data: bytes) -> None:
         if self._silence.active():
             self._silence.reset(self._timeout)
+        if self._error is not None:
+            return
+        try:
+            data = data if self._decoder is None else self._decoder.decode(data)
+        except zlib.error:
+            self._fail(UpstreamBroken("upstream sends a page in gzip that is damaged"))
+            return
         self._chunks.append(data)
         self._size += len(data)
         if self._size > self._largest:
@@ -331,10 +379,12 @@ class _Collector(Protocol):
         content = b"".join(self._chunks)
         if self._error is not None:
             self.done.errback(self._error)
-        elif reason.check(ResponseDone) or (reason.check(PotentialDataLoss) and _has_an_end(content)):
-            self.done.callback(content)
-        else:
+        elif not reason.check(ResponseDone) and not (reason.check(PotentialDataLoss) and _has_an_end(content)):
             self.done.errback(UpstreamDown("upstream closed the connection in the middle of a page"))
+        elif self._decoder is not None and not self._decoder.is_whole:
+            self.done.errback(UpstreamBroken("upstream sends a page in gzip that ends early"))
+        else:
+            self.done.callback(content)
 
     def _stalled(self) -> None:
         self._fail(UpstreamDown(f"upstream stopped in the middle of a page for {self._timeout:g} seconds"))
@@ -342,8 +392,22 @@ class _Collector(Protocol):
     def _fail(self, error: Exception) -> None:
         self._error = error
         self._chunks.clear()
-        if self.transport is not None:
-            self.transport.loseConnection()
+        hang_up(self)
+
+
+def hang_up(receiver: Protocol) -> None:
+    """
+    Close the connection whose body goes to this receiver, now.
+
+    Over TLS, `loseConnection` would wait for the other side, which may be silent for good; `abortConnection` is hidden
+    by Twisted's proxy for the transport.
+    """
+    transport: Any = receiver.transport
+    abort = getattr(getattr(transport, "_producer", None), "abortConnection", None)
+    if abort is not None:
+        abort()
+    elif transport is not None:
+        transport.loseConnection()
 
 
 def _has_an_end(content: bytes) -> bool:
@@ -360,21 +424,31 @@ def _nothing() -> None:
     pass
 
 
-def _discard(response: IResponse) -> None:
-    """Read a short body off, so that its connection can be used again."""
-    response.deliverBody(_Sink())
+class _Nobody(Protocol):
+    """Wants no byte of a body, however short."""
 
-
-class _Sink(Protocol):
-    _room = 64 * 1024
-
-    def dataReceived(self, data: bytes) -> None:
-        self._room -= len(data)
-        if self._room < 0 and self.transport is not None:
-            self.transport.loseConnection()
+    def connectionMade(self) -> None:
+        hang_up(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         pass
+
+
+class _Sink(Protocol):
+    """Reads off a body that is short and comes soon."""
+
+    def __init__(self, clock: Any, timeout: float) -> None:
+        self._room = 64 * 1024
+        self._patience = clock.callLater(timeout, hang_up, self)
+
+    def dataReceived(self, data: bytes) -> None:
+        self._room -= len(data)
+        if self._room < 0:
+            hang_up(self)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self._patience.active():
+            self._patience.cancel()
 
 
 def _origin(parts: SplitResult) -> tuple[str, str, int]:
@@ -382,24 +456,30 @@ def _origin(parts: SplitResult) -> tuple[str, str, int]:
     return parts.scheme, parts.hostname or "", parts.port or default
 
 
+def _first(headers: Headers, name: str) -> str:
+    """A header's first value; empty where there is none. Any bytes are read (RFC 9110, section 5.5)."""
+    return (headers.getRawHeaders(name.encode()) or [b""])[0].decode("latin-1").strip()
+
+
 def _retry_after(response: IResponse, now: float) -> int:
     """Seconds from a Retry-After header in either of its forms (RFC 9110, section 10.2.3), within bounds."""
-    value = (response.headers.getRawHeaders("retry-after") or ["5"])[0].strip()
+    value = _first(response.headers, "retry-after")
+    date = parse_date(value)
     if value.isascii() and value.isdigit():
-        seconds = int(value)
+        seconds = int(value[:18])  # int() takes no more than some thousand digits
     else:
-        try:
-            seconds = int(parsedate_to_datetime(value).timestamp() - now)
-        except (ValueError, OverflowError):
-            seconds = 5
+        seconds = 5 if date is None else int(date.timestamp() - now)
     return max(1, min(seconds, _LONGEST_RETRY_AFTER))
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What made a request fail: Twisted wraps it where the request was already on its way."""
+    reasons: list[Failure] = getattr(error, "reasons", [])
+    return _cause(reasons[0].value) if reasons and reasons[0].value is not None else error
 
 
 def _reason(error: BaseException) -> str:
     """A short text for a failed request, without an address or a secret."""
-    reasons: list[Failure] = getattr(error, "reasons", [])
-    if reasons and reasons[0].value is not None:
-        return _reason(reasons[0].value)
     if isinstance(error, ConnectionClosed):
         return "it closed the connection"
     words = (type(error).__doc__ or type(error).__name__).strip().splitlines()[0]

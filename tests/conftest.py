@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
 
+from tests.kinds import Kind
 from tests.rig.daemon import Daemon
 from tests.rig.index import FakeIndex
+from tests.site import Site
 
 #: Starts a `Daemon` as that class is made, with the data directory and the upstream filled in where they are not given.
 DaemonFactory = Callable[..., Daemon]
+
+#: Sites by their kind, upstream's credentials, and settings without their prefix: ``sites(kind, CACHE_TIME="0")``.
+Sites = Callable[..., Site]
+
+#: Characters of a shared daemon's log that a test which fails shows.
+_SHOWN = 8000
 
 
 @pytest.fixture
@@ -22,21 +31,19 @@ def index() -> Iterator[FakeIndex]:
         yield fresh
 
 
-@pytest.fixture
-def daemon_factory(index: FakeIndex, tmp_path: Path) -> Iterator[DaemonFactory]:
+@contextmanager
+def daemons(upstream_url: str, data: Path) -> Iterator[DaemonFactory]:
     """
-    Starts daemons before `index`: ``daemon_factory("mypypi", env={"WORKERS": "2"})``.
+    Starts daemons before this upstream: ``start("mypypi", env={"WORKERS": "2"})``.
 
     All share one data directory where they are not given their own. At the end they are stopped, and none may have
     logged what nobody handled.
     """
     started: list[Daemon] = []
 
-    def start(
-        plugin: str = "mypypi", data: Path | None = None, env: dict[str, str] | None = None, **more: object
-    ) -> Daemon:
-        upstream = {"MYPYPI_UPSTREAM_URL": index.url}
-        daemon = Daemon(plugin, data or tmp_path / "data", upstream | (env or {}), **more)  # type: ignore[arg-type]
+    def start(plugin: str = "mypypi", data: Path = data, env: dict[str, str] | None = None, **more: object) -> Daemon:
+        upstream = {"MYPYPI_UPSTREAM_URL": upstream_url}
+        daemon = Daemon(plugin, data, upstream | (env or {}), **more)  # type: ignore[arg-type]
         started.append(daemon.start())
         return daemon
 
@@ -48,3 +55,37 @@ def daemon_factory(index: FakeIndex, tmp_path: Path) -> Iterator[DaemonFactory]:
             ending.callback(daemon.stop)
     for daemon in started:
         assert daemon.complaints == [], daemon.log
+
+
+@pytest.fixture
+def daemon_factory(index: FakeIndex, tmp_path: Path) -> Iterator[DaemonFactory]:
+    """As `daemons`, before `index`."""
+    with daemons(index.url, tmp_path / "data") as start:
+        yield start
+
+
+@pytest.fixture(scope="class")
+def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sites]:
+    """The sites of a class of tests, each started when it is first asked for, and the same one ever after."""
+    with ExitStack() as ending:
+
+        @cache
+        def make(kind: Kind, auth: tuple[str, str] | None = None, **settings: str) -> Site:
+            upstream = ending.enter_context(kind.upstream(auth=auth))
+            data = tmp_path_factory.mktemp("site") / "data"
+            start = ending.enter_context(daemons(upstream.url, data))
+            if auth is not None:
+                settings |= {"UPSTREAM_USERNAME": auth[0], "UPSTREAM_PASSWORD": auth[1]}
+            env = {f"MYPYPI_{name}": value for name, value in {"PACKAGE_TYPE": kind.package_type, **settings}.items()}
+            return Site(kind, upstream, data, partial(start, env=env))
+
+        yield make
+
+
+@pytest.fixture
+def site(sites: Sites, request: pytest.FixtureRequest) -> Iterator[Site]:
+    """The site of this class with the settings as they are by default."""
+    site = sites(request.cls.kind)
+    yield site
+    site.upstream.mend()
+    print(site.daemon.log[-_SHOWN:])  # noqa: T201 - pytest shows it when the test fails

@@ -25,6 +25,7 @@ from tests.rig.faults import (
     Gate,
     Gzipped,
     Hang,
+    Instead,
     Redirect,
     Stall,
     Status,
@@ -34,7 +35,7 @@ from tests.rig.faults import (
     WrongLength,
 )
 from tests.rig.host import FileHost
-from tests.rig.http import Answer, SlowReader, get, head, parallel, raw
+from tests.rig.http import Answer, SlowReader, eventually, get, head, parallel, raw
 from tests.rig.index import FakeIndex
 from tests.rig.packages import Artifact, make_sdist, make_wheel
 from tests.rig.pages import HTML, JSON
@@ -272,6 +273,8 @@ class TestFaults:
             (Unsized(), (200, WHEEL.content, True)),
             (Unsized(chunked=False), (200, WHEEL.content, True)),
             (Status(503), (503, b"Service Unavailable", True)),
+            (Status(304), (304, b"", True)),
+            (Instead(b"other"), (200, b"other", True)),
             (Trickle(rate=1e6, piece=1000), (200, WHEEL.content, True)),
         ],
         ids=lambda value: type(value).__name__ if isinstance(value, Fault) else "",
@@ -365,6 +368,18 @@ class TestFaults:
         index.wait_for(lambda: index.requests[0].done)
         assert index.requests[0].broken
         assert index.requests[0].sent < big.size
+
+
+class TestWaiting:
+    def test_what_comes_eventually_is_waited_for(self) -> None:
+        """And returned, however often it takes."""
+        numbers = iter(range(10))
+        assert eventually(lambda: next(numbers), lambda number: number == 3) == 3
+
+    def test_what_never_comes_ends_the_test(self) -> None:
+        """Saying what came instead."""
+        with pytest.raises(AssertionError, match="the last answer was 1"):
+            eventually(lambda: 1, lambda number: number == 2, timeout=0.05)
 
 
 class TestClient:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from ipaddress import ip_network
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -38,6 +39,7 @@ TAKEN: dict[str, tuple[str, object]] = {
     "MYPYPI_MODE": ("worker", "worker"),
     "MYPYPI_LISTEN": ("unix:/run/mypypi.sock:mode=660", "unix:/run/mypypi.sock:mode=660"),
     "MYPYPI_PUBLIC_URL": ("https://cache.example/python/", "https://cache.example/python"),
+    "MYPYPI_TRUSTED_PROXIES": ("127.0.0.1, 10.0.0.0/8", (ip_network("127.0.0.1"), ip_network("10.0.0.0/8"))),
     "MYPYPI_COLD_FILES": ("redirect", "redirect"),
     "MYPYPI_STRICT_WAIT": ("14", 14),
     "MYPYPI_NEGATIVE_CACHE_TIME": ("5", 5),

@@ -40,8 +40,8 @@ _INSTALL_SCRIPTS = ("preinstall", "install", "postinstall")
 #: Legacy names may have capitals and a few characters that new ones may not; none is unsafe in a path.
 _NAME = re.compile(r"(?:@[A-Za-z0-9\-._~!'()*]+/)?[A-Za-z0-9\-._~!'()*]+")
 _LONGEST_NAME = 214
-#: A member named "tarball". Inside a JSON string its quotes would be escaped, so it can't be mistaken for one.
-_TARBALL = re.compile(rb'("tarball"\s*:\s*)"((?:[^"\\]|\\.)*)"')
+#: A member named "tarball". Inside a JSON string its first quote would be escaped, so it can't be mistaken for one.
+_TARBALL = re.compile(rb'((?<!\\)"tarball"\s*:\s*)"((?:[^"\\]|\\.)*)"')
 #: An escaped backslash or a pair of surrogates, to be kept; else half a pair, which the parser would refuse.
 _SURROGATES = re.compile(
     rb"(\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
@@ -181,8 +181,8 @@ def _take_dist(
     """
     if not isinstance(dist.tarball, str):
         return
-    url = urljoin(base, dist.tarball)
     try:
+        url = urljoin(base, dist.tarball)
         key_of(url)
     except ValueError:
         return

@@ -1,9 +1,10 @@
 """Package files in a directory tree that reads without Redis.
 
-A key is a directory; the file in it is named by the digest that was checked before it was put there:
-``https/files.example/a/b/flask-3.1.whl/sha256-9fd…``. So its size and digest are known by looking, other bytes behind
-the same URL lie beside it only for an instant, and a process that is killed leaves nothing half-done: a file appears
-by a rename. Knows keys and digests. Must never know packages, pages, or a request.
+A key is a directory; the file in it is named by the digest that was checked before it was put there, and its size:
+``https/files.example/a/b/flask-3.1.whl/sha256-9fd….101817``. So both are known by looking, and a file that has lost
+its end is not taken for whole. Other bytes behind the same URL lie beside it only for an instant, and a process that is
+killed leaves nothing half-done: a file appears by a rename. Knows keys and digests. Must never know packages, pages, or
+a request.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class DiskStorage:
 
     async def commit(self, key: str, draft: Path, digest: Digest) -> StoredFile:
         try:
-            await self._threads.run(self._move, self._directory / key, draft, str(digest))
+            await self._threads.run(self._move, self._directory / key, draft, digest)
         except OSError as error:
             raise storage_error(error, "a file could not be kept") from error
         stored = self._look(key)
@@ -72,13 +73,14 @@ class DiskStorage:
         directory = self._directory / key
         try:
             for name in os.listdir(directory):
-                digest = _digest_or_none(name)
-                if digest is None:
+                kept = _kept(name)
+                if kept is None:
                     continue
                 path = directory / name
                 status = path.stat()
-                if stat.S_ISREG(status.st_mode):  # and not the directory of a key below this one
-                    return StoredFile(key, status.st_size, digest, path)
+                digest, size = kept
+                if stat.S_ISREG(status.st_mode) and status.st_size == size:  # and not the directory of a key below
+                    return StoredFile(key, size, digest, path)
         except (FileNotFoundError, NotADirectoryError):
             pass
         except OSError as error:
@@ -86,21 +88,22 @@ class DiskStorage:
         return None
 
     @staticmethod
-    def _move(directory: Path, draft: Path, name: str) -> None:
+    def _move(directory: Path, draft: Path, digest: Digest) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         _sync(draft)
+        name = f"{digest}.{draft.stat().st_size}"
         try:
             draft.replace(directory / name)
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
             _copy_across(draft, directory / name)
-        _remove_digests(directory, but=name)
+        _remove_kept(directory, but=name)
 
     @staticmethod
     def _remove(directory: Path) -> None:
         if directory.is_dir():
-            _remove_digests(directory, but=None)
+            _remove_kept(directory, but=None)
 
     def _probe(self) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -108,16 +111,18 @@ class DiskStorage:
             probe.write(b"can be written")
 
 
-def _digest_or_none(name: str) -> Digest | None:
+def _kept(name: str) -> tuple[Digest, int] | None:
+    """The digest and the size that the name of a stored file gives; None for what is no stored file."""
+    digest, _, size = name.partition(".")
     try:
-        return Digest.parse(name)
+        return Digest.parse(digest), int(size)
     except ValueError:
         return None
 
 
-def _remove_digests(directory: Path, *, but: str | None) -> None:
+def _remove_kept(directory: Path, *, but: str | None) -> None:
     for name in os.listdir(directory):
-        if name != but and _digest_or_none(name) is not None and (directory / name).is_file():
+        if name != but and _kept(name) is not None and (directory / name).is_file():
             (directory / name).unlink(missing_ok=True)
 
 

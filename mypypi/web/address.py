@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Network = IPv4Network | IPv6Network
 
 _HOST = re.compile(r"[A-Za-z0-9.\-_]+(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](?::[0-9]{1,5})?")
-_PREFIX = re.compile(r"(?:/[A-Za-z0-9.\-_~]+)*")
+_PREFIX = re.compile(r"(?:/(?!\.\.?(?:/|$))[A-Za-z0-9.\-_~]+)*")
 
 
 @frozen
@@ -40,7 +40,7 @@ class Addresses:
         if self._is_trusted(request):
             told = _told(request)
             scheme, host, prefix = told.get("proto", scheme), told.get("host", host), told.get("prefix", "")
-        prefix = prefix.rstrip("/")
+        scheme, prefix = scheme.lower(), prefix.rstrip("/")
         if scheme not in ("http", "https") or not _HOST.fullmatch(host) or not _PREFIX.fullmatch(prefix):
             raise BadRequest("the Host header, or what a proxy forwards of it, is not an address")
         return f"{scheme}://{host}{prefix}"
@@ -52,6 +52,7 @@ class Addresses:
             peer = ip_address(getattr(request.getClientAddress(), "host", ""))
         except ValueError:
             return True  # a unix socket: whoever may open it is as good as named
+        peer = getattr(peer, "ipv4_mapped", None) or peer  # as a socket for both versions of IP says it
         return any(peer in network for network in self.trusted)
 
 

@@ -1,6 +1,7 @@
 """Reads what a client says of the answers it takes: types, encodings, etags, ranges. Pure: strings in, values out.
 
-Parsing is Werkzeug's; what it lets pass that no client means is refused here.
+Parsing is Werkzeug's, but for ranges; what it lets pass that no client means is refused here. An expression has one way
+to match, so that no header can make it take long.
 """
 
 from __future__ import annotations
@@ -9,13 +10,18 @@ import re
 from collections.abc import Mapping, Sequence
 
 from werkzeug.datastructures import MIMEAccept
-from werkzeug.http import parse_accept_header, parse_etags, parse_range_header
+from werkzeug.http import parse_accept_header, parse_etags
 
 from mypypi.errors import BadRequest, MyPyPiError, NotAcceptable
 
 #: entity-tag of RFC 9110, section 8.8.3, and a list of them.
 _ETAG = r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"'
-_ETAGS = re.compile(rf"\s*(?:\*|{_ETAG}(?:\s*,\s*(?:{_ETAG})?)*)\s*")
+_ETAGS = re.compile(rf"\s*(?:\*\s*|{_ETAG}\s*(?:,\s*(?:{_ETAG}\s*)?)*)")
+#: ranges-specifier of RFC 9110, section 14.1.1, for bytes: parts in any order, some of which may overlap, which
+#: Werkzeug's parser refuses. int() takes no more than some thousand digits.
+_RANGE = re.compile("([0-9]{0,99})-([0-9]{0,99})")
+_PART = "(?:[0-9]{1,99}-[0-9]{0,99}|-[0-9]{1,99})"
+_RANGES = re.compile(rf"\s*bytes\s*=[\s,]*{_PART}\s*(?:,\s*(?:{_PART}\s*)?)*", re.IGNORECASE)
 #: A request for more parts than this is somebody's mistake; it is answered with the whole (RFC 9110, section 14.2).
 _MOST_RANGES = 32
 
@@ -75,19 +81,23 @@ def ranges_of(header: str | None, total: int) -> list[tuple[int, int]] | None:
     """
     if header is None or not header.strip().lower().startswith("bytes"):
         return None  # a unit that we do not know is to be ignored (RFC 9110, section 14.2)
-    parsed = parse_range_header(header.strip())
-    if parsed is None or not parsed.ranges:
+    if not _RANGES.fullmatch(header):
         raise BadRequest("Range is not a list of byte ranges, such as bytes=0-499 or bytes=-500")
-    if len(parsed.ranges) > _MOST_RANGES:
+    asked = _RANGE.findall(header)
+    if len(asked) > _MOST_RANGES:
         return None
     parts = []
-    for first, stop in parsed.ranges:
-        start = max(0, total + first) if first < 0 else first
-        end = total if stop is None else min(stop, total)
-        if start < end:
-            parts.append((start, end))
+    for first, last in asked:
+        if first and last and int(first) > int(last):
+            raise BadRequest("Range has a part whose end comes before its start")
+        start = int(first) if first else max(0, total - int(last))
+        stop = min(int(last) + 1, total) if first and last else total
+        if start < stop:
+            parts.append((start, stop))
     if not parts:
         raise Unsatisfiable(total)
+    if sum(stop - start for start, stop in parts) > total:
+        return None  # parts that overlap could be asked for to make much out of little (RFC 9110, section 17.15)
     return parts
 
 

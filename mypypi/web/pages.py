@@ -65,8 +65,7 @@ class PageResponses:
         form = answer.page.forms[offered[media_type]]
         if form.based or cut is not None:
             form = await self._derive(form, self._addresses.base(request) if form.based else "", cut)
-        charset = "; charset=utf-8" if media_type == "text/html" else ""
-        request.setHeader(b"content-type", (media_type + charset).encode())
+        request.setHeader(b"content-type", _content_type(media_type).encode())
         _set_freshness(request, answer)
         if answer.page.modified:
             request.setHeader(b"last-modified", answer.page.modified.encode())
@@ -107,6 +106,11 @@ def _wanted(request: Request) -> str | None:
         return str(wanted[0].decode("latin-1"))
     header: str | None = request.getHeader("accept")
     return header
+
+
+def _content_type(media_type: str) -> str:
+    """Whoever asks for the latest version is told which one it is (PEP 691, "Version + Format Selection")."""
+    return "text/html; charset=utf-8" if media_type == "text/html" else media_type.replace(".latest+", ".v1+")
 
 
 def _set_freshness(request: Request, answer: PageAnswer) -> None:

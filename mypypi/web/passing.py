@@ -19,6 +19,7 @@ from zope.interface import implementer
 from mypypi.content import HELD_BACK
 from mypypi.errors import UpstreamBroken
 from mypypi.model import Digest, PackageFile
+from mypypi.upstream import hang_up
 from mypypi.web.reader import abort
 
 if TYPE_CHECKING:
@@ -103,5 +104,4 @@ class _Passing(Protocol):
     def stopProducing(self) -> None:
         if self._silence.active():
             self._silence.cancel()
-        if self.transport is not None:
-            self.transport.loseConnection()
+        hang_up(self)

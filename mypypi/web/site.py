@@ -24,11 +24,11 @@ class Channel(HTTPChannel):
     """An HTTP/1.1 connection that says what was wrong with a request it can't read."""
 
     def lineLengthExceeded(self, line: bytes) -> None:
-        """A line, or all headers together, is longer than is read (16 KiB)."""
-        self.refuse(b"431 Request Header Fields Too Large", b"the request line or a header is too long")
+        """A line, or all headers together, is longer than is read (16 KiB), or there are more headers (500)."""
+        self.refuse(b"431 Request Header Fields Too Large", b"the request line or the headers are too long")
 
     def _respondToBadRequestAndDisconnect(self) -> None:
-        if self._receivedHeaderSize > self.totalHeadersSize:
+        if self._receivedHeaderSize > self.totalHeadersSize or self._receivedHeaderCount > self.maxHeaders:
             self.lineLengthExceeded(b"")
         else:
             self.refuse(b"400 Bad Request", b"this is not an HTTP request")

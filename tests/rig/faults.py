@@ -7,7 +7,7 @@ lets it go. A fault counts itself as served only when the client really met it.
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from threading import Condition
 
 from attrs import define, evolve, field
@@ -139,6 +139,19 @@ class WrongBytes(Fault):
 
 
 @define(eq=False)
+class Instead(Fault):
+    """Sends this body in place of the right one, with these headers added."""
+
+    body: bytes
+    headers: Mapping[str, str] = field(factory=dict)
+
+    def serve(self, reply: Reply, wire: Wire) -> None:
+        wire.head(evolve(reply, headers={**reply.headers, "Content-Length": str(len(self.body)), **self.headers}))
+        self._happened()  # here, since a client may have seen enough
+        wire.body(self.body)
+
+
+@define(eq=False)
 class Status(Fault):
     """Answers with this status. `retry_after` is in seconds, or an HTTP date."""
 
@@ -147,7 +160,8 @@ class Status(Fault):
 
     def serve(self, reply: Reply, wire: Wire) -> None:
         wait = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
-        wire.reply(Reply.text(self.code, headers=wait))
+        bodiless = self.code in (204, 304)
+        wire.reply(Reply(self.code, wait) if bodiless else Reply.text(self.code, headers=wait))
         self._happened()
 
 

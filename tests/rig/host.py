@@ -14,6 +14,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
 from email.message import Message
+from email.utils import parsedate_to_datetime
 from threading import Condition, RLock
 from typing import TypeVar
 from urllib.parse import unquote
@@ -37,8 +38,9 @@ class Served:
 
 
 def matches(prefix: str, path: str) -> bool:
-    """True when the path begins so; but a file's own path does not stand for its ``.metadata`` as well."""
-    return path.startswith(prefix) and (not path.endswith(".metadata") or prefix.endswith((".metadata", "/")))
+    """True for the very path, and for all below it where it ends with a slash: a wheel's path stands for itself, and
+    not for its ``.metadata`` as well, nor a package's page for its tarballs."""
+    return path == prefix or (prefix.endswith("/") and path.startswith(prefix))
 
 
 class FileHost:
@@ -123,12 +125,12 @@ class FileHost:
     # What it saw
 
     def seen(self, prefix: str) -> list[Request]:
-        """The requests for this path prefix (see `matches`), in order of arrival."""
+        """The requests for this path, or those below it (see `matches`), in order of arrival."""
         with self.changed:
             return [request for request in self.requests if matches(prefix, request.path)]
 
     def count(self, prefix: str) -> int:
-        """How many requests came for this path prefix."""
+        """How many requests came for this path, or below it."""
         return len(self.seen(prefix))
 
     def wait_for(self, predicate: Callable[[], bool], timeout: float = BOUND) -> None:
@@ -144,7 +146,7 @@ class FileHost:
     # How it misbehaves
 
     def fault(self, prefix: str, fault: FaultT, times: int | None = None) -> FaultT:
-        """Misbehave so for the next `times` requests (None: for all) whose path begins with this (see `matches`)."""
+        """Misbehave so for the next `times` requests (None: for all) for this path, or below it (see `matches`)."""
         with self.changed:
             self._faults.append((prefix, fault, times))
             self._all_faults.append(fault)
@@ -261,6 +263,22 @@ def compressed(request: Request, reply: Reply) -> Reply:
     if "ETag" in headers:
         headers["ETag"] = headers["ETag"][:-1] + '-gzip"'
     return evolve(reply, headers=headers, body=body)
+
+
+def unless_known(request: Request, reply: Reply) -> Reply:
+    """304 where the client says, by etag or else by date, that it has it (RFC 9110, section 13.2.2)."""
+    named, since = request.headers.get("If-None-Match"), request.headers.get("If-Modified-Since")
+    if named is not None:
+        known = {tag.strip().removeprefix("W/") for tag in named.split(",")}
+        has_it = not known.isdisjoint({reply.headers["ETag"], "*"})
+    else:
+        modified = reply.headers.get("Last-Modified")
+        dated = since is not None and modified is not None
+        has_it = dated and parsedate_to_datetime(since) >= parsedate_to_datetime(modified)
+    if not has_it:
+        return reply
+    kept = ("ETag", "Last-Modified", "Cache-Control", "Vary")
+    return Reply(304, {name: reply.headers[name] for name in kept if name in reply.headers})
 
 
 def _ranged(request: Request, reply: Reply) -> Reply:

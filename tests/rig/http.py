@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import socket
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from email.message import Message
@@ -26,6 +27,8 @@ T = TypeVar("T")
 #: Small, so that the kernel does not take in a whole body for a client that does not read it; bytes.
 _SLOW_BUFFER = 16 * 1024
 _PIECE = 64 * 1024
+#: Seconds between two looks at something that is awaited.
+_BETWEEN = 0.02
 
 
 @frozen
@@ -56,9 +59,16 @@ class Answer:
         return json.loads(self.content)
 
 
-def get(url: str, headers: Mapping[str, str] | None = None, *, method: str = "GET", timeout: float = BOUND) -> Answer:
+def get(
+    url: str,
+    headers: Mapping[str, str] | None = None,
+    *,
+    method: str = "GET",
+    body: bytes = b"",
+    timeout: float = BOUND,
+) -> Answer:
     """
-    Ask once, on a connection of its own, with these headers and Host and nothing else.
+    Ask once, on a connection of its own, with these headers and Host and nothing else; with a body, its length as well.
 
     A transfer that breaks is an answer that is not complete. Raises ConnectionRefusedError where nobody listens, and
     TimeoutError where nothing comes for `timeout` seconds.
@@ -66,7 +76,7 @@ def get(url: str, headers: Mapping[str, str] | None = None, *, method: str = "GE
     connection = _connection(url, timeout)
     try:
         connection.connect()
-        response = _ask(connection, url, headers, method)
+        response = _ask(connection, url, headers, method, body)
         return _BROKEN if response is None else _Body(response).rest()
     finally:
         connection.close()
@@ -75,6 +85,11 @@ def get(url: str, headers: Mapping[str, str] | None = None, *, method: str = "GE
 def head(url: str, headers: Mapping[str, str] | None = None) -> Answer:
     """As `get`, with HEAD."""
     return get(url, headers, method="HEAD")
+
+
+def post(url: str, body: bytes, headers: Mapping[str, str] | None = None) -> Answer:
+    """As `get`, with POST."""
+    return get(url, headers, method="POST", body=body)
 
 
 def raw(host: str, port: int, data: bytes, timeout: float = BOUND) -> bytes:
@@ -108,7 +123,7 @@ class SlowReader:
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SLOW_BUFFER)
         stream.settimeout(timeout)
         self._connection = _connection(url, timeout)
-        self._connection.sock = stream
+        self._connection.sock = self._stream = stream
         try:
             stream.connect((parts.hostname, parts.port or 80))
             response = _ask(self._connection, url, headers, "GET")
@@ -126,8 +141,14 @@ class SlowReader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def read(self, count: int) -> bytes:
-        """The next `count` bytes of the body; fewer only when it ends or breaks."""
+    def read(self, count: int, timeout: float | None = None) -> bytes:
+        """
+        The next `count` bytes of the body; fewer only when it ends or breaks.
+
+        Raises TimeoutError where nothing comes for `timeout` seconds, after which it can only be closed.
+        """
+        if timeout is not None:
+            self._stream.settimeout(timeout)
         return self._body.read(count)
 
     def rest(self) -> Answer:
@@ -152,6 +173,19 @@ def parallel(count: int, work: Callable[[int], T]) -> list[T]:
         return list(pool.map(run, range(count)))
 
 
+def eventually(ask: Callable[[], T], wanted: Callable[[T], object], timeout: float = BOUND) -> T:
+    """
+    Ask again and again until what comes back is wanted, and return that.
+
+    Raises AssertionError, with what came last, when it does not come in time.
+    """
+    deadline = time.monotonic() + timeout
+    while not wanted(answer := ask()):
+        assert time.monotonic() < deadline, f"waited in vain, the last answer was {answer}"
+        time.sleep(_BETWEEN)
+    return answer
+
+
 _BROKEN = Answer(0, Message(), b"", complete=False)
 
 
@@ -159,17 +193,19 @@ def _connection(url: str, timeout: float) -> HTTPConnection:
     return HTTPConnection(urlsplit(url).netloc, timeout=timeout)
 
 
-def _ask(connection: HTTPConnection, url: str, headers: Mapping[str, str] | None, method: str) -> HTTPResponse | None:
+def _ask(
+    connection: HTTPConnection, url: str, headers: Mapping[str, str] | None, method: str, body: bytes = b""
+) -> HTTPResponse | None:
     """The response whose head has come; None where the connection ended first."""
     parts = urlsplit(url)
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    given = dict(headers or {})
+    given = dict(headers or {}) | ({"Content-Length": str(len(body))} if body else {})
     try:
         own_host = any(name.lower() == "host" for name in given)
         connection.putrequest(method, target, skip_host=own_host, skip_accept_encoding=True)
         for name, value in given.items():
             connection.putheader(name, value)
-        connection.endheaders()
+        connection.endheaders(body or None)
         return connection.getresponse()
     except (BadStatusLine, ConnectionError):
         return None

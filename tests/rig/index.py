@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from attrs import define, field
 from packaging.utils import canonicalize_name
 
-from .host import FileHost, compressed
+from .host import FileHost, compressed, unless_known
 from .packages import Artifact
 from .pages import HTML, JSON, TEXT, Renderer, dump, negotiated, project_html, root_html
 from .wire import Reply, Request
@@ -263,12 +263,7 @@ class FakeIndex(FileHost):
             "Cache-Control": "max-age=600, public",
             "X-PyPI-Last-Serial": str(serial),
         }
-        reply = compressed(request, Reply(200, headers, body))
-        known = [tag.strip().removeprefix("W/") for tag in (request.headers.get("If-None-Match") or "").split(",")]
-        if reply.headers["ETag"] not in known and "*" not in known:
-            return reply
-        kept = {name: reply.headers[name] for name in ("ETag", "Cache-Control", "Vary")}
-        return Reply(304, kept)
+        return unless_known(request, compressed(request, Reply(200, headers, body)))
 
 
 def _moved(location: str) -> Reply:

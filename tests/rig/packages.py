@@ -1,4 +1,4 @@
-"""Makes wheels and sdists that pip and uv install, the same bytes every time.
+"""Makes wheels and sdists that pip and uv install, and tarballs that npm does, the same bytes every time.
 
 Knows the package formats. Must never know an index, a URL or the network.
 """
@@ -9,6 +9,7 @@ import base64
 import gzip
 import hashlib
 import io
+import json
 import re
 import tarfile
 import zipfile
@@ -101,6 +102,38 @@ class Artifact:
         return name, str(version)
 
 
+@frozen
+class Tarball:
+    """An npm package as it is published: a .tgz, and its package.json as `manifest`."""
+
+    manifest: Mapping[str, object]
+    content: bytes = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """With its scope."""
+        return str(self.manifest["name"])
+
+    @property
+    def version(self) -> str:
+        return str(self.manifest["version"])
+
+    @property
+    def filename(self) -> str:
+        """As npm names it: without the scope."""
+        return f"{self.name.rpartition('/')[2]}-{self.version}.tgz"
+
+    @property
+    def integrity(self) -> str:
+        """Subresource Integrity, section 3.5, with SHA-512, as npm computes it."""
+        return "sha512-" + base64.b64encode(hashlib.sha512(self.content).digest()).decode()
+
+    @property
+    def shasum(self) -> str:
+        """SHA-1 in hex, which npm gave before there was `integrity`."""
+        return hashlib.sha1(self.content, usedforsecurity=False).hexdigest()
+
+
 def incompressible(size: int, seed: str = "") -> bytes:
     """This many bytes that no compression makes smaller; the same for the same seed."""
     return hashlib.shake_256(seed.encode()).digest(size) if size else b""
@@ -159,6 +192,31 @@ def make_sdist(
     if padding:
         files["padding.bin"] = incompressible(padding, stem)
     return Artifact(f"{stem}.tar.gz", _tar_gz(stem, files), None, requires_python)
+
+
+def make_tarball(
+    name: str,
+    version: str = "1.0.0",
+    *,
+    dependencies: Mapping[str, str] | None = None,
+    source: str = "",
+    padding: int = 0,
+    **manifest: object,
+) -> Tarball:
+    """
+    A .tgz with a package.json, which has these further fields, and an index.js that exports the version and does what
+    `source` says; and `padding` bytes more.
+    """
+    document = {"name": name, "version": version, "description": "made by a test", "main": "index.js", **manifest}
+    if dependencies:
+        document["dependencies"] = dict(dependencies)
+    files = {
+        "package.json": json.dumps(document, indent=2).encode(),
+        "index.js": f"module.exports = {json.dumps(version)};\n{source}".encode(),
+    }
+    if padding:
+        files["padding.bin"] = incompressible(padding, f"{name}-{version}")
+    return Tarball(document, _tar_gz("package", files))
 
 
 def _escaped(name: str) -> str:

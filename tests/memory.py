@@ -1,0 +1,348 @@
+"""What the fast tests run on instead of sockets, threads and time: an upstream at the end of an in-memory wire, and
+threads that run when they are told.
+
+The wire speaks real HTTP: Twisted's own client parses every byte that a test lets upstream send.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar, cast
+
+from attrs import frozen
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred, succeed
+from twisted.internet.error import (  # noqa: A004 - one has a namesake
+    ConnectionAborted,
+    ConnectionDone,
+    ConnectionLost,
+    ConnectionRefusedError,
+)
+from twisted.internet.interfaces import IProtocol, IStreamClientEndpoint
+from twisted.internet.protocol import Factory
+from twisted.internet.task import Clock
+from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.client import URI, Agent
+from twisted.web.iweb import IAgentEndpointFactory
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Request, Site
+from zope.interface import implementer
+
+from mypypi.model import Digest
+from mypypi.threads import Threads
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+#: A point in time to start clocks at: pages are dated in seconds since the epoch.
+NOW = 1_793_000_000.0
+
+
+def clock_now() -> Clock:
+    """A clock that stands still at `NOW`."""
+    clock = Clock()
+    clock.rightNow = NOW
+    return clock
+
+
+def sha256(data: bytes) -> Digest:
+    return Digest("sha256", hashlib.sha256(data).hexdigest())
+
+
+def gzipped(data: bytes) -> bytes:
+    return gzip.compress(data, mtime=0)
+
+
+def open_descriptors() -> int:
+    """How many file descriptors this process has open."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+class AtOnce(Threads):
+    """Threads that run each function while its caller waits."""
+
+    def __init__(self) -> None:
+        pass
+
+    def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+        return maybeDeferred(function, *args, **kwargs)
+
+
+class WhenTold(Threads):
+    """Threads that are busy until the test says otherwise: `step` runs what waited longest."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Callable[[], None]] = []
+
+    def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+        done: Deferred[T] = Deferred()
+        self.waiting.append(lambda: maybeDeferred(function, *args, **kwargs).chainDeferred(done))
+        return done
+
+    def step(self) -> None:
+        self.waiting.pop(0)()
+
+    def finish(self) -> None:
+        while self.waiting:
+            self.step()
+
+
+def response(status: int = 200, body: bytes = b"", **headers: str) -> bytes:
+    """A whole HTTP response; ``content_length=""`` leaves the length out."""
+    fields = {"content_length": str(len(body))} | headers
+    lines = [f"{name.replace('_', '-')}: {value}" for name, value in fields.items() if value]
+    return "\r\n".join([f"HTTP/1.1 {status} Because", *lines, "", ""]).encode() + body
+
+
+def simple_page(*files: dict[str, object]) -> bytes:
+    """What upstream says of a project with these files, as PEP 691 has it."""
+    return json.dumps({"meta": {"api-version": "1.0"}, "name": "thing", "files": files}).encode()
+
+
+class Exchange(StringTransport):
+    """One connection to upstream: what was asked on it, and the means to answer."""
+
+    #: Whether upstream answers when we say goodbye; over TLS, `loseConnection` waits for that.
+    polite = True
+
+    def __init__(self, origin: str, protocol: IProtocol, wire: Wire) -> None:
+        super().__init__()
+        self.origin = origin
+        self.closed = False
+        self._protocol = protocol
+        self._wire = wire
+
+    @property
+    def _lines(self) -> list[str]:
+        return cast("str", self.value().decode("latin-1")).split("\r\n")
+
+    @property
+    def path(self) -> str:
+        return self._lines[0].split()[1]
+
+    @property
+    def url(self) -> str:
+        return self.origin + self.path
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What was asked with, by lower-case name."""
+        fields = (line.partition(":") for line in self._lines[1:] if line)
+        return {name.lower(): value.strip() for name, _, value in fields}
+
+    @property
+    def paused(self) -> bool:
+        return bool(self.producerState == "paused")
+
+    def send(self, data: bytes) -> None:
+        assert not self.paused, "a paused transport delivers nothing"
+        self._protocol.dataReceived(data)
+
+    def answer(self, status: int = 200, body: bytes = b"", **headers: str) -> None:
+        self.send(response(status, body, **headers))
+
+    def write(self, data: bytes) -> None:
+        super().write(data)
+        if self.value().endswith(b"\r\n\r\n") and self.path in self._wire.replies:
+            self._wire.clock.callLater(0, self._wire.replies[self.path].to, self)
+
+    def writeSequence(self, data: Iterable[bytes]) -> None:
+        self.write(b"".join(data))
+
+    def cut(self) -> None:
+        """Upstream is gone in the middle."""
+        self._lost(ConnectionLost())
+
+    def end(self) -> None:
+        """Upstream closes in order, which is how a body without a length ends."""
+        self._lost(ConnectionDone())
+
+    def loseConnection(self) -> None:
+        if self.polite:
+            self._close(ConnectionDone())
+
+    def abortConnection(self) -> None:
+        self._close(ConnectionAborted())
+
+    def _close(self, reason: Exception) -> None:
+        """Whoever closes hears of it afterwards, as with a socket."""
+        self._wire.clock.callLater(0, self._lost, reason)
+
+    def _lost(self, reason: Exception) -> None:
+        if not self.closed:
+            self.closed = True
+            self._protocol.connectionLost(Failure(reason))
+
+
+@frozen
+class Reply:
+    """What upstream always answers at one path. With an etag, it knows how to say 304."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: dict[str, str] = {}  # noqa: RUF012 - attrs makes a field of it
+
+    def to(self, exchange: Exchange) -> None:
+        etag = self.headers.get("etag")
+        if etag is not None and exchange.headers.get("if-none-match") == etag:
+            exchange.answer(304, etag=etag)
+        else:
+            exchange.answer(self.status, self.body, **self.headers)
+
+
+@implementer(IAgentEndpointFactory)
+class Wire:
+    """
+    Upstream, as an agent reaches it. What is in `replies` (by path) is answered as soon as the clock moves, be it by
+    nothing; all else waits in `exchanges` for the test to answer. While `refuses`, no connection is made; nor while `silent`, where nobody says so.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.exchanges: list[Exchange] = []
+        self.replies: dict[str, Reply] = {}
+        self.refuses = False
+        self.silent = False
+        self.agent = Agent.usingEndpointFactory(MemoryReactorClock(), self)
+
+    def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
+        return cast("IStreamClientEndpoint", _Endpoint(self, f"{uri.scheme.decode()}://{uri.netloc.decode()}"))
+
+    @property
+    def last(self) -> Exchange:
+        return self.exchanges[-1]
+
+    @property
+    def paths(self) -> list[str]:
+        """What was asked for, in order."""
+        return [exchange.path for exchange in self.exchanges]
+
+    def hang_up(self) -> None:
+        """Upstream is gone, for everyone who still waits for it."""
+        self.refuses = True
+        for exchange in self.exchanges:
+            exchange.cut()
+        self.clock.advance(0)
+
+    def reply(self, path: str, status: int = 200, body: bytes = b"", **headers: str) -> None:
+        self.replies[path] = Reply(status, body, headers)
+
+
+@implementer(IStreamClientEndpoint)
+@frozen
+class _Endpoint:
+    wire: Wire
+    origin: str
+
+    def connect(self, factory: Factory) -> Deferred[Any]:
+        if self.wire.refuses:
+            return fail(ConnectionRefusedError())
+        if self.wire.silent:
+            return Deferred()
+        protocol = factory.buildProtocol(None)  # type: ignore[arg-type] # a client's factory does not look
+        assert protocol is not None
+        exchange = Exchange(self.origin, protocol, self.wire)
+        self.wire.exchanges.append(exchange)
+        protocol.makeConnection(exchange)
+        return succeed(protocol)
+
+
+class Connection(StringTransport):
+    """A client's connection to a server in memory: what it has got, and whether it was broken."""
+
+    def __init__(self, site: Site, request: bytes = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n") -> None:
+        super().__init__()
+        self.aborted = self.closed = False
+        self.channel = site.buildProtocol(IPv4Address("TCP", "192.0.2.1", 50_000))
+        assert self.channel is not None
+        self.channel.makeConnection(self)
+        self.channel.dataReceived(request)
+
+    @property
+    def head(self) -> str:
+        return str(self.value().partition(b"\r\n\r\n")[0].decode())
+
+    @property
+    def body(self) -> bytes:
+        return bytes(self.value().partition(b"\r\n\r\n")[2])
+
+    def full(self) -> None:
+        """The client takes no more for now."""
+        self.producer.pauseProducing()
+
+    def drained(self) -> None:
+        """The client takes more."""
+        self.producer.resumeProducing()
+
+    def leave(self) -> None:
+        """The client is gone."""
+        self._lost(ConnectionLost())
+
+    def loseConnection(self) -> None:
+        self._lost(ConnectionDone())
+
+    def abortConnection(self) -> None:
+        self.aborted = True
+        self._lost(ConnectionAborted())
+
+    def _lost(self, reason: Exception) -> None:
+        if not self.closed:
+            self.closed = True
+            assert self.channel is not None
+            self.channel.connectionLost(Failure(reason))
+
+
+class Handling(Resource):
+    """Lets a test answer requests with a coroutine, as Klein would: cancelled when the client leaves."""
+
+    isLeaf = True
+
+    def __init__(self, handler: Callable[[Request], Deferred[None]]) -> None:
+        super().__init__()
+        self._handler = handler
+
+    def render(self, request: Request) -> int:
+        done = self._handler(request)
+        request.notifyFinish().addErrback(lambda _: done.cancel())
+        done.addCallbacks(lambda _: request.finish(), lambda failure: failure.trap(CancelledError) and None)
+        return NOT_DONE_YET
+
+
+class MemoryTestCase(SynchronousTestCase):
+    """A test case with the few steps that nearly all of the fast tests take."""
+
+    def setUp(self) -> None:
+        self.clock = clock_now()
+
+    def start(self, work: Coroutine[Any, Any, T]) -> Deferred[T]:
+        """What the work comes to; nobody minds how it ends after the test."""
+        started = Deferred.fromCoroutine(work)
+        self.addCleanup(started.addErrback, lambda _: None)
+        return started
+
+    def now(self, work: Awaitable[T]) -> T:
+        """What the work has come to once all has happened that is due now."""
+        return cast("T", self.successResultOf(self._settled(work)))
+
+    def failing(self, work: Awaitable[Any], kind: type[Exception]) -> Any:
+        """The error of this kind with which the work has failed once all has happened that is due now."""
+        return self.failureResultOf(self._settled(work), kind).value
+
+    def _settled(self, work: Awaitable[T]) -> Deferred[T]:
+        waiting = work if isinstance(work, Deferred) else Deferred.fromCoroutine(cast("Coroutine[Any, Any, T]", work))
+        self.clock.advance(0)
+        return waiting
+
+    def directory(self) -> Path:
+        """An empty directory that goes with the test."""
+        temporary = tempfile.TemporaryDirectory()
+        self.addCleanup(temporary.cleanup)
+        return Path(temporary.name)

@@ -1,0 +1,144 @@
+"""The address in a link is the one that the client used: never what just anybody says it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.interfaces import IAddress
+from twisted.web.test.requesthelper import DummyRequest
+
+from mypypi.errors import BadRequest
+from mypypi.web.address import Addresses
+
+LOOPBACK = IPv4Address("TCP", "127.0.0.1", 1234)
+STRANGER = IPv4Address("TCP", "192.0.2.7", 1234)
+
+PLAIN = Addresses()
+BEHIND_A_PROXY = Addresses(trusted=(ip_network("127.0.0.0/8"), ip_network("2001:db8::/32")))
+
+
+def base(addresses: Addresses, headers: Mapping[str, str], peer: IAddress = LOOPBACK, *, tls: bool = False) -> str:
+    """The address for a request with these headers."""
+    request: Any = DummyRequest([])
+    request.client = peer
+    request.isSecure = lambda: tls
+    for name, value in headers.items():
+        request.requestHeaders.setRawHeaders(name, [value])
+    return addresses.base(request)
+
+
+class TestWithoutProxies:
+    @pytest.mark.parametrize(
+        "host", ["npm.example", "npm.example:8080", "127.0.0.1:4873", "[2001:db8::1]:80", "[::1]", "my_host.local"]
+    )
+    def test_is_the_host_that_was_asked_for(self, host: str) -> None:
+        """As the client wrote it, port included; by https where the connection is."""
+        assert base(PLAIN, {"host": host}) == f"http://{host}"
+        assert base(PLAIN, {"host": host}, tls=True) == f"https://{host}"
+
+    @pytest.mark.parametrize(
+        "host",
+        [
+            "",
+            "a b",
+            "a/b",
+            "a@b",
+            'a"b',
+            "a.example:80:80",
+            "a.example:port",
+            "a.example:123456",
+            "<script>",
+            "é",
+            "a?b",
+        ],
+    )
+    def test_of_a_host_that_is_none_is_a_bad_request(self, host: str) -> None:
+        """It would be written into a page: nothing but a host and a port ever is."""
+        with pytest.raises(BadRequest, match="not an address"):
+            base(PLAIN, {"host": host})
+
+    def test_of_a_request_without_host_is_a_bad_request(self) -> None:
+        """HTTP/1.0 may lack it; there is nothing to guess it from."""
+        with pytest.raises(BadRequest):
+            base(PLAIN, {})
+
+    def test_is_the_public_url_where_that_is_set(self) -> None:
+        """For every client, whatever it says, Host or none."""
+        addresses = Addresses("https://npm.example/cache", (ip_network("127.0.0.1"),))
+        assert base(addresses, {}) == "https://npm.example/cache"
+        assert (
+            base(addresses, {"host": "other.example", "x-forwarded-host": "another.example"})
+            == "https://npm.example/cache"
+        )
+
+
+#: What a proxy may say, and the address that follows for a request to inner.example.
+TOLD = [
+    ({"x-forwarded-proto": "https"}, "https://inner.example"),
+    ({"x-forwarded-proto": "HTTPS"}, "https://inner.example"),
+    ({"x-forwarded-host": "npm.example:8443"}, "http://npm.example:8443"),
+    ({"x-forwarded-prefix": "/cache/npm"}, "http://inner.example/cache/npm"),
+    ({"x-forwarded-prefix": "/cache/"}, "http://inner.example/cache"),
+    ({"x-forwarded-prefix": "/"}, "http://inner.example"),
+    ({"x-forwarded-proto": "http, https", "x-forwarded-host": "a.example, b.example"}, "https://b.example"),
+    ({"forwarded": "for=192.0.2.7;proto=https;host=npm.example"}, "https://npm.example"),
+    ({"forwarded": 'For="[2001:db8::7]:80"; Proto=HTTPS; Host="npm.example:8443"'}, "https://npm.example:8443"),
+    ({"forwarded": "host=a.example;proto=https, host=b.example;proto=http"}, "http://b.example"),
+    ({"forwarded": 'host="[2001:db8::1]:8080"'}, "http://[2001:db8::1]:8080"),
+    ({"forwarded": "for=192.0.2.7"}, "http://inner.example"),
+    ({"forwarded": "proto=https", "x-forwarded-proto": "http", "x-forwarded-host": "b.example"}, "https://b.example"),
+    ({}, "http://inner.example"),
+]
+
+
+class TestBehindAProxy:
+    @pytest.mark.parametrize(("headers", "expected"), TOLD)
+    def test_is_what_the_nearest_trusted_proxy_says(self, headers: dict[str, str], expected: str) -> None:
+        """In the words of RFC 7239, or in the older ones; what it does not say is as in the request itself."""
+        assert base(BEHIND_A_PROXY, {"host": "inner.example", **headers}) == expected
+
+    @pytest.mark.parametrize(("headers", "_"), TOLD)
+    def test_is_not_what_a_stranger_says(self, headers: dict[str, str], _: str) -> None:
+        """Else a client could send others elsewhere by what gets into a cache between them."""
+        for addresses, peer in ((BEHIND_A_PROXY, STRANGER), (PLAIN, LOOPBACK), (PLAIN, STRANGER)):
+            assert base(addresses, {"host": "inner.example", **headers}, peer) == "http://inner.example"
+
+    @pytest.mark.parametrize(
+        ("peer", "trusted"),
+        [
+            (IPv4Address("TCP", "127.3.2.1", 1), True),
+            (IPv6Address("TCP", "2001:db8::9", 1), True),
+            (IPv6Address("TCP", "::ffff:127.0.0.1", 1), True),
+            (IPv6Address("TCP", "2001:db9::9", 1), False),
+            (IPv6Address("TCP", "::ffff:192.0.2.7", 1), False),
+            (UNIXAddress("/run/mypypi.sock"), True),
+        ],
+    )
+    def test_trusts_by_network_and_whoever_may_open_the_socket(self, peer: IAddress, trusted: bool) -> None:  # noqa: FBT001 - an example
+        """IPv4 also where it comes in over IPv6."""
+        found = base(BEHIND_A_PROXY, {"host": "inner.example", "x-forwarded-host": "npm.example"}, peer)
+        assert found == ("http://npm.example" if trusted else "http://inner.example")
+
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {"x-forwarded-proto": "ftp"},
+            {"x-forwarded-proto": "javascript"},
+            {"x-forwarded-host": "a b"},
+            {"x-forwarded-host": "a.example/path"},
+            {"x-forwarded-prefix": "no-slash"},
+            {"x-forwarded-prefix": '/a"b'},
+            {"x-forwarded-prefix": "/a//b"},
+            {"x-forwarded-prefix": "/../x"},
+            {"forwarded": 'host="a b"'},
+            {"forwarded": "proto=gopher"},
+        ],
+    )
+    def test_of_what_is_no_address_is_a_bad_request(self, headers: dict[str, str]) -> None:
+        """A proxy that passes on what clients say can't be made to write just anything into a page."""
+        with pytest.raises(BadRequest, match="what a proxy forwards"):
+            base(BEHIND_A_PROXY, {"host": "inner.example", **headers})

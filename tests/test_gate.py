@@ -1,0 +1,112 @@
+"""What every request passes first: its method and its path."""
+
+from __future__ import annotations
+
+import pytest
+from twisted.web.resource import Resource
+from twisted.web.server import Request, Site
+
+from mypypi.errors import BadRequest
+from mypypi.web.gate import Gate, TargetTooLong, segments_of
+from tests.memory import Connection, MemoryTestCase
+
+
+class _Asked:
+    """A request line, which is all that the gate looks at."""
+
+    def __init__(self, uri: bytes) -> None:
+        self.uri = uri
+
+
+def segments(uri: bytes, *, scoped: bool = False) -> list[str]:
+    return segments_of(_Asked(uri), scoped=scoped)  # type: ignore[arg-type] # it has what is asked of it
+
+
+class TestSegments:
+    """Paths, decoded once, or refused."""
+
+    @pytest.mark.parametrize(
+        ("uri", "expected"),
+        [
+            (b"/", [""]), (b"/simple/", ["simple", ""]), (b"/simple/a%2Bb", ["simple", "a+b"]),
+            (b"/file/https/h:80/a%20b.whl?x=/../%2F", ["file", "https", "h:80", "a b.whl"]),
+            (b"/%E2%82%AC", ["\u20ac"]), (b"/\xe2\x82\xac", ["\u20ac"]), (b"/%25", ["%"]), (b"/%252F", ["%2F"]),
+            (b"/...", ["..."]), (b"/a..b", ["a..b"]), (b"/~a/@b", ["~a", "@b"]),
+        ],
+    )  # fmt: skip
+    def test_segments_are_decoded(self, uri: bytes, expected: list[str]) -> None:
+        """Once; the query is none of them."""
+        assert segments(uri) == expected
+
+    @pytest.mark.parametrize(
+        "uri",
+        [
+            b"", b"simple/", b"*", b"http://other.example/simple/",
+            b"//", b"//simple/", b"/simple//a", b"/./a", b"/a/.", b"/../a", b"/a/..", b"/%2e%2e/a", b"/.%2E/a",
+            b"/a%2Fb", b"/a%2fb", b"/a\\b", b"/a%5Cb", b"/a%5cb",
+            b"/a%", b"/a%2", b"/a%2g", b"/a%%20", b"/%u0041",
+            b"/a%00b", b"/a%0a", b"/a%7f", b"/a%c2%80", b"/a%E2%80%AE", b"/\x00",
+            b"/%ff", b"/%c0%af", b"/%ed%a0%80", b"/%e2%82",
+        ],
+    )  # fmt: skip
+    def test_path_that_nobody_means_is_refused(self, uri: bytes) -> None:
+        """Nothing that leaves its place, hides a slash, or can't be printed in a log."""
+        with pytest.raises(BadRequest):
+            segments(uri)
+
+    def test_path_that_is_too_long_is_refused(self) -> None:
+        """414 beyond eight kilobytes, query included (RFC 9110, section 15.5.15)."""
+        assert segments(b"/" + b"a" * 8191) == ["a" * 8191]
+        for uri in (b"/" + b"a" * 8192, b"/?" + b"a" * 8191):
+            with pytest.raises(TargetTooLong) as error:
+                segments(uri)
+            assert error.value.status == 414
+
+    def test_scope_may_be_parted_by_an_encoded_slash(self) -> None:
+        """Where the ecosystem has scopes, in the first place where one can be, and nowhere else."""
+        for uri in (b"/@types%2fnode", b"/@types%2Fnode", b"/%40types%2fnode"):
+            assert segments(uri, scoped=True) == ["@types", "node"]
+            with pytest.raises(BadRequest):
+                segments(uri)
+        for uri in (b"/types%2fnode", b"/@types%2fnode%2fmore", b"/@types%2f..", b"/@types%2f%2fnode", b"/@%2fnode"):
+            with pytest.raises(BadRequest):
+                segments(uri, scoped=True)
+
+
+class _Inner(Resource):
+    isLeaf = True
+
+    def render(self, request: Request) -> bytes:
+        request.setHeader(b"content-length", b"6")
+        return b"inside"
+
+
+class GateTest(MemoryTestCase):
+    """Over HTTP: what passes, and what is answered at the gate."""
+
+    def ask(self, line: bytes) -> Connection:
+        gate = Gate(_Inner(), lambda segments: ("GET", "HEAD", "POST") if segments[0] == "-" else ("GET", "HEAD"))
+        return Connection(Site(gate, reactor=self.clock), line + b" HTTP/1.1\r\nHost: here\r\n\r\n")
+
+    def test_reading_passes(self) -> None:
+        """GET and HEAD, and what else a route says of itself."""
+        for line in (b"GET /simple/", b"HEAD /simple/", b"POST /-/search"):
+            connection = self.ask(line)
+            self.assertIn("200 OK", connection.head)
+            self.assertEqual(b"" if line.startswith(b"HEAD") else b"inside", connection.body)
+
+    def test_writing_is_refused_with_what_is_allowed(self) -> None:
+        """405 with Allow (RFC 9110, section 15.5.6), whatever the method is called."""
+        for method in (b"POST", b"PUT", b"DELETE", b"PATCH", b"PURGE", b"OPTIONS", b"get", b"\xff"):
+            connection = self.ask(method + b" /simple/")
+            self.assertIn("405", connection.head.splitlines()[0], method)
+            self.assertIn("allow: get, head", connection.head.lower().splitlines())
+            self.assertNotIn(b"inside", connection.body)
+
+    def test_bad_path_is_answered_with_a_reason(self) -> None:
+        """Short, in plain text, not to be kept, and the connection can be used again."""
+        connection = self.ask(b"GET /simple/..%2fsecret")
+        self.assertIn("400", connection.head.splitlines()[0])
+        self.assertIn("no-store", connection.head)
+        self.assertIn(b"encoded slash", connection.body)
+        self.assertFalse(connection.closed)
