@@ -16,7 +16,8 @@ from mypypi.embedded import EmbeddedRedis, EmbeddedRedisError, NoServer, find_se
 from mypypi.options import ServerOptions
 from mypypi.server import Server, drafts_directory
 from mypypi.server_tap import ready_line
-from mypypi.settings import RedisUrl, Settings
+from mypypi.settings import Settings
+from mypypi.texts import RedisUrl
 from mypypi.worker import Worker
 
 

@@ -26,7 +26,7 @@ from mypypi.interfaces import ICatalog
 from mypypi.model import Form, Page, PageId
 
 if TYPE_CHECKING:
-    from mypypi.settings import RedisUrl
+    from mypypi.texts import RedisUrl
 
 T = TypeVar("T")
 

@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from twisted.web.iweb import IAgent
 
     from mypypi.interfaces import ICatalog, IStorage
-    from mypypi.settings import RedisUrl, Settings
+    from mypypi.settings import Settings
+    from mypypi.texts import RedisUrl
 
 _DISK_THREADS = 8
 _PRESS_THREADS = 2

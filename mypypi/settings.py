@@ -10,32 +10,40 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import urlsplit
 
 import environ
 from attrs import Factory, fields, frozen
 from packageurl.contrib import purl2url
-from twisted.internet.endpoints import serverFromString
-from twisted.internet.interfaces import IStreamServerEndpointStringParser
-from twisted.plugin import getPlugins
+
+from mypypi.texts import (
+    BOOLEAN,
+    CREDENTIAL,
+    DIRECTORY,
+    NOT_SHOWN,
+    REDIS_URL,
+    SECONDS,
+    URL,
+    Kind,
+    RedisUrl,
+    Secret,
+    choice,
+    endpoint,
+    matching,
+    networks,
+    number,
+    url,
+)
 
 if TYPE_CHECKING:
     from attrs import AttrsInstance
 
 _PREFIX = "MYPYPI_"
-_NOT_SHOWN = "(not shown)"
-_HOST = re.compile(r"[0-9A-Za-z._-]+|[0-9A-Fa-f:.]+")
-_REDIS_KINDS: dict[str, Literal["tcp", "tls", "unix"]] = {"redis": "tcp", "rediss": "tls", "unix": "unix"}
-_REDIS_URL = (
-    "redis://, rediss:// or unix://, as in redis://user:password@redis.example:6379/0 or "
-    "unix://user:password@/path/to/socket?db=0: a user only with a password, both percent-encoded, no option but db"
-)
 # Where a value that is no secret by itself may hold one all the same: credentials or a token in an address, or
 # a password that is read as a port since the host is missing.
 _MAY_HIDE_A_SECRET = re.compile(r"[@?#]|//[^/]*:(?!\d*(/|$))")
@@ -49,72 +57,6 @@ class SettingsError(ValueError):
         self.problems = tuple(problems)
 
 
-@frozen
-class Secret:
-    """A text that is in no repr, message or log. Only `reveal` gives it out."""
-
-    _value: str
-
-    def __repr__(self) -> str:
-        return _NOT_SHOWN
-
-    def reveal(self) -> str:
-        """The secret itself, for whoever sends it."""
-        return self._value
-
-
-@frozen
-class RedisUrl:
-    """
-    How Redis is reached, from a URL in the forms of redis-py's ``from_url``.
-
-    `path` is the socket's for kind ``unix`` and empty otherwise; `host` and `port` mean nothing for ``unix``.
-    """
-
-    kind: Literal["tcp", "tls", "unix"]
-    host: str = "localhost"
-    port: int = 6379
-    path: str = ""
-    db: int = 0
-    username: str | None = None
-    password: Secret | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> RedisUrl:
-        """Raises ValueError with the expected form. The message never holds the text, which may hold a password."""
-        url = None
-        with suppress(ValueError):  # raised anew below, since the original, which names what it met, would be kept
-            url = cls._parse(text)
-        if url is None:
-            raise ValueError(f"expected {_REDIS_URL}")
-        return url
-
-    @classmethod
-    def _parse(cls, text: str) -> RedisUrl | None:
-        parts = urlsplit(text)
-        kind = _REDIS_KINDS.get(parts.scheme)
-        options = parse_qs(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-        place = unquote(parts.path)
-        db = options.pop("db", ["0" if kind == "unix" else place.strip("/") or "0"])[0]
-        username, password = unquote(parts.username or ""), unquote(parts.password or "")
-        host, port = parts.hostname or "localhost", 6379 if parts.port is None else parts.port
-        if not kind or options or parts.fragment or not re.fullmatch("[!-~]+", text) or not re.fullmatch("[0-9]+", db):
-            return None
-        if (username and not password) or not _HOST.fullmatch(host) or port == 0:
-            return None
-        if kind == "unix" and (parts.hostname or parts.port or place in ("", "/")):
-            return None
-        secret = Secret(password) if password else None
-        return cls(kind, host, port, place if kind == "unix" else "", int(db), username or None, secret)
-
-    def __str__(self) -> str:
-        """The address without user and password."""
-        if self.kind == "unix":
-            return f"unix://{self.path}?db={self.db}"
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'rediss' if self.kind == 'tls' else 'redis'}://{host}:{self.port}/{self.db}"
-
-
 def default_upstream(package_type: str) -> str:
     """The address of the public index or registry: that of the page where purl2url places an arbitrary package."""
     address = {
@@ -124,101 +66,8 @@ def default_upstream(package_type: str) -> str:
     return f"https://{urlsplit(address).netloc}"
 
 
-@frozen
-class _Kind:
-    """
-    What texts a setting takes: the converter of its field, and words for what it takes.
-
-    `convert` raises ValueError for others. What that says is never shown: it may hold the text, and so a secret.
-    """
-
-    convert: Callable[[str], object]
-    expected: str
-    secret: bool = False
-    unset: object = None
-
-    def __call__(self, value: object) -> object:
-        if value is None or value == "":
-            return self.unset
-        return self.convert(value) if isinstance(value, str) else value  # a computed default is a value already
-
-    def takes(self, text: str) -> bool:
-        with suppress(ValueError):
-            self.convert(text)
-            return True
-        return False
-
-
-def _matching(pattern: str, expected: str, convert: Callable[[str], object] = str, *, secret: bool = False) -> _Kind:
-    def matched(text: str) -> object:
-        if not re.fullmatch(pattern, text):
-            raise ValueError(expected)
-        return convert(text)
-
-    return _Kind(matched, expected, secret)
-
-
-def _choice(*words: str) -> _Kind:
-    return _matching("|".join(words), " or ".join(words))
-
-
-def _number(what: str, lowest: int = 1, highest: int = 999_999_999) -> _Kind:
-    def number(text: str) -> int:
-        if not re.fullmatch("[0-9]{1,9}", text) or not lowest <= int(text) <= highest:
-            raise ValueError(text)
-        return int(text)
-
-    return _Kind(number, f"{what} from {lowest} to {highest}")
-
-
-def _boolean(text: str) -> bool:
-    if text.lower() not in ("true", "1", "yes", "on", "false", "0", "no", "off"):
-        raise ValueError(text)
-    return text.lower() in ("true", "1", "yes", "on")
-
-
-def _url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not _HOST.fullmatch(parts.hostname or "") or parts.port == 0:
-        raise ValueError(text)
-    if not re.fullmatch("[!-~]+", text) or re.search("[?#]", text) or "@" in parts.netloc:
-        raise ValueError(text)
-    return parts._replace(path=parts.path.rstrip("/")).geturl()
-
-
-def _networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
-    return tuple(ip_network(part.strip(), strict=False) for part in text.split(","))
-
-
-def _endpoint(text: str) -> str:
-    """
-    Check a Twisted server endpoint description as far as that goes without opening anything.
-
-    The parsers of these three make nothing but an object; ``ssl`` reads its certificate and ``systemd`` looks for its
-    sockets, which not every process that reads the settings has.
-    """
-    kind, colon, _ = text.partition(":")
-    if kind in ("tcp", "tcp6", "unix"):
-        try:
-            serverFromString(None, text)
-        except (TypeError, RuntimeError):  # arguments too few or unknown; a backslash at the end
-            raise ValueError(text) from None
-    elif not colon or (kind != "ssl" and kind not in {p.prefix for p in getPlugins(IStreamServerEndpointStringParser)}):
-        raise ValueError(text)
-    return text
-
-
-_SECONDS = _number("a whole number of seconds")
-_BOOLEAN = _Kind(_boolean, "true or false (or 1, yes, on, 0, no, off)")
-_DIRECTORY = _Kind(lambda text: Path(text).absolute(), "a path")
-_CREDENTIAL = _matching(
-    r"[^\x00-\x1f\x7f]+", "text without a line break or other control character", Secret, secret=True
-)
-_URL = "an http:// or https:// address with a host, and without a query, a fragment or credentials"
-
-
 def _setting(
-    default: Any, kind: _Kind, about: str, *, name: str | None = None, embedded: str | None = None, shown: str = ""
+    default: Any, kind: Kind, about: str, *, name: str | None = None, embedded: str | None = None, shown: str = ""
 ) -> Any:
     """
     `environ.var` with what tables and ``twistd mypypi`` need besides.
@@ -237,132 +86,132 @@ class Settings:
     """What the environment says, checked and converted. Times are in whole seconds, paths are absolute."""
 
     package_type: Literal["pypi", "npm"] = _setting(
-        "pypi", _choice("pypi", "npm"), "``pypi`` or ``npm``: what this deployment serves."
+        "pypi", choice("pypi", "npm"), "``pypi`` or ``npm``: what this deployment serves."
     )
     upstream_url: str = _setting(
         Factory(lambda settings: default_upstream(settings.package_type), takes_self=True),
-        _Kind(_url, f"{_URL} (those go in {_PREFIX}UPSTREAM_USERNAME and {_PREFIX}UPSTREAM_PASSWORD)"),
+        Kind(url, f"{URL} (those go in {_PREFIX}UPSTREAM_USERNAME and {_PREFIX}UPSTREAM_PASSWORD)"),
         "The index or registry behind it, without the trailing ``/simple``.",
         shown="the public PyPI in pypi mode, the public npm registry in npm mode",
     )
     upstream_username: str | None = _setting(
         None,
-        _matching(r"[^:\x00-\x1f\x7f]+", "a user's name, without a colon or control character (RFC 7617, section 2)"),
+        matching(r"[^:\x00-\x1f\x7f]+", "a user's name, without a colon or control character (RFC 7617, section 2)"),
         "User for HTTP basic auth towards upstream; sent to the upstream host, and to a file host only where it is "
         "the same host.",
     )
-    upstream_password: Secret | None = _setting(None, _CREDENTIAL, "Password for HTTP basic auth towards upstream.")
+    upstream_password: Secret | None = _setting(None, CREDENTIAL, "Password for HTTP basic auth towards upstream.")
     upstream_strict: bool = _setting(
-        "false", _BOOLEAN, "Clients wait for a whole, checked file: never a redirect, never an unchecked byte."
+        "false", BOOLEAN, "Clients wait for a whole, checked file: never a redirect, never an unchecked byte."
     )
     cache_time: int = _setting(
         "300",
-        _number("a whole number of seconds", 0),
+        number("a whole number of seconds", 0),
         "Seconds for which a page from upstream counts as fresh: the bound on how late a new version appears.",
     )
     data_directory: Path = _setting(
-        "data", _DIRECTORY, "Where the daemon keeps what it must keep on disk (drafts, the embedded Redis)."
+        "data", DIRECTORY, "Where the daemon keeps what it must keep on disk (drafts, the embedded Redis)."
     )
     file_storage_driver: Literal["local", "s3"] = _setting(
-        "local", _choice("local", "s3"), "``local`` or ``s3``: where package files are kept."
+        "local", choice("local", "s3"), "``local`` or ``s3``: where package files are kept."
     )
     file_storage_directory: Path = _setting(
         Factory(lambda settings: settings.data_directory / "files", takes_self=True),
-        _DIRECTORY,
+        DIRECTORY,
         "With ``local``: where package files lie; a relative path is taken from ``MYPYPI_DATA_DIRECTORY`` when that "
         "is set, else from the working directory.",
         shown="``data/files``",
     )
     s3_bucket: str | None = _setting(
         None,
-        _matching("[A-Za-z0-9._-]{1,255}|arn:[!-~]+", "a bucket's name alone (or the ARN of an access point)"),
+        matching("[A-Za-z0-9._-]{1,255}|arn:[!-~]+", "a bucket's name alone (or the ARN of an access point)"),
         "With ``s3``: the bucket, which is required.",
     )
     s3_prefix: str = _setting(
         None,
-        _Kind(lambda text: text.strip("/"), "text", unset=""),
+        Kind(lambda text: text.strip("/"), "text", unset=""),
         "With ``s3``: what every key in the bucket begins with.",
     )
     s3_access_key: Secret | None = _setting(
         None,
-        _CREDENTIAL,
+        CREDENTIAL,
         "Access key for S3; where it and the secret key are absent, boto3's own chain (instance role, profile).",
     )
-    s3_secret_key: Secret | None = _setting(None, _CREDENTIAL, "Secret key for S3.")
+    s3_secret_key: Secret | None = _setting(None, CREDENTIAL, "Secret key for S3.")
     s3_endpoint_url: str | None = _setting(
-        None, _Kind(_url, _URL), "For other providers than AWS: the endpoint with its ``https://``."
+        None, Kind(url, URL), "For other providers than AWS: the endpoint with its ``https://``."
     )
     s3_region: str | None = _setting(
-        None, _matching("[A-Za-z0-9-]+", "a region's name, as in eu-central-1"), "The bucket's region."
+        None, matching("[A-Za-z0-9-]+", "a region's name, as in eu-central-1"), "The bucket's region."
     )
     s3_public: bool = _setting(
         "false",
-        _BOOLEAN,
+        BOOLEAN,
         "The bucket is public: links without a query string, permanent redirects, so that clients cache them.",
     )
     s3_key_ttl: int = _setting(
         "600",
-        _number("a whole number of seconds", 61, 604_800),  # seven days: the most that a SigV4 link may hold
+        number("a whole number of seconds", 61, 604_800),  # seven days: the most that a SigV4 link may hold
         "Seconds for which a pre-signed link holds; must be greater than 60; no effect when public.",
     )
     redis_url: RedisUrl | None = _setting(
         "redis://localhost:6379",
-        _Kind(RedisUrl.parse, _REDIS_URL, secret=True),
+        Kind(RedisUrl.parse, REDIS_URL, secret=True),
         "``redis://`` or ``rediss://`` (TLS), with user, password and database, or ``unix://`` and a path; "
         "``mypypi`` starts a private Redis of its own where this is not set.",
         embedded="",
     )
     redis_prefix: str = _setting(
-        "mypypi", _matching("[A-Za-z0-9._:{}/-]+", "letters, digits and any of . _ : { } / -"), "Prefix of every key."
+        "mypypi", matching("[A-Za-z0-9._:{}/-]+", "letters, digits and any of . _ : { } / -"), "Prefix of every key."
     )
     workers: int = _setting(
-        "8", _number("a whole number", 1, 1024), "Server processes to spawn.", name="WORKERS", embedded="1"
+        "8", number("a whole number", 1, 1024), "Server processes to spawn.", name="WORKERS", embedded="1"
     )
     mode: Literal["server", "worker"] = _setting(
         "server",
-        _choice("server", "worker"),
+        choice("server", "worker"),
         "In the container image: ``server`` or ``worker``, the daemon to run.",
     )
     listen: str = _setting(
         "tcp:80",
-        _Kind(_endpoint, "a Twisted server endpoint description, as in tcp:80 or unix:/run/mypypi.sock"),
+        Kind(endpoint, "a Twisted server endpoint description, as in tcp:80 or unix:/run/mypypi.sock"),
         "A Twisted server endpoint description (``tcp:80``, ``unix:…``, ``systemd:…``, ``ssl:…``); also ``--listen``.",
         embedded="tcp:8080:interface=127.0.0.1",
     )
     public_url: str | None = _setting(
         None,
-        _Kind(_url, _URL),
+        Kind(url, URL),
         "The address clients use, where it differs from the request's own (TLS termination, path prefix).",
         shown="taken from the request",
     )
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = _setting(
         None,
-        _Kind(_networks, "addresses or networks, separated by commas, as in 127.0.0.1, 10.0.0.0/8", unset=()),
+        Kind(networks, "addresses or networks, separated by commas, as in 127.0.0.1, 10.0.0.0/8", unset=()),
         "Proxies in front of this server, by address or network: ``Forwarded`` and ``X-Forwarded-Proto``, ``-Host`` "
         "and ``-Prefix`` are believed from these alone.",
         shown="none",
     )
     cold_files: Literal["stream", "redirect"] = _setting(
         "stream",
-        _choice("stream", "redirect"),
+        choice("stream", "redirect"),
         "``stream`` or ``redirect``: a file that is not cached yet is handed on while it arrives, or the client is "
         "sent to upstream for it while a worker fetches it.",
     )
     strict_wait: int = _setting(
         "10",
-        _number("a whole number of seconds", 1, 14),  # pip and poetry give up reading after 15 s
+        number("a whole number of seconds", 1, 14),  # pip and poetry give up reading after 15 s
         "Strict: seconds for which a request waits for its file before it gets a 503; below the 15 s in which pip and "
         "poetry give up reading.",
     )
     negative_cache_time: int = _setting(
-        "60", _number("a whole number of seconds", 0), 'Seconds for which "upstream says 404" is believed.'
+        "60", number("a whole number of seconds", 0), 'Seconds for which "upstream says 404" is believed.'
     )
     upstream_concurrency: int = _setting(
-        "64", _number("a whole number"), "Requests to upstream in flight at once, per process."
+        "64", number("a whole number"), "Requests to upstream in flight at once, per process."
     )
     upstream_timeout: int = _setting(
         "15",
-        _SECONDS,
+        SECONDS,
         "Seconds for connecting and for the response head; the body has an idle limit of the same length.",
     )
 
@@ -395,7 +244,7 @@ class Variable:
     help: str
     default: str
     embedded: str | None
-    kind: _Kind
+    kind: Kind
 
 
 def variables() -> list[Variable]:
@@ -408,7 +257,7 @@ def variables() -> list[Variable]:
             row["help_str"],
             _default_words(row["default"], field.metadata["shown"], field.metadata["embedded"]),
             field.metadata["embedded"],
-            cast("_Kind", field.converter),
+            cast("Kind", field.converter),
         )
         for row, field in zip(rows, fields(cast("type[AttrsInstance]", Settings)), strict=True)
     ]
@@ -422,7 +271,7 @@ def _default_words(default: object, shown: str, embedded: str | None) -> str:
 
 
 def _held(text: str) -> str:
-    return _NOT_SHOWN if _MAY_HIDE_A_SECRET.search(text) else repr(text)
+    return NOT_SHOWN if _MAY_HIDE_A_SECRET.search(text) else repr(text)
 
 
 def _wrong(texts: Mapping[str, str]) -> Iterator[str]:
@@ -430,7 +279,7 @@ def _wrong(texts: Mapping[str, str]) -> Iterator[str]:
     for variable in variables():
         text = texts.get(variable.name)
         if text is not None and not variable.kind.takes(text):
-            held = _NOT_SHOWN if variable.kind.secret else _held(text)
+            held = NOT_SHOWN if variable.kind.secret else _held(text)
             yield f"{variable.name} holds {held}; expected {variable.kind.expected}"
 
 
@@ -456,7 +305,7 @@ def _unknown(texts: Mapping[str, str]) -> Iterator[str]:
     for name, text in texts.items():
         if name.startswith(_PREFIX) and name not in known.values() and not _is_from_kubernetes(name, text):
             nearest = known[get_close_matches(name.removeprefix(_PREFIX), known, n=1, cutoff=0)[0]]
-            yield f"{name} holds {_NOT_SHOWN}; expected no such name, the nearest known one is {nearest}"
+            yield f"{name} holds {NOT_SHOWN}; expected no such name, the nearest known one is {nearest}"
 
 
 def _is_from_kubernetes(name: str, text: str) -> bool:

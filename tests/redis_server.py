@@ -16,7 +16,7 @@ from twisted.internet.process import Process
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
-from mypypi.settings import RedisUrl, Secret
+from mypypi.texts import RedisUrl, Secret
 
 
 def redis_binary() -> str:

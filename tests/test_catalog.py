@@ -29,7 +29,7 @@ from mypypi.interfaces import ICatalog
 from mypypi.memory import MemoryCatalog
 from mypypi.model import Form, Page, PageId
 from mypypi.redis import RedisCatalog, RedisClient
-from mypypi.settings import RedisUrl
+from mypypi.texts import RedisUrl
 from tests.redis_server import RedisServer, free_port
 
 T = TypeVar("T")

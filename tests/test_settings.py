@@ -12,7 +12,8 @@ import pytest
 from packageurl.contrib import purl2url
 
 from mypypi import settings as module
-from mypypi.settings import RedisUrl, Secret, Settings, SettingsError, as_rst_table, default_upstream, describe
+from mypypi.settings import Settings, SettingsError, as_rst_table, default_upstream, describe
+from mypypi.texts import RedisUrl, Secret
 
 #: One text for every variable which it takes, other than the default, and what it becomes.
 TAKEN: dict[str, tuple[str, object]] = {

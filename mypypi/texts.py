@@ -1,0 +1,194 @@
+"""What texts settings take, and what they become: choices, numbers, addresses, secrets, the URL of a Redis.
+
+Knows texts and values. Must never know which setting takes which, open what a text names, or show a secret.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from pathlib import Path
+from typing import Literal
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from attrs import frozen
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IStreamServerEndpointStringParser
+from twisted.plugin import getPlugins
+
+NOT_SHOWN = "(not shown)"
+_HOST = re.compile(r"[0-9A-Za-z._-]+|[0-9A-Fa-f:.]+")
+_REDIS_KINDS: dict[str, Literal["tcp", "tls", "unix"]] = {"redis": "tcp", "rediss": "tls", "unix": "unix"}
+REDIS_URL = (
+    "redis://, rediss:// or unix://, as in redis://user:password@redis.example:6379/0 or "
+    "unix://user:password@/path/to/socket?db=0: a user only with a password, both percent-encoded, no option but db"
+)
+
+
+@frozen
+class Secret:
+    """A text that is in no repr, message or log. Only `reveal` gives it out."""
+
+    _value: str
+
+    def __repr__(self) -> str:
+        return NOT_SHOWN
+
+    def reveal(self) -> str:
+        """The secret itself, for whoever sends it."""
+        return self._value
+
+
+@frozen
+class RedisUrl:
+    """
+    How Redis is reached, from a URL in the forms of redis-py's ``from_url``.
+
+    `path` is the socket's for kind ``unix`` and empty otherwise; `host` and `port` mean nothing for ``unix``.
+    """
+
+    kind: Literal["tcp", "tls", "unix"]
+    host: str = "localhost"
+    port: int = 6379
+    path: str = ""
+    db: int = 0
+    username: str | None = None
+    password: Secret | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> RedisUrl:
+        """Raises ValueError with the expected form. The message never holds the text, which may hold a password."""
+        url = None
+        with suppress(ValueError):  # raised anew below, since the original, which names what it met, would be kept
+            url = cls._parse(text)
+        if url is None:
+            raise ValueError(f"expected {REDIS_URL}")
+        return url
+
+    @classmethod
+    def _parse(cls, text: str) -> RedisUrl | None:
+        parts = urlsplit(text)
+        kind = _REDIS_KINDS.get(parts.scheme)
+        options = parse_qs(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+        place = unquote(parts.path)
+        db = options.pop("db", ["0" if kind == "unix" else place.strip("/") or "0"])[0]
+        username, password = unquote(parts.username or ""), unquote(parts.password or "")
+        host, port = parts.hostname or "localhost", 6379 if parts.port is None else parts.port
+        if "[" in parts.netloc.rpartition("@")[2]:
+            ip_address(host)  # Python before 3.11 takes anything in brackets
+        if not kind or options or parts.fragment or not re.fullmatch("[!-~]+", text) or not re.fullmatch("[0-9]+", db):
+            return None
+        if (username and not password) or not _HOST.fullmatch(host) or port == 0:
+            return None
+        if kind == "unix" and (parts.hostname or parts.port or place in ("", "/")):
+            return None
+        secret = Secret(password) if password else None
+        return cls(kind, host, port, place if kind == "unix" else "", int(db), username or None, secret)
+
+    def __str__(self) -> str:
+        """The address without user and password."""
+        if self.kind == "unix":
+            return f"unix://{self.path}?db={self.db}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'rediss' if self.kind == 'tls' else 'redis'}://{host}:{self.port}/{self.db}"
+
+
+@frozen
+class Kind:
+    """
+    What texts a setting takes: the converter of its field, and words for what it takes.
+
+    `convert` raises ValueError for others. What that says is never shown: it may hold the text, and so a secret.
+    """
+
+    convert: Callable[[str], object]
+    expected: str
+    secret: bool = False
+    unset: object = None
+
+    def __call__(self, value: object) -> object:
+        if value is None or value == "":
+            return self.unset
+        return self.convert(value) if isinstance(value, str) else value  # a computed default is a value already
+
+    def takes(self, text: str) -> bool:
+        with suppress(ValueError):
+            self.convert(text)
+            return True
+        return False
+
+
+def matching(pattern: str, expected: str, convert: Callable[[str], object] = str, *, secret: bool = False) -> Kind:
+    """Texts that match this pattern, as they are or converted."""
+
+    def matched(text: str) -> object:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(expected)
+        return convert(text)
+
+    return Kind(matched, expected, secret)
+
+
+def choice(*words: str) -> Kind:
+    """One of these words."""
+    return matching("|".join(words), " or ".join(words))
+
+
+def number(what: str, lowest: int = 1, highest: int = 999_999_999) -> Kind:
+    """A whole number within these bounds."""
+
+    def number(text: str) -> int:
+        if not re.fullmatch("[0-9]{1,9}", text) or not lowest <= int(text) <= highest:
+            raise ValueError(text)
+        return int(text)
+
+    return Kind(number, f"{what} from {lowest} to {highest}")
+
+
+def boolean(text: str) -> bool:
+    """A truth value in the words of people and tools. Raises ValueError."""
+    if text.lower() not in ("true", "1", "yes", "on", "false", "0", "no", "off"):
+        raise ValueError(text)
+    return text.lower() in ("true", "1", "yes", "on")
+
+
+def url(text: str) -> str:
+    """An address without a trailing slash. Raises ValueError."""
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not _HOST.fullmatch(parts.hostname or "") or parts.port == 0:
+        raise ValueError(text)
+    if not re.fullmatch("[!-~]+", text) or re.search("[?#]", text) or "@" in parts.netloc:
+        raise ValueError(text)
+    return parts._replace(path=parts.path.rstrip("/")).geturl()
+
+
+def networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    """Addresses and networks, separated by commas. Raises ValueError."""
+    return tuple(ip_network(part.strip(), strict=False) for part in text.split(","))
+
+
+def endpoint(text: str) -> str:
+    """
+    Check a Twisted server endpoint description as far as that goes without opening anything.
+
+    The parsers of these three make nothing but an object; ``ssl`` reads its certificate and ``systemd`` looks for its
+    sockets, which not every process that reads the settings has.
+    """
+    kind, colon, _ = text.partition(":")
+    if kind in ("tcp", "tcp6", "unix"):
+        try:
+            serverFromString(None, text)
+        except (TypeError, RuntimeError):  # arguments too few or unknown; a backslash at the end
+            raise ValueError(text) from None
+    elif not colon or (kind != "ssl" and kind not in {p.prefix for p in getPlugins(IStreamServerEndpointStringParser)}):
+        raise ValueError(text)
+    return text
+
+
+SECONDS = number("a whole number of seconds")
+BOOLEAN = Kind(boolean, "true or false (or 1, yes, on, 0, no, off)")
+DIRECTORY = Kind(lambda text: Path(text).absolute(), "a path")
+CREDENTIAL = matching(r"[^\x00-\x1f\x7f]+", "text without a line break or other control character", Secret, secret=True)
+URL = "an http:// or https:// address with a host, and without a query, a fragment or credentials"
