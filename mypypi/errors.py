@@ -6,6 +6,8 @@ A message is shown to clients: it says what happened and what to do, and never h
 
 from __future__ import annotations
 
+import errno
+
 
 class MyPyPiError(Exception):
     """Anything that this project raises on purpose. `retry_after` is in seconds."""
@@ -94,3 +96,9 @@ class StorageDown(MyPyPiError):
 
 class StorageFull(StorageDown):
     """No room is left for a draft or a stored file."""
+
+
+def storage_error(error: OSError, what: str) -> StorageDown:
+    """The error of this project for one of the operating system's: no room is told apart from all else."""
+    kind = StorageFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageDown
+    return kind(f"{what}: {error.strerror}")

@@ -22,11 +22,18 @@ from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 
+from mypypi.bodies import hang_up
 from mypypi.drafts import write_at
-from mypypi.errors import DigestMismatch, MyPyPiError, StorageFull, Truncated, UpstreamBroken, UpstreamDown
+from mypypi.errors import (
+    DigestMismatch,
+    MyPyPiError,
+    StorageFull,
+    Truncated,
+    UpstreamBroken,
+    UpstreamDown,
+    storage_error,
+)
 from mypypi.model import Digest, PackageFile
-from mypypi.storage.disk import storage_error
-from mypypi.upstream import hang_up
 
 if TYPE_CHECKING:
     from hashlib import _Hash

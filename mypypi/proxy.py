@@ -15,9 +15,8 @@ from twisted.internet.defer import TimeoutError as WaitedTooLong
 from twisted.logger import Logger
 
 from mypypi.content import Content
-from mypypi.errors import CatalogDown, MyPyPiError, NotFound, NotYet, StorageDown, UpstreamDown
+from mypypi.errors import CatalogDown, MyPyPiError, NotFound, NotYet, StorageDown, UpstreamDown, storage_error
 from mypypi.model import Digest, PackageFile, PageId, StoredFile
-from mypypi.storage.disk import storage_error
 
 if TYPE_CHECKING:
     from mypypi.fetch import Fetches

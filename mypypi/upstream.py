@@ -6,7 +6,6 @@ know what a page or a package is, nor who asked.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urljoin, urlsplit
@@ -15,16 +14,16 @@ from attrs import define, field, frozen
 from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
 from twisted.internet.error import ConnectionClosed
-from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
-from twisted.web.client import Agent, HTTPConnectionPool, ResponseDone, _HTTP11ClientFactory
-from twisted.web.http import PotentialDataLoss
+from twisted.web.client import Agent, HTTPConnectionPool, _HTTP11ClientFactory
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IResponse
 from werkzeug.http import parse_date
 from zope.interface import implementer
 
 from mypypi import __version__
+from mypypi.bodies import Collector, Nobody, Sink
 from mypypi.errors import NotFound, UpstreamBroken, UpstreamDown, UpstreamRefused, UpstreamSilent
 from mypypi.model import Source
 
@@ -98,7 +97,7 @@ class Body:
         if self._open:
             self._open = False
             if not self._delivered:
-                self.deliver(_Nobody())  # or the connection would wait for a receiver for ever
+                self.deliver(Nobody())  # or the connection would wait for a receiver for ever
             self._closed()
 
 
@@ -310,110 +309,15 @@ class Upstream:
 
     def _discard(self, response: IResponse) -> None:
         """Read a short body off, so that its connection can be used again."""
-        response.deliverBody(_Sink(self._reactor, self.timeout))
+        response.deliverBody(Sink(self._reactor, self.timeout))
 
     async def _collect(self, body: Body, largest: int = _LARGEST_PAGE) -> bytes:
         """The whole body, decoded. Raises UpstreamDown, UpstreamBroken."""
         if body.encoding not in ("", "gzip"):
             raise UpstreamBroken("upstream sends a page in an encoding that nobody asked for")
-        collector = _Collector(self._reactor, self.timeout, largest, _Gunzip() if body.encoding else None)
+        collector = Collector(self._reactor, self.timeout, largest, gzipped=bool(body.encoding))
         body.deliver(collector)
         return await collector.done
-
-
-class _Gunzip:
-    """Decodes gzip (RFC 1952), whose checksum and end tell whether all of it came."""
-
-    def __init__(self) -> None:
-        self._decoder = zlib.decompressobj(wbits=31)
-
-    def decode(self, data: bytes) -> bytes:
-        """What these bytes add. Raises zlib.error."""
-        decoded = self._decoder.decompress(data)
-        while self._decoder.unused_data:  # another member
-            data, self._decoder = self._decoder.unused_data, zlib.decompressobj(wbits=31)
-            decoded += self._decoder.decompress(data)
-        return decoded
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether the end has come."""
-        return self._decoder.eof
-
-
-class _Collector(Protocol):
-    """Takes in a page, and decodes it. Bounded in size, and in the length of each silence."""
-
-    def __init__(
-        self, clock: Any, timeout: float, largest: int = _LARGEST_PAGE, decoder: _Gunzip | None = None
-    ) -> None:
-        self.done: Deferred[bytes] = Deferred(lambda _: self._fail(UpstreamDown("the request was given up")))
-        self._chunks: list[bytes] = []
-        self._size = 0
-        self._error: Exception | None = None
-        self._timeout = timeout
-        self._largest = largest
-        self._decoder = decoder
-        self._silence = clock.callLater(timeout, self._stalled)
-
-    def dataReceived(self, data: bytes) -> None:
-        if self._silence.active():
-            self._silence.reset(self._timeout)
-        if self._error is not None:
-            return
-        try:
-            data = data if self._decoder is None else self._decoder.decode(data)
-        except zlib.error:
-            self._fail(UpstreamBroken("upstream sends a page in gzip that is damaged"))
-            return
-        self._chunks.append(data)
-        self._size += len(data)
-        if self._size > self._largest:
-            self._fail(UpstreamBroken("upstream sends a page without end"))
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self._silence.active():
-            self._silence.cancel()
-        if self.done.called:
-            return
-        content = b"".join(self._chunks)
-        if self._error is not None:
-            self.done.errback(self._error)
-        elif not reason.check(ResponseDone) and not (reason.check(PotentialDataLoss) and _has_an_end(content)):
-            self.done.errback(UpstreamDown("upstream closed the connection in the middle of a page"))
-        elif self._decoder is not None and not self._decoder.is_whole:
-            self.done.errback(UpstreamBroken("upstream sends a page in gzip that ends early"))
-        else:
-            self.done.callback(content)
-
-    def _stalled(self) -> None:
-        self._fail(UpstreamDown(f"upstream stopped in the middle of a page for {self._timeout:g} seconds"))
-
-    def _fail(self, error: Exception) -> None:
-        self._error = error
-        self._chunks.clear()
-        hang_up(self)
-
-
-def hang_up(receiver: Protocol) -> None:
-    """
-    Close the connection whose body goes to this receiver, now.
-
-    Over TLS, `loseConnection` would wait for the other side, which may be silent for good; `abortConnection` is hidden
-    by Twisted's proxy for the transport.
-    """
-    transport: Any = receiver.transport
-    abort = getattr(getattr(transport, "_producer", None), "abortConnection", None)
-    if abort is not None:
-        abort()
-    elif transport is not None:
-        transport.loseConnection()
-
-
-def _has_an_end(content: bytes) -> bool:
-    """Where nothing gave the length, a page that ends as its format ends is whole."""
-    tail = content[-64:].rstrip().lower()
-    return tail.endswith((b"}", b"</html>"))
 
 
 def _first_values(headers: Headers) -> dict[str, str]:
@@ -422,33 +326,6 @@ def _first_values(headers: Headers) -> dict[str, str]:
 
 def _nothing() -> None:
     pass
-
-
-class _Nobody(Protocol):
-    """Wants no byte of a body, however short."""
-
-    def connectionMade(self) -> None:
-        hang_up(self)
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        pass
-
-
-class _Sink(Protocol):
-    """Reads off a body that is short and comes soon."""
-
-    def __init__(self, clock: Any, timeout: float) -> None:
-        self._room = 64 * 1024
-        self._patience = clock.callLater(timeout, hang_up, self)
-
-    def dataReceived(self, data: bytes) -> None:
-        self._room -= len(data)
-        if self._room < 0:
-            hang_up(self)
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self._patience.active():
-            self._patience.cancel()
 
 
 def _origin(parts: SplitResult) -> tuple[str, str, int]:

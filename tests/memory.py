@@ -15,17 +15,11 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
-from attrs import frozen
+from attrs import Factory, frozen
+from twisted.internet import error
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred, succeed
-from twisted.internet.error import (  # noqa: A004 - one has a namesake
-    ConnectionAborted,
-    ConnectionDone,
-    ConnectionLost,
-    ConnectionRefusedError,
-)
-from twisted.internet.interfaces import IProtocol, IStreamClientEndpoint
-from twisted.internet.protocol import Factory
+from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
@@ -80,7 +74,7 @@ class WhenTold(Threads):
     """Threads that are busy until the test says otherwise: `step` runs what waited longest."""
 
     def __init__(self) -> None:
-        self.waiting: list[Callable[[], None]] = []
+        self.waiting: list[Callable[[], object]] = []
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
         done: Deferred[T] = Deferred()
@@ -159,18 +153,18 @@ class Exchange(StringTransport):
 
     def cut(self) -> None:
         """Upstream is gone in the middle."""
-        self._lost(ConnectionLost())
+        self._lost(error.ConnectionLost())
 
     def end(self) -> None:
         """Upstream closes in order, which is how a body without a length ends."""
-        self._lost(ConnectionDone())
+        self._lost(error.ConnectionDone())
 
     def loseConnection(self) -> None:
         if self.polite:
-            self._close(ConnectionDone())
+            self._close(error.ConnectionDone())
 
     def abortConnection(self) -> None:
-        self._close(ConnectionAborted())
+        self._close(error.ConnectionAborted())
 
     def _close(self, reason: Exception) -> None:
         """Whoever closes hears of it afterwards, as with a socket."""
@@ -188,7 +182,7 @@ class Reply:
 
     status: int = 200
     body: bytes = b""
-    headers: dict[str, str] = {}  # noqa: RUF012 - attrs makes a field of it
+    headers: dict[str, str] = Factory(dict)
 
     def to(self, exchange: Exchange) -> None:
         etag = self.headers.get("etag")
@@ -202,7 +196,8 @@ class Reply:
 class Wire:
     """
     Upstream, as an agent reaches it. What is in `replies` (by path) is answered as soon as the clock moves, be it by
-    nothing; all else waits in `exchanges` for the test to answer. While `refuses`, no connection is made; nor while `silent`, where nobody says so.
+    nothing; all else waits in `exchanges` for the test to answer. While it `refuses`, no connection is made; while
+    it is `silent`, none comes about.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -226,11 +221,11 @@ class Wire:
         return [exchange.path for exchange in self.exchanges]
 
     def hang_up(self) -> None:
-        """Upstream is gone, for everyone who still waits for it."""
+        """Upstream is gone for good: everyone who still waits for it has given up in the end."""
         self.refuses = True
         for exchange in self.exchanges:
             exchange.cut()
-        self.clock.advance(0)
+        self.clock.pump([60] * 5)
 
     def reply(self, path: str, status: int = 200, body: bytes = b"", **headers: str) -> None:
         self.replies[path] = Reply(status, body, headers)
@@ -242,12 +237,12 @@ class _Endpoint:
     wire: Wire
     origin: str
 
-    def connect(self, factory: Factory) -> Deferred[Any]:
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:  # noqa: N803 - the interface's name
         if self.wire.refuses:
-            return fail(ConnectionRefusedError())
+            return fail(error.ConnectionRefusedError())
         if self.wire.silent:
             return Deferred()
-        protocol = factory.buildProtocol(None)  # type: ignore[arg-type] # a client's factory does not look
+        protocol = protocolFactory.buildProtocol(IPv4Address("TCP", "192.0.2.2", 443))
         assert protocol is not None
         exchange = Exchange(self.origin, protocol, self.wire)
         self.wire.exchanges.append(exchange)
@@ -276,22 +271,22 @@ class Connection(StringTransport):
 
     def full(self) -> None:
         """The client takes no more for now."""
-        self.producer.pauseProducing()
+        cast("Any", self.producer).pauseProducing()
 
     def drained(self) -> None:
         """The client takes more."""
-        self.producer.resumeProducing()
+        cast("Any", self.producer).resumeProducing()
 
     def leave(self) -> None:
         """The client is gone."""
-        self._lost(ConnectionLost())
+        self._lost(error.ConnectionLost())
 
     def loseConnection(self) -> None:
-        self._lost(ConnectionDone())
+        self._lost(error.ConnectionDone())
 
     def abortConnection(self) -> None:
         self.aborted = True
-        self._lost(ConnectionAborted())
+        self._lost(error.ConnectionAborted())
 
     def _lost(self, reason: Exception) -> None:
         if not self.closed:
@@ -330,7 +325,7 @@ class MemoryTestCase(SynchronousTestCase):
 
     def now(self, work: Awaitable[T]) -> T:
         """What the work has come to once all has happened that is due now."""
-        return cast("T", self.successResultOf(self._settled(work)))
+        return self.successResultOf(self._settled(work))
 
     def failing(self, work: Awaitable[Any], kind: type[Exception]) -> Any:
         """The error of this kind with which the work has failed once all has happened that is due now."""

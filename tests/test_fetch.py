@@ -6,11 +6,8 @@ import errno
 import os
 import zlib
 from collections.abc import Awaitable
-from pathlib import Path
-from typing import cast
+from typing import Any, cast
 from unittest import mock
-
-from twisted.internet.defer import Deferred
 
 from mypypi.content import HELD_BACK, Content
 from mypypi.drafts import Drafts
@@ -23,9 +20,9 @@ from mypypi.errors import (
     UpstreamBroken,
     UpstreamDown,
     UpstreamRefused,
+    UpstreamSilent,
 )
 from mypypi.fetch import _BACKLOG, _FRUITLESS, Fetches, Interrupted
-from mypypi.interfaces import IStorage
 from mypypi.model import Digest, PackageFile, StoredFile
 from mypypi.storage.disk import DiskStorage
 from mypypi.threads import Threads
@@ -101,7 +98,7 @@ class FetchTestCase(MemoryTestCase):
         self.clock.advance(seconds)
         self.assertEqual(before + 1, len(self.wire.exchanges))
 
-    def cut_after(self, count: int, **headers: str) -> None:
+    def cut_after(self, count: int, **headers: Any) -> None:
         """Upstream sends so many bytes of the file, and is gone."""
         self.head(**headers)
         self.wire.last.send(DATA[:count])
@@ -288,8 +285,11 @@ class EncodedTest(FetchTestCase):
         """Also where much comes of little, and where the system writes only some of it at a time."""
         zeros = bytes(3_000_000)
         content = self.fetch(listed(sha256(zeros)))
-        pwrite = os.pwrite
-        with mock.patch("os.pwrite", lambda fd, data, offset: pwrite(fd, bytes(data)[:100_000], offset)):
+        write, pwrite = os.write, os.pwrite
+        with (
+            mock.patch("os.write", lambda fd, data: write(fd, bytes(data)[:100_000])),
+            mock.patch("os.pwrite", lambda fd, data, offset: pwrite(fd, bytes(data)[:100_000], offset)),
+        ):
             self.wire.last.answer(body=gzipped(zeros), content_encoding="gzip")
         self.assertEqual((True, len(zeros)), (content.whole, content.total))
         self.assertEqual(zeros, os.pread(content.fd, 4_000_000, 0))
@@ -384,7 +384,7 @@ class ResumeTest(FetchTestCase):
         """Those who wait are told at once, and the next request tries again."""
         content = self.fetch()
         self.wire.last.cut()
-        self.assert_failed(content, UpstreamDown)
+        self.assert_failed(content, UpstreamSilent)
         content = self.fetch()
         self.cut_after(0)
         self.assertIsInstance(content.error, Truncated)
@@ -641,9 +641,9 @@ class DiskTroubleTest(FetchTestCase):
     def test_draft_that_can_not_be_made_is_storage_down(self) -> None:
         """Nothing is asked of upstream."""
         (self.root / "drafts").mkdir()
-        with mock.patch("tempfile.mkstemp", side_effect=OSError(errno.EROFS, "Read-only file system")):
-            with self.assertRaises(StorageDown):
-                self.fetches.start(listed())
+        trouble = OSError(errno.EROFS, "Read-only file system")
+        with mock.patch("tempfile.mkstemp", side_effect=trouble), self.assertRaises(StorageDown):
+            self.fetches.start(listed())
         self.assertEqual([], self.wire.exchanges)
 
     def test_file_that_can_not_be_kept_is_served_all_the_same(self) -> None:

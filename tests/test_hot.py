@@ -38,7 +38,7 @@ class TestHotPages:
             hot.put(page(name), 0.0)
         hot.get(PageId("simple", "a"))
         hot.put(page("d"), 0.0)
-        assert ["a", "c", "d"] == [name for name in "abcd" if hot.get(PageId("simple", name)) is not None]
+        assert [name for name in "abcd" if hot.get(PageId("simple", name)) is not None] == ["a", "c", "d"]
         assert hot.weight <= 10 * KILOBYTE
 
     def test_newest_page_stays_however_large(self) -> None:

@@ -22,7 +22,8 @@ class TestDigest:
             assert Digest.parse(str(digest)) == digest
 
     @pytest.mark.parametrize(
-        "text", ["", "sha256", "sha256-", f"sha256-{HEX[1:]}", f"sha256-{HEX.upper()}", f"crc32-{HEX}", f"md5-{HEX}", HEX]
+        "text",
+        ["", "sha256", "sha256-", f"sha256-{HEX[1:]}", f"sha256-{HEX.upper()}", f"crc32-{HEX}", f"md5-{HEX}", HEX],
     )
     def test_other_text_is_no_digest(self, text: str) -> None:
         """A wrong length, upper case, an algorithm that promises nothing."""
@@ -107,7 +108,8 @@ class TestKey:
     @pytest.mark.parametrize(
         "segments",
         [[], ["https"], ["https", "files.example"], ["ftp", "h", "a"], ["https", "", "a"], ["https", "h/x", "a"],
-         ["https", "..", "a"], ["https", "[::1", "a"], ["https", "h", ""], ["https", "h", "a/b"], ["https", "h", "a\x7f"]],
+         ["https", "..", "a"], ["https", "[::1", "a"], ["https", "h", ""], ["https", "h", "a/b"],
+         ["https", "h", "a\x7f"]],
     )  # fmt: skip
     def test_segments_that_are_no_key(self, segments: list[str]) -> None:
         """What a client asks for is held to the same rules as what upstream lists."""

@@ -261,6 +261,21 @@ class SlowTest(PagesTestCase):
         self.now(waiting)
         self.assertEqual((["1.0"], 2), (versions(self.get()), self.asked))
 
+    def test_upstream_that_hangs_is_left_alone_for_other_pages_too(self) -> None:
+        """An install reads hundreds of pages one after another: it does not wait for each of them."""
+        other = PageId("simple", "other")
+        self.wire.reply("/simple/other/", 200, page_of("3.0"), content_type="application/json")
+        self.now(self.pages.get(other))
+        self.clock.advance(CACHE_TIME)
+        self.upstream_hangs()
+        waiting = self.asking()
+        self.clock.advance(STALE_AFTER)
+        self.now(waiting)
+        self.assertEqual(["3.0"], versions(self.now(self.pages.get(other))))
+        self.clock.advance(2)
+        self.wire.reply("/simple/other/", 200, page_of("4.0"), content_type="application/json")
+        self.assertEqual(["4.0"], versions(self.now(self.pages.get(other))))
+
 
 class FailingTest(PagesTestCase):
     """Promise 7: upstream fails, and what was ever seen is served."""

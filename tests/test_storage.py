@@ -19,9 +19,10 @@ from tests.memory import AtOnce, MemoryTestCase, sha256
 KEY = "https/files.example/a/b+c-1.0.whl"
 
 
-class StorageTestCase(MemoryTestCase):
-    """A storage and a place for drafts. A test case for a storage says how it is made and how its bytes are read."""
+class StoragePromises(MemoryTestCase):
+    """What every storage promises. A test case for one says how it is made, and how its bytes are read."""
 
+    __test__ = False
     storage: IStorage
 
     def setUp(self) -> None:
@@ -49,20 +50,16 @@ class StorageTestCase(MemoryTestCase):
     def find(self, key: str = KEY) -> StoredFile | None:
         return self.now(self.storage.find(key))
 
-
-class StoragePromises:
-    """What every storage promises. A test case beside this class is a `StorageTestCase`."""
-
-    def test_provides_the_interface(self: StorageTestCase) -> None:
+    def test_provides_the_interface(self) -> None:
         """It has every method that IStorage names."""
         self.assertTrue(verifyObject(IStorage, self.storage))
 
-    def test_what_was_never_kept_is_not_there(self: StorageTestCase) -> None:
+    def test_what_was_never_kept_is_not_there(self) -> None:
         """Nothing is found, and deleting it is no error."""
         self.assertIsNone(self.find())
         self.now(self.storage.delete(KEY))
 
-    def test_committed_file_is_found(self: StorageTestCase) -> None:
+    def test_committed_file_is_found(self) -> None:
         """With its size, its digest and its bytes; the draft is gone."""
         stored = self.commit(b"a wheel")
         self.assertEqual((KEY, 7, sha256(b"a wheel")), (stored.key, stored.size, stored.digest))
@@ -70,14 +67,14 @@ class StoragePromises:
         self.assertEqual(b"a wheel", self.read(stored))
         self.assertEqual([], os.listdir(self.drafts))
 
-    def test_empty_file_is_a_file(self: StorageTestCase) -> None:
+    def test_empty_file_is_a_file(self) -> None:
         """Of no bytes."""
         self.commit(b"")
         stored = self.find()
         assert stored is not None
         self.assertEqual((0, b""), (stored.size, self.read(stored)))
 
-    def test_file_is_replaced(self: StorageTestCase) -> None:
+    def test_file_is_replaced(self) -> None:
         """Other bytes under the same key take the place of those before; the same bytes once more change nothing."""
         self.commit(b"old")
         self.commit(b"newer")
@@ -86,13 +83,13 @@ class StoragePromises:
         assert stored is not None
         self.assertEqual((5, sha256(b"newer"), b"newer"), (stored.size, stored.digest, self.read(stored)))
 
-    def test_draft_that_is_open_can_be_read_on(self: StorageTestCase) -> None:
+    def test_draft_that_is_open_can_be_read_on(self) -> None:
         """Readers of a draft go on while it is committed."""
         with self.draft(b"being read").open("rb") as reader:
             self.now(self.storage.commit(KEY, self.drafts / "a.draft", sha256(b"being read")))
             self.assertEqual(b"being read", reader.read())
 
-    def test_deleted_file_is_forgotten(self: StorageTestCase) -> None:
+    def test_deleted_file_is_forgotten(self) -> None:
         """And can be kept again."""
         self.commit(b"a wheel")
         self.now(self.storage.delete(KEY))
@@ -100,7 +97,7 @@ class StoragePromises:
         self.commit(b"a wheel")
         self.assertIsNotNone(self.find())
 
-    def test_keys_do_not_meet(self: StorageTestCase) -> None:
+    def test_keys_do_not_meet(self) -> None:
         """One key may continue another, even with what looks like a digest; each has its own file."""
         keys = [KEY, f"{KEY}.metadata", f"{KEY}/more", f"{KEY}/{sha256(b'x')}.1", "https/files.example/a"]
         for key in keys:
@@ -113,20 +110,22 @@ class StoragePromises:
         self.now(self.storage.delete(KEY))
         self.assertEqual([False, True, True, True, True], [self.find(key) is not None for key in keys])
 
-    def test_longest_key_is_taken(self: StorageTestCase) -> None:
+    def test_longest_key_is_taken(self) -> None:
         """What `key_of` makes, a storage takes."""
         key = f"https/files.example/{'a' * 255}/{'%E2%82%AC' * 28}"
         self.assertIsNone(self.find(key))
         self.assertEqual(key, self.commit(b"x", key).key)
 
-    def test_working_storage_passes_its_check(self: StorageTestCase) -> None:
+    def test_working_storage_passes_its_check(self) -> None:
         """Without leaving anything behind."""
         self.now(self.storage.check())
         self.assertIsNone(self.find())
 
 
-class DiskStorageTest(StoragePromises, StorageTestCase):  # type: ignore[misc] # its tests are methods of this class
+class DiskStorageTest(StoragePromises):
     """Files in a directory tree that reads without anything else."""
+
+    __test__ = True
 
     def make(self) -> IStorage:
         self.root = self.directory() / "files"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from base64 import b64encode
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from unittest import mock
@@ -14,6 +15,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 
+from mypypi.bodies import Collector
 from mypypi.errors import MyPyPiError, NotFound, UpstreamBroken, UpstreamDown, UpstreamRefused
 from mypypi.model import Source
 from mypypi.upstream import Body, Credentials, PageAnswer, Upstream
@@ -82,6 +84,14 @@ class PageTest(UpstreamTestCase):
         self.wire.last.answer(body=gzipped(b"{}"), content_encoding="gzip")
         self.assertEqual(b"{}", _source(self.now(asked)).body)
 
+    def test_damaged_or_truncated_gzip_is_no_page(self) -> None:
+        """Though its length is that which was announced: somebody between cut or garbled it."""
+        data = gzipped(b'{"files": []}')
+        for body in (data[:-9], data[:-1], b"", data[:-6] + b"\x00" * 6, b"{}"):
+            asked = self.page()
+            self.wire.last.answer(body=body, content_encoding="gzip")
+            self.failing(asked, UpstreamBroken)
+
     def test_encoding_that_nobody_asked_for_is_refused(self) -> None:
         """A page in brotli is no page."""
         asked = self.page()
@@ -136,10 +146,11 @@ class PageTest(UpstreamTestCase):
 
     def test_page_without_end_is_given_up(self) -> None:
         """What grows beyond any page is dropped, connection and all."""
-        with mock.patch.object(Upstream._collect, "__defaults__", (10,)):
-            asked = self.page()
-            self.wire.last.answer(body=b"x" * 11, content_length="1000")
-        self.failing(asked, UpstreamBroken)
+        collector = Collector(self.clock, 15, 10, gzipped=False)
+        asked = self.file()
+        self.wire.last.send(response(200, b"x" * 11, content_length="1000"))
+        self.now(asked).deliver(collector)
+        self.failing(collector.done, UpstreamBroken)
         self.assertTrue(self.wire.last.closed)
 
     def test_header_of_any_bytes_is_read(self) -> None:
@@ -452,7 +463,16 @@ class ConcurrencyTest(UpstreamTestCase):
 
     def test_place_is_free_after_each_kind_of_end(self) -> None:
         """Errors of every sort, with and without an answer."""
-        ends = {
+
+        def cut_in_the_body(exchange: Exchange) -> None:
+            exchange.send(response(200, b"x", content_length="9"))
+            exchange.cut()
+
+        def silent_in_the_body(exchange: Exchange) -> None:
+            exchange.send(response(200, b"x", content_length="9"))
+            self.clock.advance(15)
+
+        ends: dict[str, Callable[[Exchange], object]] = {
             "not found": lambda it: it.answer(404),
             "down": lambda it: it.answer(500),
             "not modified": lambda it: it.answer(304),
@@ -460,12 +480,9 @@ class ConcurrencyTest(UpstreamTestCase):
             "redirected to nowhere": lambda it: it.answer(302, location="ftp://x/"),
             "redirected to no address": lambda it: it.answer(302, location="https://[x/"),
             "cut": Exchange.cut,
-            "cut in the body": lambda it: (it.send(response(200, b"x", content_length="9")), it.cut()),
-            "silent": lambda it: self.clock.advance(15),
-            "silent in the body": lambda it: (
-                it.send(response(200, b"x", content_length="9")),
-                self.clock.advance(15),
-            ),
+            "cut in the body": cut_in_the_body,
+            "silent": lambda _: self.clock.advance(15),
+            "silent in the body": silent_in_the_body,
         }
         for name, end in ends.items():
             with self.subTest(name):

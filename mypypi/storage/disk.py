@@ -19,20 +19,12 @@ from typing import TYPE_CHECKING
 
 from zope.interface import implementer
 
-from mypypi.errors import StorageDown, StorageFull
+from mypypi.errors import StorageDown, storage_error
 from mypypi.interfaces import IStorage
 from mypypi.model import Digest, StoredFile
 
 if TYPE_CHECKING:
     from mypypi.threads import Threads
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-def storage_error(error: OSError, what: str) -> StorageDown:
-    """The error of this project for one of the operating system's: no room is told apart from all else."""
-    kind = StorageFull if error.errno in _FULL else StorageDown
-    return kind(f"{what}: {error.strerror}")
 
 
 @implementer(IStorage)

@@ -75,7 +75,7 @@ class NPMRoutes:
     async def attestations(self, request: Request, spec: str) -> bytes:
         """The attestations of ``name@version``."""
         name, _, version = spec.rpartition("@")
-        if not version:
+        if not name or not version:
             raise NotFound("attestations are those of a package's version: name@version")
         return await self._pages.serve(request, PageId("attestations", f"{check_name(name)}@{version}"), {FULL: "full"})
 

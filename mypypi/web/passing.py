@@ -16,10 +16,10 @@ from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 from zope.interface import implementer
 
+from mypypi.bodies import hang_up
 from mypypi.content import HELD_BACK
 from mypypi.errors import UpstreamBroken
 from mypypi.model import Digest, PackageFile
-from mypypi.upstream import hang_up
 from mypypi.web.reader import abort
 
 if TYPE_CHECKING:

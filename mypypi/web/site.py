@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from twisted.internet.interfaces import IHalfCloseableDescriptor
 from twisted.logger import Logger
 from twisted.web.http import HTTPChannel
 from twisted.web.server import Request, Site
@@ -16,12 +17,21 @@ if TYPE_CHECKING:
 
 #: Seconds for which a connection may be idle between requests, or take to send one.
 _IDLE = 60
+#: Seconds for which a client that was refused may go on sending, so that it comes to read why.
+_LINGER = 5
 #: The largest body of a request, in bytes: an audit of a large project, gzipped, takes some hundred kilobytes.
 LARGEST_BODY = 8 * 1024 * 1024
 
 
 class Channel(HTTPChannel):
     """An HTTP/1.1 connection that says what was wrong with a request it can't read."""
+
+    _refused = False
+
+    def dataReceived(self, data: bytes) -> None:
+        """Bytes came, of which none count any more once a request was refused."""
+        if not self._refused:
+            super().dataReceived(data)
 
     def lineLengthExceeded(self, line: bytes) -> None:
         """A line, or all headers together, is longer than is read (16 KiB), or there are more headers (500)."""
@@ -34,14 +44,22 @@ class Channel(HTTPChannel):
             self.refuse(b"400 Bad Request", b"this is not an HTTP request")
 
     def refuse(self, status: bytes, text: bytes) -> None:
-        """Answer at once, and read no more."""
-        assert self.transport is not None
+        """
+        Answer at once, and throw away what is still sent for a moment (RFC 9112, section 9.6): for a client that is
+        sending, a connection that is just closed is a broken one, and it never sees the answer.
+        """
+        transport: Any = self.transport
+        self._refused = True
+        self.clearLineBuffer()
         body = b'{"error":"%s"}\n' % text
-        self.transport.write(
+        transport.write(
             b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s"
             % (status, len(body), body)
         )
-        self.loseConnection()
+        self.setTimeout(_LINGER)
+        half_closes = IHalfCloseableDescriptor.providedBy(transport)  # TLS does not
+        if half_closes:
+            transport.loseWriteConnection()
 
 
 class WebRequest(Request):
