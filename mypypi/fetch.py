@@ -321,7 +321,8 @@ class Fetches:
         self._storage = storage
         self._threads = threads
         self._clock = clock
-        self._running: dict[str, Fetch] = {}
+        #: By key and digest: where the index has put other bytes behind a URL, that is another file.
+        self._running: dict[tuple[str, Digest | None], Fetch] = {}
 
     def __len__(self) -> int:
         return len(self._running)
@@ -335,7 +336,7 @@ class Fetches:
 
     def join(self, file: PackageFile) -> Content | None:
         """The content of this file while it is being fetched; to be closed by the caller."""
-        fetch = self._running.get(file.key)
+        fetch = self._running.get((file.key, file.digest))
         return fetch.draft.content.open() if fetch is not None else None
 
     def start(self, file: PackageFile) -> Content:
@@ -350,7 +351,7 @@ class Fetches:
             draft = self._drafts.create()
         except OSError as error:
             raise storage_error(error, "a draft could not be made") from error
-        fetch = self._running[file.key] = Fetch(file, draft, self._upstream, self._threads, self._clock)
+        fetch = self._running[file.key, file.digest] = Fetch(file, draft, self._upstream, self._threads, self._clock)
         content = draft.content.open()
         Deferred.fromCoroutine(self._run(fetch)).addErrback(
             lambda failure: self.log.failure("a fetch ended in disorder", failure)
@@ -371,6 +372,6 @@ class Fetches:
             content.fail(UpstreamBroken("the transfer from upstream failed"))
             raise
         finally:
-            del self._running[key]
+            del self._running[key, fetch.file.digest]
             fetch.draft.drop()
             content.close()

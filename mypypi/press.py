@@ -88,7 +88,7 @@ def press_in_child(
             check=True,
         )
     except (subprocess.SubprocessError, OSError) as error:
-        raise UpstreamBroken(f"the page {page} could not be taken in: {error}") from error
+        raise UpstreamBroken(f"the page {page} could not be taken in ({type(error).__name__})") from error
     trouble, printed = msgspec.msgpack.decode(child.stdout, type=tuple[str, Printed])
     if trouble:
         raise UpstreamBroken(trouble)

@@ -96,6 +96,7 @@ class Proxy:
         self._clock = clock
         self._cold_files = cold_files
         self._storage_trouble = ""
+        self._unreadable = False
 
     async def page(self, page: PageId) -> PageAnswer:
         """As `Pages.get`."""
@@ -130,8 +131,13 @@ class Proxy:
                 return None
             served = self._open(stored)
         except StorageDown as error:
-            self._in_trouble(str(error))
+            if not self._unreadable:
+                self.log.error("stored files can't be read, they are fetched again: {why}", why=error)
+            self._unreadable = True
             return None
+        if served is not None and self._unreadable:
+            self._unreadable = False
+            self.log.info("stored files can be read again")
         return served
 
     def _open(self, stored: StoredFile) -> Served | None:

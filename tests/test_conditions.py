@@ -86,7 +86,7 @@ class TestRange:
     @pytest.mark.parametrize(
         ("header", "parts"),
         [
-            (None, None), ("items=0-5", None), ("", None),
+            (None, None), ("items=0-5", None), ("bytesfoo=0-5", None), ("", None),
             ("bytes=0-0", [(0, 1)]), ("bytes=0-499", [(0, 500)]), ("bytes=500-", [(500, 1000)]),
             ("bytes=-200", [(800, 1000)]), ("bytes=-5000", [(0, 1000)]), ("bytes=900-5000", [(900, 1000)]),
             ("Bytes=0-0", [(0, 1)]), (" bytes = 0-0 ", [(0, 1)]),

@@ -162,6 +162,11 @@ class WholeTest(FetchTestCase):
         self.assertIsNone(self.fetches.join(listed()))
         self.assertEqual(1, len(self.wire.exchanges))
 
+    def test_other_bytes_behind_the_same_url_are_another_fetch(self) -> None:
+        """Promise 2: nobody gets the bytes of one digest under the name of another."""
+        self.fetch()
+        self.assertIsNone(self.fetches.join(listed(sha256(b"other bytes"))))
+
     def test_fetch_goes_on_when_nobody_waits(self) -> None:
         """Promise 4: whoever asked has left, and the file is stored all the same."""
         self.fetches.start(listed()).close()

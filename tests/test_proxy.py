@@ -508,3 +508,15 @@ class StorageTroubleTest(ProxyTestCase):
             self.fetching()
             self.asking()
         self.assertEqual((1, 1), (log.error.call_count, log.info.call_count))
+
+    def test_trouble_with_reading_is_told_once(self) -> None:
+        """Likewise."""
+        self.is_stored()
+        with mock.patch.object(self.proxy, "log") as log:
+            with mock.patch(
+                "mypypi.storage.disk.os.listdir", side_effect=PermissionError(errno.EACCES, "Permission denied")
+            ):
+                self.asking()
+                self.asking()
+            self.served().content.close()
+        self.assertEqual((1, 1), (log.error.call_count, log.info.call_count))

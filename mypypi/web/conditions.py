@@ -21,6 +21,8 @@ _ETAGS = re.compile(rf"\s*(?:\*\s*|{_ETAG}\s*(?:,\s*(?:{_ETAG}\s*)?)*)")
 #: Werkzeug's parser refuses. int() takes no more than some thousand digits.
 _RANGE = re.compile("([0-9]{0,99})-([0-9]{0,99})")
 _PART = "(?:[0-9]{1,99}-[0-9]{0,99}|-[0-9]{1,99})"
+#: The unit by itself, and not another token that begins like it.
+_BYTES = re.compile(r"\s*bytes(?![\w!#$%&'*+.^`|~-])", re.IGNORECASE)
 _RANGES = re.compile(rf"\s*bytes\s*=[\s,]*{_PART}\s*(?:,\s*(?:{_PART}\s*)?)*", re.IGNORECASE)
 #: A request for more parts than this is somebody's mistake; it is answered with the whole (RFC 9110, section 14.2).
 _MOST_RANGES = 32
@@ -79,7 +81,7 @@ def ranges_of(header: str | None, total: int) -> list[tuple[int, int]] | None:
 
     Raises BadRequest where a bytes range is malformed, Unsatisfiable where no part exists.
     """
-    if header is None or not header.strip().lower().startswith("bytes"):
+    if header is None or not needs_total(header):
         return None  # a unit that we do not know is to be ignored (RFC 9110, section 14.2)
     if not _RANGES.fullmatch(header):
         raise BadRequest("Range is not a list of byte ranges, such as bytes=0-499 or bytes=-500")
@@ -103,7 +105,7 @@ def ranges_of(header: str | None, total: int) -> list[tuple[int, int]] | None:
 
 def needs_total(header: str | None) -> bool:
     """Whether a Range header means something only once the file's length is known."""
-    return header is not None and header.strip().lower().startswith("bytes")
+    return header is not None and _BYTES.match(header) is not None
 
 
 def range_applies(if_range: str | None, etag: str | None) -> bool:
