@@ -166,6 +166,7 @@ class WholeTest(FetchTestCase):
         """Promise 2: nobody gets the bytes of one digest under the name of another."""
         self.fetch()
         self.assertIsNone(self.fetches.join(listed(sha256(b"other bytes"))))
+        self.wire.last.answer(body=DATA)
 
     def test_fetch_goes_on_when_nobody_waits(self) -> None:
         """Promise 4: whoever asked has left, and the file is stored all the same."""

@@ -1,4 +1,4 @@
-"""Runs pip, uv and npm as child processes that see nothing of this machine's configuration and reach nothing but loopback.
+"""Runs pip, uv and npm as child processes that see nothing of this machine's configuration and reach only loopback.
 
 Knows their command lines. Must never know who answers them.
 """
@@ -142,11 +142,14 @@ class Npm(Client):
     """
     The npm of the wheel that brings node. It works in projects (see `project`), and has an empty cache each time.
 
-    It does not try again: between its tries it waits for 10 and 60 seconds.
+    It does not try again: between its tries it waits for 10 and 60 seconds. `preloaded` is a module that node loads
+    before it.
     """
 
+    preloaded: Path | None = None
+
     def command(self) -> list[str]:
-        return [str(_NODE), str(_NPM)]
+        return [str(_NODE), *([] if self.preloaded is None else ["--require", str(self.preloaded)]), str(_NPM)]
 
     def environment(self) -> dict[str, str]:
         inherited = super().environment()
@@ -156,7 +159,6 @@ class Npm(Client):
             "npm_config_fetch_retries": "0",
             "npm_config_globalconfig": os.devnull,
             "npm_config_update_notifier": "false",
-            "npm_config_userconfig": os.devnull,
         }
         return inherited | own
 

@@ -273,8 +273,7 @@ def unless_known(request: Request, reply: Reply) -> Reply:
         has_it = not known.isdisjoint({reply.headers["ETag"], "*"})
     else:
         modified = reply.headers.get("Last-Modified")
-        dated = since is not None and modified is not None
-        has_it = dated and parsedate_to_datetime(since) >= parsedate_to_datetime(modified)
+        has_it = bool(since and modified and parsedate_to_datetime(since) >= parsedate_to_datetime(modified))
     if not has_it:
         return reply
     kept = ("ETag", "Last-Modified", "Cache-Control", "Vary")

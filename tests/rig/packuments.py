@@ -106,6 +106,20 @@ class Package:
             "modified": iso(self.modified),
         }
 
+    def found(self) -> dict[str, object]:
+        """What a search says of it."""
+        someone = {"username": "someone", "email": "someone@people.example"}
+        return {
+            "name": self.name,
+            "version": self.tags.get("latest"),
+            "description": "made by a test",
+            "keywords": [],
+            "maintainers": [someone],
+            "publisher": someone,
+            "date": iso(self.modified),
+            "links": {},
+        }
+
     def find(self, wanted: str) -> Version | None:
         """A version, by its name or a tag's."""
         return self.versions.get(self.tags.get(wanted, wanted))

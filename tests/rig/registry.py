@@ -61,8 +61,8 @@ class FakeRegistry(FileHost):
         attested: bool = False,
     ) -> str:
         """
-        List a version and serve its tarball, here or `at` another host, behind this percent-encoded path where it is
-        not the usual one; returns its URL.
+        List a version and serve its tarball, here or `at` another host, behind this percent-encoded path (and query)
+        where it is not the usual one; returns its URL.
 
         `extra` is added to its object (``deprecated``, say), `dist` to what that says of the tarball, in place of
         fields of the same name: another ``integrity``, say, or none with None.
@@ -79,7 +79,7 @@ class FakeRegistry(FileHost):
             if tag is not None:
                 package.tags[tag] = tarball.version
             self._hosts[url] = host
-        host.put(unquote(path), tarball.content)
+        host.put(_decoded(path), tarball.content)
         return url
 
     def replace(self, tarball: Tarball) -> str:
@@ -88,7 +88,7 @@ class FakeRegistry(FileHost):
             version = self._touch(tarball.name).versions[tarball.version]
             version.tarball, version.signature = tarball, self._signer.sign(tarball)
             host = self._hosts[version.url]
-        host.put(unquote(version.url.removeprefix(host.url)), tarball.content)
+        host.put(_decoded(version.url.removeprefix(host.url)), tarball.content)
         return version.url
 
     def describe(self, name: str, extra: Mapping[str, object]) -> None:
@@ -195,7 +195,7 @@ class FakeRegistry(FileHost):
             query.get(name, [default])[0] for name, default in (("text", ""), ("from", 0), ("size", 20))
         )
         found = [package for package in self._packages.values() if str(text) in package.name]
-        shown = [{"package": {"name": package.name, "version": package.tags.get("latest")}} for package in found]
+        shown = [{"package": package.found()} for package in found]
         return {"objects": shown[int(first) :][: int(size)], "total": len(found), "time": iso(self._now)}
 
     def _audit(self, request: Request, kind: str) -> object:
@@ -223,3 +223,8 @@ def _document(document: object, content_type: str = FULL) -> Reply:
     status = 404 if document is None else 200
     body = json.dumps({"error": "Not found"} if document is None else document, separators=(",", ":")).encode()
     return Reply(status, {"Content-Type": content_type, "Content-Length": str(len(body))}, body)
+
+
+def _decoded(path: str) -> str:
+    """Where a host keeps what is behind this path, whatever its query."""
+    return unquote(path.partition("?")[0])
