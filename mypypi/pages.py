@@ -117,9 +117,14 @@ class Pages:
         if hot is not None and now - hot.looked_at < _LOOK_AGAIN:
             return hot.page
         try:
-            return await self._look(page, hot)
+            looked = await self._look(page, hot)
         except CatalogDown:
+            hot = self._hot.get(page)
             return hot.page if hot is not None else None
+        newer = self._hot.get(page)
+        if newer is not None and newer is not hot:
+            return newer.page  # taken in while we looked, of which the catalog's answer may know nothing yet
+        return self._hot.put(looked, now).page if looked is not None else None
 
     async def listing(self, page: Page) -> dict[str, PackageFile]:
         """The files that this page lists, by link."""
@@ -154,17 +159,14 @@ class Pages:
         return self._ecosystem.listing(page.id, {name: zlib.decompress(page.forms[name].body, 31)})
 
     async def _look(self, page: PageId, hot: Hot | None) -> Page | None:
-        now = self._clock.seconds()
+        """What the catalog says of the page now."""
         if hot is not None:
             stamp = await self._catalog.page_stamp(page)
             if stamp is None:
-                return self._hot.put(_doubted(hot.page), now).page
+                return _doubted(hot.page)
             if stamp[0] == hot.page.version:
-                return self._hot.put(evolve(hot.page, checked_at=stamp[1]), now).page
-        found = await self._catalog.get_page(page)
-        if found is not None:
-            self._hot.put(found, now)
-        return found
+                return evolve(hot.page, checked_at=stamp[1])
+        return await self._catalog.get_page(page)
 
     def _ttl(self, page: Page) -> float:
         lifetime = self._negative_cache_time if page.missing else self._cache_time

@@ -40,19 +40,19 @@ def daemons(upstream_url: str, data: Path) -> Iterator[DaemonFactory]:
     logged what nobody handled.
     """
     started: list[Daemon] = []
+    ending = ExitStack()  # so that one that does not stop keeps no other from being stopped
 
     def start(plugin: str = "mypypi", data: Path = data, env: dict[str, str] | None = None, **more: object) -> Daemon:
         upstream = {"MYPYPI_UPSTREAM_URL": upstream_url}
         daemon = Daemon(plugin, data, upstream | (env or {}), **more)  # type: ignore[arg-type]
         started.append(daemon.start())
+        ending.callback(daemon.show)
+        ending.callback(daemon.sweep)
+        ending.callback(daemon.stop)
         return daemon
 
-    with ExitStack() as ending:  # so that one that does not stop keeps no other from being stopped
+    with ending:
         yield start
-        for daemon in started:
-            ending.callback(daemon.show)
-            ending.callback(daemon.sweep)
-            ending.callback(daemon.stop)
     for daemon in started:
         assert daemon.complaints == [], daemon.log
 

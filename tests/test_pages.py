@@ -182,6 +182,21 @@ class TogetherTest(PagesTestCase):
             self.assertEqual([["1.0"]] * 20, [versions(self.now(each)) for each in waiting])
             self.clock.advance(CACHE_TIME)
 
+    def test_one_who_looked_before_the_page_was_taken_in_asks_nobody(self) -> None:
+        """The catalog's answer may come late: what was taken in here meanwhile counts, and not what it says."""
+        self.upstream_has("1.0")
+        late: Deferred[None] = Deferred()
+
+        async def look(_: PageId) -> Page | None:
+            await late
+            return None
+
+        with mock.patch.object(self.catalog, "get_page", look):
+            slow = self.asking()
+        self.assertEqual(["1.0"], versions(self.get()))
+        late.callback(None)
+        self.assertEqual((["1.0"], 1), (versions(self.successResultOf(slow)), self.asked))
+
     def test_one_who_leaves_takes_nothing_from_the_others(self) -> None:
         """Promise 4, for pages: neither the answer of the others nor the refresh."""
         leaving, staying = self.asking(), self.asking()

@@ -70,7 +70,7 @@ class _Manifests(msgspec.Struct):
     """Of a packument, what it takes to cut out one version."""
 
     versions: dict[str, msgspec.Raw] = {}
-    dist_tags: dict[str, str] = msgspec.field(default_factory=dict, name="dist-tags")
+    dist_tags: dict[str, str] | None = msgspec.field(default=None, name="dist-tags")
 
 
 @implementer(IEcosystem)
@@ -139,7 +139,7 @@ def check_name(name: str) -> str:
 def manifest(packument: bytes, wanted: str) -> bytes:
     """One version's object, cut out of a full packument, by version or dist-tag. Raises NotFound."""
     parsed = _decode(packument, _Manifests)
-    found = parsed.versions.get(wanted) or parsed.versions.get(parsed.dist_tags.get(wanted, ""))
+    found = parsed.versions.get(wanted) or parsed.versions.get((parsed.dist_tags or {}).get(wanted, ""))
     if found is None:
         raise NotFound(f"version not found: {wanted}")
     return bytes(found)
@@ -147,7 +147,7 @@ def manifest(packument: bytes, wanted: str) -> bytes:
 
 def dist_tags(packument: bytes) -> bytes:
     """The dist-tags of a packument, as the registry's endpoint of that name gives them."""
-    return msgspec.json.encode(_decode(packument, _Manifests).dist_tags)
+    return msgspec.json.encode(_decode(packument, _Manifests).dist_tags or {})
 
 
 def _press_packument(name: str, source: Source) -> Pressed:

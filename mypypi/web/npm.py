@@ -131,7 +131,7 @@ class NPMRoutes:
 
 
 def _packuments(request: Request) -> dict[str, str]:
-    """The form that this client wants: abbreviated where it prefers that by name, else the full one, always."""
+    """The form that this client wants: abbreviated where it prefers that by name, else the full one."""
     accepted = parse_accept_header(request.getHeader("accept"))
     wants_abbreviated = ABBREVIATED in accepted.values() and accepted[ABBREVIATED] >= accepted[FULL]
     return {ABBREVIATED: "abbreviated"} if wants_abbreviated else {FULL: "full"}
