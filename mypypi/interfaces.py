@@ -27,7 +27,8 @@ class IEcosystem(Interface):
         """
         Parse what upstream sent and render every form of it, with file links that point here.
 
-        Links in `withheld` are no longer advertised, where that leaves the page whole. Takes long for large pages: never on the reactor thread.
+        Links in `withheld` are no longer advertised, where that leaves the page whole. Takes long for large
+        pages: never on the reactor thread.
         Raises UpstreamBroken when it can't be understood.
         """
 
