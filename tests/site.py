@@ -17,6 +17,7 @@ from urllib.parse import unquote
 
 from attrs import define, field
 
+from mypypi.embedded import EmbeddedRedis
 from tests.kinds import Kind, Published
 from tests.rig.daemon import Daemon
 from tests.rig.faults import Gate
@@ -163,7 +164,7 @@ class Site:
 
     def empty_redis(self) -> None:
         """Let the daemon's Redis forget everything."""
-        path = self.daemon.wait_for_log(r"ready to accept connections at (\S+)").group(1)
+        path = str(EmbeddedRedis(None, self.data).socket)
         with socket.socket(socket.AF_UNIX) as redis:
             redis.settimeout(BOUND)
             redis.connect(path)
