@@ -235,6 +235,7 @@ class EmbeddedRedis(Service):
 class _Server(ProcessProtocol):
     """One run of the server: what it prints, and how it ends."""
 
+    _log = Logger()
     transport: IProcessTransport
 
     def __init__(self, on_ready: Callable[[_Server], None], on_end: Callable[[_Server, str], None]) -> None:
@@ -274,7 +275,8 @@ class _Server(ProcessProtocol):
         self.outReceived(data)
 
     def _printed(self, line: str) -> None:
-        if line:  # said when it ends unasked: twistd would log a dozen lines at every start and stop
+        self._log.debug("{line}", line=line)
+        if line:
             self._last.append(line)
         # Redis 6: "The server is now ready to accept connections at …", 7: "Ready to accept connections unix".
         if not self.ready and "ready to accept connections" in line.lower():
@@ -311,9 +313,7 @@ async def _end_orphan(reactor: Any, socket: Path) -> None:
     """
     try:
         endpoint = UNIXClientEndpoint(reactor, str(socket))
-        factory = Factory.forProtocol(_Farewell)
-        factory.noisy = False
-        orphan = await endpoint.connect(factory)
+        orphan = await endpoint.connect(Factory.forProtocol(_Farewell))
     except ConnectError:
         return
     try:
