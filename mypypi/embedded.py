@@ -313,7 +313,9 @@ async def _end_orphan(reactor: Any, socket: Path) -> None:
     """
     try:
         endpoint = UNIXClientEndpoint(reactor, str(socket))
-        orphan = await endpoint.connect(Factory.forProtocol(_Farewell))
+        factory = Factory.forProtocol(_Farewell)
+        factory.noisy = False
+        orphan = await endpoint.connect(factory)
     except ConnectError:
         return
     try:
