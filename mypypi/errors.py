@@ -98,6 +98,10 @@ class StorageFull(StorageDown):
     """No room is left for a draft or a stored file."""
 
 
+class JobsFailed(MyPyPiError):
+    """Workers could not do what was left to them."""
+
+
 def storage_error(error: OSError, what: str) -> StorageDown:
     """The error of this project for one of the operating system's: no room is told apart from all else."""
     kind = StorageFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageDown

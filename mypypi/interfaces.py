@@ -5,12 +5,26 @@ Coroutine methods are declared as plain methods that return an Awaitable, since 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from pathlib import Path
 
 from zope.interface import Attribute, Interface
 
-from mypypi.model import Digest, PackageFile, Page, PageId, PageRequest, Pressed, Source, StoredFile
+from mypypi.model import (
+    DeadJob,
+    Digest,
+    Job,
+    Link,
+    PackageFile,
+    Page,
+    PageId,
+    PageRequest,
+    Pressed,
+    QueueState,
+    Source,
+    StoredFile,
+    Taken,
+)
 
 
 class IEcosystem(Interface):
@@ -65,8 +79,14 @@ class IStorage(Interface):
         Takes the file away from `draft`; whoever opened it before can go on reading. Raises StorageDown or StorageFull.
         """
 
+    def link(stored: StoredFile) -> Awaitable[Link]:
+        """Where a client gets a stored file whose bytes are not on this host's disk. Raises StorageDown."""
+
+    def forget(key: str) -> Awaitable[None]:
+        """What was thought to be stored elsewhere under this key is not. Raises StorageDown, CatalogDown."""
+
     def delete(key: str) -> Awaitable[None]:
-        """Forget what is stored under this key; nothing happens where there is nothing."""
+        """Delete what is stored under this key; nothing happens where there is nothing."""
 
     def check() -> Awaitable[None]:
         """Raises StorageDown with a reason when files can't be kept now."""
@@ -99,5 +119,57 @@ class ICatalog(Interface):
     def withheld(page: PageId) -> Awaitable[frozenset[str]]:
         """The links that are not advertised on this page for now."""
 
+    def stored(key: str) -> Awaitable[StoredFile | None]:
+        """What was noted of a file that is stored elsewhere than on a disk."""
+
+    def put_stored(stored: StoredFile) -> Awaitable[None]:
+        """Note that a file is stored, where others can see it."""
+
+    def forget_stored(key: str) -> Awaitable[None]:
+        """The file is not stored any more."""
+
+    def stored_keys() -> AsyncIterator[str]:
+        """The keys of all files that are noted as stored."""
+
+    def link(key: str) -> Awaitable[tuple[str, float] | None]:
+        """The link that clients get for a stored file now, and until when (seconds since the epoch) it holds."""
+
+    def put_link(key: str, url: str, until: float) -> Awaitable[None]:
+        """Let others hand out the same link."""
+
     def check() -> Awaitable[None]:
         """Raises CatalogDown with a reason when nothing can be looked up now."""
+
+
+class IQueue(Interface):
+    """Where jobs wait for a worker. Every method raises CatalogDown when the queue can't be reached."""
+
+    def put(job: Job) -> Awaitable[None]:
+        """Queue a job; nothing happens where one of its kind and name is queued already."""
+
+    def take(count: int) -> Awaitable[list[Taken]]:
+        """Up to so many jobs, for this worker alone until its claim runs out; waits a little where there are none."""
+
+    def renew(taken: Taken) -> Awaitable[None]:
+        """Say that it is still being worked on."""
+
+    def done(taken: Taken) -> Awaitable[None]:
+        """It is done, for good."""
+
+    def failed(taken: Taken, why: str) -> Awaitable[bool]:
+        """It comes again after a pause; False when it failed too often and was set aside."""
+
+    def hand_back(taken: Taken) -> Awaitable[None]:
+        """Somebody else shall do it, at once; it did not fail."""
+
+    def dead() -> Awaitable[list[DeadJob]]:
+        """The jobs that were set aside, oldest first."""
+
+    def revive(dead: DeadJob) -> Awaitable[bool]:
+        """Queue a job anew that was set aside; False when it is not there any more."""
+
+    def state() -> Awaitable[QueueState]:
+        """How much there is to do."""
+
+    def check() -> Awaitable[None]:
+        """Raises CatalogDown with a reason when nothing can be queued now."""

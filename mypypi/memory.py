@@ -1,17 +1,25 @@
-"""The catalog in this process's memory, for tests: it passes the tests that the one in Redis passes.
+"""Catalog, queue and storage in this process's memory, for tests: they pass the tests that the real ones pass.
 
-Knows `ICatalog` and a clock. Must never be what a deployment runs on: it is neither shared nor kept.
+Knows `ICatalog`, `IQueue`, `IStorage` and a clock. Must never be what a deployment runs on: nothing is shared
+or kept.
 """
 
 from __future__ import annotations
 
-from attrs import evolve
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from itertools import count
+from pathlib import Path
+
+from attrs import define, evolve, field
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
-from mypypi.errors import CatalogDown
-from mypypi.interfaces import ICatalog
-from mypypi.model import Page, PageId
+from mypypi.errors import CatalogDown, StorageDown
+from mypypi.interfaces import ICatalog, IQueue, IStorage
+from mypypi.model import DeadJob, Digest, Job, Link, Page, PageId, QueueState, StoredFile, Taken
+from mypypi.queue import CLAIM, MOST_TRIES, WAIT, pause_after
 
 _DAY = 86_400.0
 
@@ -30,6 +38,8 @@ class MemoryCatalog:
         self._missing_until: dict[PageId, float] = {}
         self._strays: dict[str, PageId] = {}
         self._withheld: dict[PageId, dict[str, float]] = {}
+        self._stored: dict[str, StoredFile] = {}
+        self._links: dict[str, tuple[str, float]] = {}
 
     async def get_page(self, page: PageId) -> Page | None:
         """See `ICatalog.get_page`."""
@@ -77,7 +87,242 @@ class MemoryCatalog:
         now = self._clock.seconds()
         return frozenset(link for link, until in self._withheld.get(page, {}).items() if until > now)
 
+    async def stored(self, key: str) -> StoredFile | None:
+        """See `ICatalog.stored`."""
+        await self.check()
+        return self._stored.get(key)
+
+    async def put_stored(self, stored: StoredFile) -> None:
+        """See `ICatalog.put_stored`."""
+        await self.check()
+        self._stored[stored.key] = evolve(stored, path=None)
+
+    async def forget_stored(self, key: str) -> None:
+        """See `ICatalog.forget_stored`."""
+        await self.check()
+        self._stored.pop(key, None)
+        self._links.pop(key, None)
+
+    async def stored_keys(self) -> AsyncIterator[str]:
+        """See `ICatalog.stored_keys`."""
+        await self.check()
+        for key in tuple(self._stored):
+            yield key
+
+    async def link(self, key: str) -> tuple[str, float] | None:
+        """See `ICatalog.link`."""
+        await self.check()
+        known = self._links.get(key)
+        return known if known is not None and known[1] > self._clock.seconds() else None
+
+    async def put_link(self, key: str, url: str, until: float) -> None:
+        """See `ICatalog.put_link`."""
+        await self.check()
+        self._links[key] = (url, until)
+
     async def check(self) -> None:
         """See `ICatalog.check`."""
         if self.down is not None:
             raise CatalogDown(self.down)
+
+
+@define
+class _Entry:
+    """A job that waits or is worked on: nobody else gets it until then."""
+
+    job: Job
+    claimed_until: float = 0.0
+
+
+@define
+class QueuedJobs:
+    """What the queues of several workers have in common. Ids are counted, so that entries are in their order."""
+
+    ids: Iterator[int] = field(factory=lambda: count(1))
+    queued: set[tuple[str, str, str]] = field(factory=set)
+    entries: dict[str, _Entry] = field(factory=dict)
+    later: list[tuple[float, Job]] = field(factory=list)
+    dead: dict[str, DeadJob] = field(factory=dict)
+    idle: list[Deferred[None]] = field(factory=list)
+
+    def add(self, job: Job) -> None:
+        self.entries[str(next(self.ids))] = _Entry(job)
+        idle, self.idle = self.idle, []
+        for each in idle:
+            each.callback(None)
+
+
+@implementer(IQueue)
+class MemoryQueue:
+    """
+    One worker's end of a queue, for the disk with this id, empty where no disk is seen; `jobs` is what it shares with
+    other ends. `claim` and `wait` are in milliseconds on `clock`, on which `take` waits where there is nothing to do.
+    While `down` holds a reason, every method raises CatalogDown with it.
+    """
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        disk: str = "",
+        *,
+        jobs: QueuedJobs | None = None,
+        claim: int = CLAIM,
+        wait: int = WAIT,
+    ) -> None:
+        self.down: str | None = None
+        self._clock = clock
+        self._disk = disk
+        self._claim = claim / 1000
+        self._wait = wait / 1000
+        self._jobs = jobs or QueuedJobs()
+
+    async def put(self, job: Job) -> None:
+        """See `IQueue.put`."""
+        await self.check()
+        if _marker(job) not in self._jobs.queued:
+            self._jobs.queued.add(_marker(job))
+            self._jobs.add(evolve(job, about=dict(job.about)))
+
+    async def take(self, count: int) -> list[Taken]:
+        """See `IQueue.take`."""
+        await self.check()
+        taken = self._take_now(count)
+        if taken:
+            return taken
+        waiting: Deferred[None] = Deferred()
+        self._jobs.idle.append(waiting)
+        timer = self._clock.callLater(self._wait, self._wake, waiting)
+        await waiting
+        if timer.active():
+            timer.cancel()
+        await self.check()
+        return self._take_now(count)
+
+    async def renew(self, taken: Taken) -> None:
+        """See `IQueue.renew`."""
+        await self.check()
+        if taken.id in self._jobs.entries:
+            self._jobs.entries[taken.id].claimed_until = self._clock.seconds() + self._claim
+
+    async def done(self, taken: Taken) -> None:
+        """See `IQueue.done`."""
+        await self.check()
+        self._jobs.entries.pop(taken.id, None)
+        self._jobs.queued.discard(_marker(taken.job))
+
+    async def failed(self, taken: Taken, why: str) -> bool:
+        """See `IQueue.failed`."""
+        await self.check()
+        job = evolve(taken.job, tries=taken.job.tries + 1)
+        now = self._clock.seconds()
+        held = self._jobs.entries.pop(taken.id, None)
+        if job.tries < MOST_TRIES:
+            if held is not None:
+                self._jobs.later.append((now + pause_after(job.tries), job))
+            return True
+        if held is not None:
+            self._jobs.dead[taken.id] = DeadJob(job, taken.id, why, now)
+        self._jobs.queued.discard(_marker(job))
+        return False
+
+    async def hand_back(self, taken: Taken) -> None:
+        """See `IQueue.hand_back`."""
+        await self.check()
+        if self._jobs.entries.pop(taken.id, None) is not None:
+            self._jobs.add(taken.job)
+
+    async def dead(self) -> list[DeadJob]:
+        """See `IQueue.dead`."""
+        await self.check()
+        return list(self._jobs.dead.values())
+
+    async def revive(self, dead: DeadJob) -> bool:
+        """See `IQueue.revive`."""
+        await self.check()
+        if self._jobs.dead.pop(dead.id, None) is None:
+            return False
+        await self.put(evolve(dead.job, tries=0))
+        return True
+
+    async def state(self) -> QueueState:
+        """See `IQueue.state`."""
+        await self.check()
+        waiting = sum(self._sees(entry.job) for entry in self._jobs.entries.values())
+        return QueueState(waiting, sum(self._sees(job) for _, job in self._jobs.later), len(self._jobs.dead))
+
+    async def check(self) -> None:
+        """See `IQueue.check`."""
+        if self.down is not None:
+            raise CatalogDown(self.down)
+
+    def _sees(self, job: Job) -> bool:
+        return job.disk in ("", self._disk)
+
+    def _take_now(self, count: int) -> list[Taken]:
+        now = self._clock.seconds()
+        due = [job for when, job in self._jobs.later if when <= now]
+        self._jobs.later = [each for each in self._jobs.later if each[0] > now]
+        for job in due:
+            self._jobs.add(job)
+        free = [
+            Taken(entry.job, entry.job.disk, name)
+            for name, entry in self._jobs.entries.items()
+            if self._sees(entry.job) and entry.claimed_until <= now
+        ][:count]
+        for each in free:
+            self._jobs.entries[each.id].claimed_until = now + self._claim
+        return free
+
+    def _wake(self, waiting: Deferred[None]) -> None:
+        self._jobs.idle.remove(waiting)
+        waiting.callback(None)
+
+
+def _marker(job: Job) -> tuple[str, str, str]:
+    return job.disk, job.kind, job.name
+
+
+@implementer(IStorage)
+class MemoryStorage:
+    """
+    Remembers its files, whose bytes lie side by side in `directory`. While `down` holds a reason, every method but
+    `link` and `forget`, which have nothing to do, raises StorageDown with it.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.down: str | None = None
+        self._directory = directory
+        self._numbers = count()
+        self._files: dict[str, StoredFile] = {}
+
+    async def find(self, key: str) -> StoredFile | None:
+        """See `IStorage.find`."""
+        await self.check()
+        return self._files.get(key)
+
+    async def commit(self, key: str, draft: Path, digest: Digest) -> StoredFile:
+        """See `IStorage.commit`."""
+        await self.delete(key)
+        path = self._directory / str(next(self._numbers))
+        shutil.move(draft, path)
+        self._files[key] = StoredFile(key, path.stat().st_size, digest, path)
+        return self._files[key]
+
+    async def link(self, stored: StoredFile) -> Link:
+        """See `IStorage.link`."""
+        raise StorageDown("a file in a directory has no link")
+
+    async def forget(self, key: str) -> None:
+        """See `IStorage.forget`."""
+
+    async def delete(self, key: str) -> None:
+        """See `IStorage.delete`."""
+        await self.check()
+        stored = self._files.pop(key, None)
+        if stored is not None and stored.path is not None:
+            stored.path.unlink()
+
+    async def check(self) -> None:
+        """See `IStorage.check`."""
+        if self.down is not None:
+            raise StorageDown(self.down)

@@ -150,6 +150,14 @@ class StoredFile:
 
 
 @frozen
+class Link:
+    """Where a client finds a stored file. `lasts`: seconds for which it may be kept, None for ever."""
+
+    url: str = field(repr=False)
+    lasts: int | None
+
+
+@frozen
 class PageId:
     """Which page: a kind that the ecosystem names, and what it is about. ``str()`` of it is its name in the catalog."""
 
@@ -229,3 +237,47 @@ class Page:
     version: str = ""
     modified: str = ""
     missing: bool = False
+
+
+@frozen
+class Job:
+    """
+    Something for a worker: its kind, and what `name` it is about, which is unique among the jobs of a kind.
+
+    `about` is what the kind needs to know, in text. With `disk`, only a worker that sees the data directory with this
+    id can do it. `tries` counts how often it has failed.
+    """
+
+    kind: str
+    name: str
+    about: Mapping[str, str] = field(factory=dict)
+    disk: str = ""
+    tries: int = 0
+
+
+@frozen
+class Taken:
+    """A job in the hands of a worker, and where it was taken from."""
+
+    job: Job
+    stream: str
+    id: str
+
+
+@frozen
+class DeadJob:
+    """A job that was set aside: its id there, why, and when (seconds since the epoch)."""
+
+    job: Job
+    id: str
+    why: str
+    at: float
+
+
+@frozen
+class QueueState:
+    """How many jobs wait or are being worked on, how many wait for their next try, and how many were set aside."""
+
+    waiting: int
+    later: int
+    dead: int

@@ -6,6 +6,8 @@ Importing txredisapi installs the default reactor: import this module after anot
 
 from __future__ import annotations
 
+import re
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar, cast
 from urllib.parse import quote, unquote
 
@@ -23,7 +25,7 @@ from zope.interface import implementer
 
 from mypypi.errors import CatalogDown
 from mypypi.interfaces import ICatalog
-from mypypi.model import Form, Page, PageId
+from mypypi.model import Digest, Form, Page, PageId, StoredFile
 
 if TYPE_CHECKING:
     from mypypi.texts import RedisUrl
@@ -47,13 +49,16 @@ class RedisClient:
     A call waits only while the outcome of a first try to connect is open; once a try has failed, calls fail at once
     until another one succeeds. Every command and every try has `timeout` seconds. txredisapi's protocol is used, and
     not its pool: that waits for ever for a Redis that is down, gives up for ever after a refused password, and logs
-    every try.
+    every try. One client of several to the same Redis is not `quiet`, and says when that goes away and comes back.
     """
 
     log = Logger()
 
-    def __init__(self, reactor: Any, url: RedisUrl, timeout: float = 2.0, connections: int = 4) -> None:
+    def __init__(
+        self, reactor: Any, url: RedisUrl, timeout: float = 2.0, connections: int = 4, *, quiet: bool = False
+    ) -> None:
         self._reactor = reactor
+        self._quiet = quiet
         self._url = url
         self._timeout = timeout
         self._size = connections
@@ -194,7 +199,7 @@ class RedisClient:
         self._fill_up(_FIRST_PAUSE)
 
     def _went_away(self, reason: str) -> None:
-        if not self._down_because:
+        if not self._down_because and not self._quiet:
             self.log.warn(
                 "Redis at {where} can't be reached: {reason}; serving without it", where=str(self._url), reason=reason
             )
@@ -202,7 +207,7 @@ class RedisClient:
         self._wake()
 
     def _came_back(self) -> None:
-        if self._down_because:
+        if self._down_because and not self._quiet:
             self.log.info("Redis at {where} is back", where=str(self._url))
         self._down_because = ""
         self._wake()
@@ -357,6 +362,14 @@ class _Meta:
     forms: tuple[_FormMeta, ...]
 
 
+@frozen
+class _Stored:
+    """What is kept of a file that is stored elsewhere."""
+
+    size: int
+    digest: str
+
+
 @implementer(ICatalog)
 class RedisCatalog:
     """
@@ -431,6 +444,47 @@ class RedisCatalog:
         reply = await self._client.call("ZRANGEBYSCORE", self._key("withheld", _name(page)), after, "+inf")
         return frozenset(link.decode() for link in reply)
 
+    async def stored(self, key: str) -> StoredFile | None:
+        """See `ICatalog.stored`."""
+        reply = await self._client.call("GET", self._key("stored", key))
+        try:
+            noted = None if reply is None else msgspec.json.decode(reply, type=_Stored)
+            return None if noted is None else StoredFile(key, noted.size, Digest.parse(noted.digest))
+        except (msgspec.MsgspecError, ValueError):
+            return None
+
+    async def put_stored(self, stored: StoredFile) -> None:
+        """See `ICatalog.put_stored`."""
+        noted = msgspec.json.encode(_Stored(stored.size, str(stored.digest)))
+        await self._client.call("SET", self._key("stored", stored.key), noted)
+
+    async def forget_stored(self, key: str) -> None:
+        """See `ICatalog.forget_stored`."""
+        await self._client.call("DEL", self._key("stored", key), self._key("link", key))
+
+    async def stored_keys(self) -> AsyncIterator[str]:
+        """See `ICatalog.stored_keys`."""
+        prefix, cursor = self._key("stored", ""), b"0"
+        while True:
+            cursor, found = await self._client.call("SCAN", cursor, "MATCH", f"{_literally(prefix)}*", "COUNT", 1000)
+            for name in found:
+                yield name.decode().removeprefix(prefix)
+            if cursor in (b"0", 0):
+                return
+
+    async def link(self, key: str) -> tuple[str, float] | None:
+        """See `ICatalog.link`."""
+        reply = await self._client.call("GET", self._key("link", key))
+        if reply is None:
+            return None
+        until, _, url = reply.decode().partition(" ")
+        return url, float(until)
+
+    async def put_link(self, key: str, url: str, until: float) -> None:
+        """See `ICatalog.put_link`."""
+        seconds = max(1, int(until - self._clock.seconds()))
+        await self._client.call("SET", self._key("link", key), f"{until!r} {url}", "EX", seconds)
+
     async def check(self) -> None:
         """See `ICatalog.check`."""
         await self._client.check()
@@ -442,6 +496,11 @@ class RedisCatalog:
 def _name(page: PageId) -> str:
     """A page's name in keys and values: its parts percent-encoded, so that ``PageId`` can be had back from it."""
     return "/".join(quote(part, safe="@+!~") for part in (page.kind, page.project, page.version)).rstrip("/")
+
+
+def _literally(text: str) -> str:
+    """A text as a pattern that matches it alone."""
+    return re.sub(r"([\\*?\[\]])", r"\\\1", text)
 
 
 def _encode(page: Page) -> list[str | bytes]:

@@ -1,30 +1,188 @@
-"""What happens behind the requests, once here and once there: for now, the housekeeping of one data directory."""
+"""Takes jobs from the queue and does them, so many at once.
+
+While a job is done its claim is renewed; a job that fails comes again later; on stop, what is unfinished is handed
+back. Knows the queue. Must never know what a job is about.
+"""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from twisted.application.internet import TimerService
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 
+from mypypi.errors import CatalogDown, MyPyPiError
+from mypypi.jobs import SWEEP
+from mypypi.model import Job, Taken
+
 if TYPE_CHECKING:
-    from mypypi.drafts import Drafts
+    from mypypi.interfaces import IQueue
+    from mypypi.jobs import Jobs
 
-_EVERY = 600
+#: Seconds between two signs of life for a job; a third of the claim.
+_RENEW = 5.0
+_SWEEP = 600.0
+_RECORDS = 86_400.0
+#: Seconds to wait when the queue can't be reached; and once it is back, for the servers to see it as well.
+_PAUSE = 1.0
+_SETTLE = 3.0
+#: Seconds that jobs may take to end by themselves when the worker stops, and then once they were interrupted.
+_LAST_CHANCE = 10.0
+_INTERRUPTED = 5.0
 
 
-class Worker(TimerService):
-    """Sweeps drafts that nobody fills any more, now and every ten minutes."""
+class Worker(Service):
+    """Does up to `concurrency` jobs at once. `disk` is the id of the data directory that it sees."""
 
     log = Logger()
 
-    def __init__(self, drafts: Drafts, reactor: Any) -> None:
-        super().__init__(_EVERY, self._sweep)
-        self.clock = reactor
-        self._drafts = drafts
+    def __init__(self, queue: IQueue, jobs: Jobs, clock: Any, *, concurrency: int, disk: str) -> None:
+        self._queue = queue
+        self._jobs = jobs
+        self._clock = clock
+        self._concurrency = concurrency
+        self._disk = disk
+        self._running: dict[tuple[str, str], Deferred[None]] = {}
+        self._loop: Deferred[None] | None = None
+        self._room: Deferred[None] | None = None
+        self._timers = [LoopingCall(self._queue_sweep, records=False), LoopingCall(self._queue_sweep, records=True)]
+        self._stopping = False
 
-    def _sweep(self) -> None:
+    def startService(self) -> None:
+        super().startService()
+        self._stopping = False
+        for timer, seconds in zip(self._timers, (_SWEEP, _RECORDS), strict=True):
+            timer.clock = self._clock
+            timer.start(seconds)
+        self._loop = Deferred.fromCoroutine(self._take_jobs())
+        self._loop.addErrback(lambda failure: self.log.failure("the worker ended in disorder", failure))
+
+    def stopService(self) -> Deferred[None]:
+        """Fires once every job has ended by itself or was handed back, which takes 15 s and a settled queue at most."""
+        super().stopService()
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        self._stopping = True
+        for timer in self._timers:
+            if timer.running:
+                timer.stop()
+        self._make_room()
+        late = [
+            self._clock.callLater(_LAST_CHANCE, self._jobs.interrupt),
+            self._clock.callLater(_LAST_CHANCE + _INTERRUPTED, self._cancel),
+        ]
+        if self._loop is not None:
+            await self._loop
+        await DeferredList([_echo(job) for job in self._running.values()])
+        for call in late:
+            if call.active():
+                call.cancel()
+
+    def _cancel(self) -> None:
+        for job in list(self._running.values()):
+            job.cancel()
+
+    async def _take_jobs(self) -> None:
+        lost = False
+        while not self._stopping:
+            room = self._concurrency - len(self._running)
+            if room <= 0:
+                self._room = Deferred()
+                await self._room
+                continue
+            try:
+                taken = await self._queue.take(room)
+            except CatalogDown:
+                lost = True
+                await deferLater(self._clock, _PAUSE)
+                continue
+            if lost:
+                lost = False
+                self._clock.callLater(_SETTLE, self._find_lost_jobs)
+            for each in taken:
+                job = Deferred.fromCoroutine(self._do(each))
+                self._running[each.stream, each.id] = job
+                job.addErrback(lambda failure: self.log.failure("a job could not be settled", failure))
+                job.addBoth(self._ended, (each.stream, each.id))
+
+    def _ended(self, result: object, identity: tuple[str, str]) -> None:
+        self._running.pop(identity, None)
+        self._make_room()
+
+    def _make_room(self) -> None:
+        room, self._room = self._room, None
+        if room is not None:
+            room.callback(None)
+
+    async def _do(self, taken: Taken) -> None:
+        job = taken.job
+        renewing = LoopingCall(self._renew, taken)
+        renewing.clock = self._clock
+        renewing.start(_RENEW, now=False)
         try:
-            self._drafts.sweep()
-        except OSError as error:  # a timer that fails once never comes again
-            self.log.error("the drafts can't be swept: {why}", why=error)
+            await self._attempt(taken)
+        except CatalogDown as error:  # who tells that Redis is down is its client; the job is done again
+            self.log.debug("{kind} {name} could not be settled: {why}", kind=job.kind, name=job.name, why=error)
+        finally:
+            renewing.stop()
+
+    async def _attempt(self, taken: Taken) -> None:
+        job = taken.job
+        try:
+            await self._handle(job)
+        except Exception as error:  # noqa: BLE001 - whatever it was, the job is tried again
+            if self._stopping:
+                await self._queue.hand_back(taken)
+                return
+            why = str(error) if isinstance(error, MyPyPiError) else f"{type(error).__name__}: {error}"
+            if job.tries == 0 and not isinstance(error, MyPyPiError):
+                self.log.failure("{kind} {name} failed", kind=job.kind, name=job.name)
+            elif job.tries == 0:
+                self.log.warn("{kind} {name} is tried again: {why}", kind=job.kind, name=job.name, why=why)
+            if not await self._queue.failed(taken, why):
+                self.log.error("{kind} {name} is set aside: {why}", kind=job.kind, name=job.name, why=why)
+        else:
+            await self._queue.done(taken)
+
+    async def _handle(self, job: Job) -> None:
+        if self._stopping:
+            raise MyPyPiError("the worker stops")
+        handler = self._jobs.handlers.get(job.kind)
+        if handler is None:
+            raise MyPyPiError(f"there is no job of this kind: {job.kind}")
+        await handler(job)
+
+    async def _renew(self, taken: Taken) -> None:
+        with suppress(CatalogDown):  # until it is back, or the claim has run out
+            await self._queue.renew(taken)
+
+    def _find_lost_jobs(self) -> None:
+        """Jobs that could not be queued while the queue was away, or that it has forgotten, are queued by a sweep."""
+        if not self._stopping:
+            Deferred.fromCoroutine(self._queue_sweep(records=False)).addErrback(
+                lambda failure: self.log.failure("no sweep could be queued", failure)
+            )
+
+    async def _queue_sweep(self, *, records: bool) -> None:
+        about = {"records": "yes"} if records else {}
+        with suppress(CatalogDown):  # the next one comes
+            await self._queue.put(Job(SWEEP, "records" if records else "disk", about, self._disk))
+
+
+def _echo(job: Deferred[None]) -> Deferred[None]:
+    """A Deferred of one's own that fires when that one does."""
+    echo: Deferred[None] = Deferred()
+
+    def ended(result: Any) -> Any:
+        echo.callback(None)
+        return result
+
+    job.addBoth(ended)
+    return echo
+
+
+__all__ = ["Worker"]

