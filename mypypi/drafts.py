@@ -9,6 +9,8 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from attrs import frozen
@@ -45,8 +47,11 @@ class Drafts:
 
     log = Logger()
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, limit: int | None = None, beside: Callable[[], int] | None = None) -> None:
+        """At most `limit` bytes together with those `beside`, which nobody else counts: files that wait for upload."""
         self._directory = directory
+        self._limit = limit
+        self._beside = beside
 
     def create(self) -> Draft:
         """A new, empty draft, locked by this process. Raises OSError."""
@@ -60,10 +65,18 @@ class Drafts:
             os.close(fd)  # a sweep came between the making and the locking
 
     def room(self) -> int:
-        """Bytes that can still be written there. Raises OSError."""
+        """Bytes that drafts may still take there: what the disk has left, within the limit. Blocks; raises OSError."""
         self._directory.mkdir(parents=True, exist_ok=True)
         status = os.statvfs(self._directory)
-        return status.f_bavail * status.f_frsize
+        free = status.f_bavail * status.f_frsize
+        if self._limit is None:
+            return free
+        drafts = 0
+        for entry in os.scandir(self._directory):
+            with suppress(FileNotFoundError):  # whole by now, and gone from here
+                drafts += entry.stat().st_size
+        beside = self._beside() if self._beside is not None else 0
+        return min(free, self._limit - drafts - beside)
 
     def probe(self) -> None:
         """Write a file there that is gone at once. Blocks; raises OSError."""

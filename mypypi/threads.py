@@ -6,6 +6,8 @@ The reactor's pool also resolves host names, so work that may take long never go
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from threading import Thread
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from twisted.application.service import Service
@@ -20,12 +22,22 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Threads(Service):
-    """Runs functions in at most `size` threads. Stopping waits for those that are running."""
+class _Pool(ThreadPool):
+    """Its threads do not keep the process from ending."""
 
-    def __init__(self, reactor: IReactorFromThreads, name: str, size: int) -> None:
+    threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment] # it is called, and nothing else
+
+
+class Threads(Service):
+    """
+    Runs functions in at most `size` threads. Stopping waits for those that are running; where `patience` is given,
+    for so many seconds at most, after which they end with the process.
+    """
+
+    def __init__(self, reactor: IReactorFromThreads, name: str, size: int, patience: float | None = None) -> None:
         self._reactor = reactor
-        self._pool = ThreadPool(0, size, name)
+        self._patience = patience
+        self._pool = ThreadPool(0, size, name) if patience is None else _Pool(0, size, name)
 
     def startService(self) -> None:
         super().startService()
@@ -37,4 +49,6 @@ class Threads(Service):
 
     def stopService(self) -> None:
         super().stopService()
-        self._pool.stop()
+        stopping = Thread(target=self._pool.stop, daemon=True)
+        stopping.start()
+        stopping.join(self._patience)

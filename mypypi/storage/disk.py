@@ -14,6 +14,7 @@ import os
 import shutil
 import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from zope.interface import implementer
 
 from mypypi.errors import StorageDown, storage_error
 from mypypi.interfaces import IStorage
-from mypypi.model import Digest, StoredFile
+from mypypi.model import Digest, Link, StoredFile
 
 if TYPE_CHECKING:
     from mypypi.threads import Threads
@@ -41,13 +42,16 @@ class DiskStorage:
 
     async def commit(self, key: str, draft: Path, digest: Digest) -> StoredFile:
         try:
-            await self._threads.run(self._move, self._directory / key, draft, digest)
+            size = await self._threads.run(self._move, self._directory / key, draft, digest)
         except OSError as error:
             raise storage_error(error, "a file could not be kept") from error
-        stored = self._look(key)
-        if stored is None:
-            raise StorageDown("a file was kept, and is gone again")
-        return stored
+        return StoredFile(key, size, digest, self._directory / key / _name(digest, size))
+
+    async def link(self, stored: StoredFile) -> Link:
+        raise StorageDown("a file on this host's disk has no link")
+
+    async def forget(self, key: str) -> None:
+        pass  # what is here is here
 
     async def delete(self, key: str) -> None:
         try:
@@ -60,6 +64,31 @@ class DiskStorage:
             await self._threads.run(self._probe)
         except OSError as error:
             raise storage_error(error, "the file storage can't be written") from error
+
+    async def discard(self, stored: StoredFile) -> None:
+        """Delete this very file, and not one with other bytes that has come in its place."""
+        assert stored.path is not None
+        try:
+            await self._threads.run(self._unlink, stored.path)
+        except OSError as error:
+            raise storage_error(error, "a file could not be deleted") from error
+
+    def keys(self) -> list[str]:
+        """The keys of all files that are kept. Blocks; raises OSError."""
+        return [
+            str(Path(directory).relative_to(self._directory))
+            for directory, _, names in os.walk(self._directory)
+            if any(_kept(name) is not None for name in names)
+        ]
+
+    def weight(self) -> int:
+        """The bytes of all files that are kept. Blocks. What goes away meanwhile is not counted."""
+        weight = 0
+        for directory, _, names in os.walk(self._directory):
+            for name in names:
+                with suppress(FileNotFoundError):
+                    weight += os.stat(os.path.join(directory, name)).st_size  # noqa: PTH116, PTH118 - many, often
+        return weight
 
     def _look(self, key: str) -> StoredFile | None:
         directory = self._directory / key
@@ -80,27 +109,44 @@ class DiskStorage:
         return None
 
     @staticmethod
-    def _move(directory: Path, draft: Path, digest: Digest) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+    def _move(directory: Path, draft: Path, digest: Digest) -> int:
         _sync(draft)
-        name = f"{digest}.{draft.stat().st_size}"
+        size = draft.stat().st_size
+        name = _name(digest, size)
         try:
-            draft.replace(directory / name)
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-            _copy_across(draft, directory / name)
+            _rename_into(directory, draft, name)
+        except FileNotFoundError:  # the directory was empty, and removed as such just now
+            _rename_into(directory, draft, name)
         _remove_kept(directory, but=name)
+        return size
 
-    @staticmethod
-    def _remove(directory: Path) -> None:
+    def _remove(self, directory: Path) -> None:
         if directory.is_dir():
             _remove_kept(directory, but=None)
+            self._prune(directory)
+
+    def _unlink(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        self._prune(path.parent)
+
+    def _prune(self, directory: Path) -> None:
+        """Remove directories that are empty now."""
+        for empty in (directory, *directory.parents):
+            if empty == self._directory:
+                return
+            try:
+                empty.rmdir()
+            except OSError:
+                return
 
     def _probe(self) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=self._directory, prefix=".probe-") as probe:
             probe.write(b"can be written")
+
+
+def _name(digest: Digest, size: int) -> str:
+    return f"{digest}.{size}"
 
 
 def _kept(name: str) -> tuple[Digest, int] | None:
@@ -125,6 +171,16 @@ def _sync(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _rename_into(directory: Path, draft: Path, name: str) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        draft.replace(directory / name)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _copy_across(draft, directory / name)
 
 
 def _copy_across(draft: Path, target: Path) -> None:

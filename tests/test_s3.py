@@ -1,0 +1,316 @@
+"""What the bucket does when S3 is slow, wrong or gone; what it sends to be checked; and how an upload ends early."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+from unittest import mock
+
+from botocore.exceptions import ClientError
+
+from mypypi.errors import StorageDown
+from mypypi.model import Digest
+from mypypi.settings import Settings
+from mypypi.storage import s3
+from mypypi.storage.s3 import BucketSettings
+from mypypi.storage.section import Stopped
+from tests.buckets import KEY, LARGE, PART, BucketTestCase, StopAfter
+from tests.rig.faults import Fault, Status
+from tests.rig.s3 import ACCESS_KEY, SECRET_KEY, Refuse, Swallow
+
+WHEEL = b"a wheel" * 1000
+#: Seconds in which an answer comes where nothing does and the limits are those of `impatient`.
+SOON = 5.0
+
+
+def base64_sha256(content: bytes) -> str:
+    return base64.b64encode(hashlib.sha256(content).digest()).decode()
+
+
+class BucketTest(BucketTestCase):
+    """A bucket as its storage sees it, before moto's server."""
+
+    __test__ = True
+
+    def setUp(self) -> None:
+        super().setUp()
+        # boto3 pauses between two tries.
+        pauses = mock.patch("botocore.endpoint.time.sleep")
+        self.pauses = pauses.start()
+        self.addCleanup(pauses.stop)
+
+    def fault(self, method: str, fault: Fault, times: int | None = None) -> Fault:
+        return self.proxy.fault(f"{method} {self.proxy.path_of(self.name())}", fault, times)
+
+    def checksums(self) -> list[str | None]:
+        """Of what was put, in order."""
+        return [request.headers["x-amz-checksum-sha256"] for request in self.proxy.asked("PUT", self.name())]
+
+    @contextmanager
+    def impatient(self) -> Iterator[None]:
+        """S3's own limits are short, and kept: what is done meanwhile does not take long."""
+        began = time.monotonic()
+        with mock.patch.multiple(s3, _CONNECT_SECONDS=1, _ASK_SECONDS=0.2, _UPLOAD_SECONDS=0.3):
+            yield
+        self.assertLess(time.monotonic() - began, SOON)
+
+    def assert_down(self, expected: str) -> None:
+        """Nothing is found, nothing can be uploaded, the check says why; the file waits, and no secret is told."""
+        self.assertIsNone(self.find("https/files.example/other"))
+        errors = [self.upload_error(StorageDown), self.failing(self.storage.check(), StorageDown)]
+        for error in errors:
+            self.assertIn(expected, str(error))
+            for secret in (ACCESS_KEY, SECRET_KEY):
+                self.assertNotIn(secret, repr(error))
+        self.assertEqual(WHEEL, self.read(self.found()))
+        self.clock.advance(10)
+
+    def assert_back(self) -> None:
+        """What waited is uploaded, and found in the bucket, once."""
+        self.proxy.mend()
+        self.upload()
+        self.now(self.storage.check())
+        self.assertEqual((None, WHEEL), (self.found().path, self.read(self.found())))
+        self.assertEqual([self.name()], self.server.names())
+
+    def test_bucket_that_answers_503(self) -> None:
+        """It is tried a few times, then again later by the queue."""
+        self.keep(WHEEL)
+        fault = self.proxy.fault("/", Status(503))
+        self.assert_down("S3 answered")
+        self.assertEqual(3, self.asked("PUT"))
+        self.assertGreater(fault.served, 3)
+        self.assert_back()
+
+    def test_bucket_that_refuses_connections(self) -> None:
+        """As if it were not there."""
+        self.keep(WHEEL)
+        with self.proxy.refusing():
+            self.assert_down("S3 can't be reached: EndpointConnectionError")
+        self.assert_back()
+
+    def test_bucket_that_denies_access(self) -> None:
+        """In words that name the code, and none of what S3 tells of keys and signatures."""
+        self.keep(WHEEL)
+        self.proxy.fault("/", Refuse(403, "SignatureDoesNotMatch"))
+        self.assert_down("S3 answered")
+        self.assertEqual(1, self.asked("PUT"))
+        self.assert_back()
+
+    def test_bucket_that_says_nothing(self) -> None:
+        """It is not waited for for long."""
+        with self.impatient():
+            self.keep(WHEEL)
+            self.proxy.fault("/", Swallow())
+            self.assert_down("S3 can't be reached: ReadTimeoutError")
+            self.assert_back()
+
+    def test_limits_are_short_where_somebody_waits(self) -> None:
+        """A question ends, with all its tries, about when pip would give up; uploads have more time."""
+        asking = self.bucket._asking.meta.config
+        self.assertEqual((3, 4), (asking.connect_timeout, asking.read_timeout))
+        self.assertEqual((2, "standard"), (asking.retries["total_max_attempts"], asking.retries["mode"]))
+        self.assertEqual(30, self.bucket._uploading.meta.config.read_timeout)
+
+    def test_hiccup_is_not_noticed(self) -> None:
+        """One 500, or a connection that is cut, in the middle of an upload."""
+        for method, content in (("PUT", WHEEL), ("POST", LARGE), ("HEAD", WHEEL)):
+            self.keep(content)
+            self.fault(method, Status(500), times=1)
+            self.upload()
+            self.assertEqual(content, self.read(self.found()))
+
+    def test_large_upload_that_fails_in_the_middle(self) -> None:
+        """Its parts are taken back, and the file waits; the next one sends all of it."""
+        self.keep(LARGE)
+        with mock.patch.object(self.bucket._uploading, "complete_multipart_upload", side_effect=self.error("SlowDown")):
+            self.upload_error(StorageDown)
+        self.assertEqual(([], []), (self.server.names(), self.server.pending()))
+        self.upload()
+        self.assertEqual(LARGE, self.read(self.found()))
+
+    def error(self, code: str) -> ClientError:
+        return ClientError({"Error": {"Code": code}}, "CompleteMultipartUpload")
+
+    def test_upload_that_is_told_to_stop(self) -> None:
+        """At any point, nothing of it stays in the bucket, and the file waits."""
+        for content, looks in ((WHEEL, 0), (WHEEL, 1), (LARGE, 0), (LARGE, 20), (LARGE, 110)):
+            self.keep(content)
+            stop = StopAfter(looks)
+            with mock.patch.object(self.storage, "stopped", stop):
+                self.upload_error(Stopped)
+            self.assertTrue(stop.is_set())
+            self.assertEqual(([], []), (self.server.names(), self.server.pending()))
+            self.assertIsNotNone(self.found().path)
+        self.assertGreater(self.asked("PUT"), 0, "a part had gone out")
+        self.pauses.assert_not_called()
+        self.now(self.storage.check())
+
+    def test_upload_that_is_told_to_stop_while_s3_is_silent(self) -> None:
+        """It ends with the try that is under way, and there is no other."""
+        waiting = self.keep(WHEEL)
+        assert waiting.path is not None
+        fault = self.fault("PUT", Swallow())
+        stopped, ended = Event(), []
+
+        def upload() -> None:
+            try:
+                self.bucket.upload(waiting.path or Path(), KEY, waiting.digest, stopped)
+            except Stopped as error:
+                ended.append(error)
+
+        with self.impatient():
+            thread = Thread(target=upload)
+            thread.start()
+            fault.wait_served()
+            stopped.set()
+            thread.join(SOON)
+        self.assertEqual((1, 1), (len(ended), self.asked("PUT")))
+
+    def test_checksum_is_sent(self) -> None:
+        """The index's own digest, against which S3 checks what it got."""
+        self.keep(WHEEL)
+        self.upload()
+        self.assertEqual([base64_sha256(WHEEL)], self.checksums())
+
+    def test_checksum_of_each_part_is_sent(self) -> None:
+        """S3 has one for each, and for them all."""
+        self.keep(LARGE)
+        self.upload()
+        parts = [LARGE[start : start + PART] for start in range(0, len(LARGE), PART)]
+        self.assertEqual([base64_sha256(part) for part in parts], self.checksums())
+
+    def test_checksum_where_the_index_has_another_digest(self) -> None:
+        """It is worked out. Others, too, are noted on the object."""
+        digest = Digest("sha1", hashlib.sha1(WHEEL, usedforsecurity=False).hexdigest())
+        path = self.drafts / "a.draft"
+        path.write_bytes(WHEEL)
+        self.now(self.storage.commit(KEY, path, digest))
+        self.upload()
+        self.assertEqual(([base64_sha256(WHEEL)], digest), (self.checksums(), self.found().digest))
+        self.now(self.catalog.forget_stored(KEY))
+        self.assertEqual(digest, self.found().digest)
+
+    def test_provider_that_does_not_know_checksums(self) -> None:
+        """It gets files without, and is not asked to take them with one again."""
+        self.keep(WHEEL)
+        self.fault("PUT", Refuse(501, "NotImplemented"), times=1)
+        self.upload()
+        self.assertEqual(WHEEL, self.read(self.found()))
+        self.assertIsNone(self.checksums()[-1])
+        before = len(self.checksums())
+        self.keep(LARGE)
+        self.upload()
+        self.assertEqual([None] * 3, self.checksums()[before:])
+        self.assertEqual(LARGE, self.read(self.found()))
+
+    def test_provider_that_does_not_take_checksums_of_parts(self) -> None:
+        """The parts are taken back, and sent without."""
+        self.keep(LARGE)
+        self.fault("PUT", Refuse(400, "InvalidRequest"), times=1)
+        self.upload()
+        self.assertEqual([None] * 3, self.checksums()[-3:])
+        self.assertEqual((LARGE, []), (self.read(self.found()), self.server.pending()))
+
+    def test_content_that_is_not_what_was_sent_is_refused(self) -> None:
+        """Promise 1: what does not fit its checksum is not sent again without one."""
+        self.keep(WHEEL)
+        fault = self.fault("PUT", Refuse(400, "BadDigest"), times=1)
+        self.assertIn("BadDigest", str(self.upload_error(StorageDown)))
+        fault.wait_served()
+        self.assertEqual(1, self.asked("PUT"))
+        self.upload()
+        self.assertEqual([base64_sha256(WHEEL)] * 2, self.checksums())
+
+    def test_refusal_that_has_another_reason_leaves_checksums_on(self) -> None:
+        """What is refused without a checksum as well was not refused for it."""
+        self.keep(WHEEL)
+        self.fault("PUT", Refuse(400, "InvalidRequest"), times=2)
+        self.upload_error(StorageDown)
+        self.upload()
+        self.assertEqual(base64_sha256(WHEEL), self.checksums()[-1])
+
+    def test_file_on_the_disk_that_is_not_what_it_was(self) -> None:
+        """Promise 1: S3 itself finds that it does not fit, and nothing of it is kept."""
+        waiting = self.keep(WHEEL)
+        assert waiting.path is not None
+        waiting.path.write_bytes(WHEEL[::-1])
+        self.upload_error(StorageDown)
+        self.assertEqual([], self.server.names())
+
+    def test_size_is_compared_afterwards(self) -> None:
+        """What the bucket does not hold in full is not noted, and not thrown away here."""
+        for content in (WHEEL, LARGE):
+            self.keep(content)
+            client = self.bucket._uploading
+            with mock.patch.multiple(client, put_object=self.shorten, complete_multipart_upload=self.shorten):
+                error = self.upload_error(StorageDown)
+            self.assertEqual("the bucket does not hold what was uploaded", str(error))
+            self.assertIsNone(self.now(self.catalog.stored(KEY)))
+            self.assertEqual(content, self.read(self.found()))
+
+    def shorten(self, **_: object) -> None:
+        self.server.put(self.name(), b"short")
+
+    def test_object_without_a_note_is_known_by_its_etag(self) -> None:
+        """As others than this project put it there, in one piece. Without a digest, it is as if it were not there."""
+        self.server.put(self.name(), WHEEL)
+        expected = Digest("md5", hashlib.md5(WHEEL, usedforsecurity=False).hexdigest())
+        self.assertEqual(expected, self.found().digest)
+        begun = self.server.client.create_multipart_upload(Bucket=self.server.bucket, Key=self.name("other"))
+        where = {"Bucket": self.server.bucket, "Key": self.name("other"), "UploadId": begun["UploadId"]}
+        part = self.server.client.upload_part(**where, PartNumber=1, Body=WHEEL)
+        self.server.client.complete_multipart_upload(
+            **where, MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
+        )
+        self.assertIsNone(self.find("other"))
+
+    def test_records_stay_where_the_bucket_can_not_be_listed(self) -> None:
+        """What can't be seen may well be there."""
+        self.keep(WHEEL)
+        self.upload()
+        self.proxy.fault("/", Refuse(403, "AccessDenied"))
+        self.failing(self.storage.sweep_records(), StorageDown)
+        self.assertIsNotNone(self.now(self.catalog.stored(KEY)))
+
+    def test_small_file_takes_two_requests(self) -> None:
+        """It is put, and looked at."""
+        self.keep(WHEEL)
+        self.upload()
+        self.assertEqual(["PUT", "HEAD"], [request.method for request in self.proxy.requests])
+
+    def test_bucket_without_credentials(self) -> None:
+        """Neither set, nor found where boto3 looks: it says so."""
+        with mock.patch("botocore.credentials.CredentialResolver.load_credentials", return_value=None):
+            self.storage = self.make_storage(self.make_bucket(access_key=None, secret_key=None))
+            waiting = self.keep(WHEEL)
+            for work in (self.storage.check(), self.storage.upload(KEY), self.storage.link(waiting)):
+                self.assertEqual("S3 can't be reached: NoCredentialsError", str(self.failing(work, StorageDown)))
+
+    def test_deleting_where_s3_does_not_answer(self) -> None:
+        """It is an error, since the object stays."""
+        self.proxy.fault("/", Status(503))
+        self.failing(self.storage.delete(KEY), StorageDown)
+
+    def test_settings_of_a_bucket(self) -> None:
+        """They are those of the environment."""
+        texts = {
+            "MYPYPI_FILE_STORAGE_DRIVER": "s3",
+            "MYPYPI_S3_BUCKET": "packages",
+            "MYPYPI_S3_PREFIX": "/pre/",
+            "MYPYPI_S3_ACCESS_KEY": ACCESS_KEY,
+            "MYPYPI_S3_SECRET_KEY": SECRET_KEY,
+            "MYPYPI_S3_ENDPOINT_URL": "https://s3.example",
+            "MYPYPI_S3_REGION": "eu-central-1",
+            "MYPYPI_S3_PUBLIC": "true",
+            "MYPYPI_S3_KEY_TTL": "900",
+        }
+        expected = BucketSettings(
+            "packages", "pre", "https://s3.example", "eu-central-1", ACCESS_KEY, SECRET_KEY, True, 900
+        )
+        self.assertEqual(expected, BucketSettings.of(Settings.load(texts)))
