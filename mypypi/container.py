@@ -1,0 +1,119 @@
+"""What the container image runs: the daemon that MYPYPI_MODE names, and the check whether it is well.
+
+Knows the image's habits, and how a daemon is seen from beside it. Must never know what a daemon does.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import ssl
+import sys
+from collections.abc import Sequence
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import Any
+
+from mypypi.errors import CatalogDown
+from mypypi.settings import Settings, SettingsError
+from mypypi.texts import RedisUrl
+
+_ALIVE = "/-/health/live"
+#: Seconds for each step of a check: connecting, and the answer.
+_TIMEOUT = 4.0
+#: Where a server is reached from within that listens everywhere.
+_HERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - looked up, not bound
+
+
+def run(settings: Settings) -> None:
+    """Become the daemon: nothing stands between it and the signals it gets. Raises OSError where there is no twistd."""
+    twistd = Path(sys.executable).with_name("twistd")
+    os.execv(twistd, [str(twistd), "--nodaemon", "--pidfile=", f"mypypi-{settings.mode}"])  # noqa: S606 - on purpose
+
+
+def check(settings: Settings) -> None:
+    """
+    Raises OSError, HTTPException or SystemExit with the reason when the daemon beside this can't do its work.
+
+    The server is asked whether it is alive, and not whether it is ready: it serves without Redis, too. A worker can do
+    nothing without Redis, so that is what is asked; that its process runs, the container's own life says.
+    """
+    if settings.mode == "server":
+        _check_server(settings.listen)
+    else:
+        assert settings.redis_url is not None
+        _check_redis(settings.redis_url)
+
+
+def _check_server(listen: str) -> None:
+    # Not by urllib: it would ask the proxy that HTTP_PROXY names.
+    connection = HTTPConnection("localhost", timeout=_TIMEOUT)
+    try:
+        connection.sock = _connect(listen)
+        connection.request("GET", _ALIVE)
+        status = connection.getresponse().status
+    finally:
+        connection.close()
+    if status != 200:  # noqa: PLR2004 - HTTP's own number
+        raise OSError(f"the server answered {status} to {_ALIVE}")
+
+
+def _connect(listen: str) -> Any:
+    """A connection to who listens at this Twisted endpoint description, which is split as Twisted splits it."""
+    kind, *parts = [part.replace("\\", "") for part in re.split(r"(?<!\\):", listen)]
+    named = dict(part.split("=", 1) for part in parts if "=" in part)
+    place = parts[0] if parts and "=" not in parts[0] else named.get("address", named.get("port", ""))
+    if kind == "unix":
+        local = socket.socket(socket.AF_UNIX)
+        local.settimeout(_TIMEOUT)
+        try:
+            local.connect(place)
+        except OSError:
+            local.close()
+            raise
+        return local
+    if kind not in ("tcp", "tcp6", "ssl"):
+        raise OSError(f"a server at {kind}: can't be asked from outside; give the container a check of its own")
+    interface = named.get("interface", "::" if kind == "tcp6" else "")
+    plain = socket.create_connection((_HERE.get(interface, interface), int(place)), _TIMEOUT)
+    if kind != "ssl":
+        return plain
+    context = ssl.create_default_context()  # its certificate is for other names than this one
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context.wrap_socket(plain)
+
+
+def _check_redis(url: RedisUrl) -> None:
+    # Not at the top: txredisapi installs a reactor, and `run` and the server's check do well without one.
+    from twisted.internet import task  # noqa: PLC0415
+
+    from mypypi.redis import RedisClient  # noqa: PLC0415
+
+    async def ask(reactor: Any) -> None:
+        client = RedisClient(reactor, url, _TIMEOUT, connections=1)
+        client.start()
+        try:
+            await client.check()
+        except CatalogDown as error:
+            raise SystemExit(str(error)) from None  # the one exception that react does not log
+        finally:
+            await client.stop()
+
+    task.react(ask)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """``run`` or ``check``. Raises SystemExit, with one line that says why where it did not go well."""
+    actions = {"run": run, "check": check}
+    if len(arguments) != 1 or arguments[0] not in actions:
+        sys.exit("usage: python -m mypypi.container run|check")
+    try:
+        actions[arguments[0]](Settings.load(os.environ))
+    except (SettingsError, OSError, HTTPException) as error:
+        sys.exit(str(error) or type(error).__name__)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

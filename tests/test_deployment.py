@@ -1,0 +1,184 @@
+"""What the repository offers to run MyPyPi with: the image, Compose files and systemd units agree with the settings."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mypypi.settings import Settings, variables
+
+ROOT = Path(__file__).resolve().parents[1]
+UNITS = ROOT / "contrib" / "systemd"
+ENV = UNITS / "mypypi.env"
+COMPOSE, COMPOSE_S3 = ROOT / "docker-compose.yml", ROOT / "docker-compose.s3.yml"
+FILES = [ROOT / "Dockerfile", COMPOSE, COMPOSE_S3, *sorted(UNITS.iterdir())]
+
+SETTINGS = {variable.name for variable in variables()}
+#: Those that the container itself decides.
+CONTAINERS_OWN = {"MYPYPI_LISTEN", "MYPYPI_DATA_DIRECTORY", "MYPYPI_FILE_STORAGE_DIRECTORY"}
+#: Most that `systemd-analyze security` may find, in tenths: below 20 it says OK.
+MOST_EXPOSED = "15"
+
+
+def services(path: Path) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8"))["services"]
+    return found
+
+
+def unit(name: str) -> list[tuple[str, str, str]]:
+    """The section, name and value of each line of a unit, in order."""
+    section, lines = "", []
+    for line in (UNITS / name).read_text(encoding="utf-8").splitlines():
+        if line.startswith("["):
+            section = line.strip("[]")
+        elif line and not line.startswith("#"):
+            key, _, value = line.partition("=")
+            lines.append((section, key, value))
+    return lines
+
+
+def ran(*command: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """In an environment with nothing but PATH and `env`."""
+    path = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+    return subprocess.run(command, env=path | env, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_every_name_of_a_setting_is_one(path: Path) -> None:
+    """A name that was changed, or mistyped, would keep the daemons from starting."""
+    named = set(re.findall(r"MYPYPI_[A-Z0-9_]+", path.read_text(encoding="utf-8")))
+    assert named - SETTINGS == set()
+
+
+def test_compose_hands_every_setting_on() -> None:
+    """To server and worker alike, but for what the container decides; those for a bucket come with the second file."""
+    base, s3 = services(COMPOSE), services(COMPOSE_S3)
+    for name in ("server", "worker"):
+        assert base[name]["environment"]["MYPYPI_MODE"] == name
+        handed = {*base[name]["environment"], *s3[name]["environment"]}
+        assert handed == SETTINGS - CONTAINERS_OWN
+    same = [{**base[name], **s3[name], "environment": ""} for name in ("server", "worker")]
+    del same[0]["ports"], same[0]["sysctls"]
+    assert same[0] == same[1]
+
+
+def test_compose_keeps_and_shares_what_must_last() -> None:
+    """One volume for server and worker, one for Redis, which writes down every change."""
+    found = services(COMPOSE)
+    assert found["server"]["volumes"] == found["worker"]["volumes"] == ["data:/data"]
+    assert found["redis"]["volumes"] == ["redis:/data"]
+    command = found["redis"]["command"]
+    assert command[command.index("--appendonly") + 1] == "yes"
+    assert set(yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))["volumes"]) == {"data", "redis"}
+
+
+def test_compose_serves_at_8080() -> None:
+    """Unless told otherwise; nothing else is to be reached from outside."""
+    found = services(COMPOSE)
+    assert found["server"]["ports"] == ["${PUBLISH:-8080}:80"]
+    assert [name for name, service in found.items() if "ports" in service] == ["server"]
+
+
+def test_compose_watches_every_service_and_starts_it_again() -> None:
+    """With the image's own check for the daemons, and where Redis is started here, it is the one that is used."""
+    found = services(COMPOSE)
+    check = found["server"]["healthcheck"]["test"]
+    assert check == ["CMD", "python", "-m", "mypypi.container", "check"]
+    assert f"CMD {json.dumps(check[1:])}" in (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    assert all("healthcheck" in service and service["restart"] == "unless-stopped" for service in found.values())
+    assert found["server"]["environment"]["MYPYPI_REDIS_URL"] == "${MYPYPI_REDIS_URL:-redis://redis:6379}"
+
+
+@pytest.mark.parametrize("more", [(), ("-f", str(COMPOSE_S3))], ids=["local", "s3"])
+def test_compose_takes_its_files(more: tuple[str, ...]) -> None:
+    """As they are, and with the second one besides."""
+    tool = next((tool for tool in (["docker", "compose"], ["docker-compose"]) if _works(*tool)), None)
+    if tool is None:
+        pytest.skip("there is no docker compose here")
+    done = ran(*tool, "-f", COMPOSE, *more, "config", MYPYPI_S3_BUCKET="packages", MYPYPI_CACHE_TIME="7")
+    assert done.returncode == 0, done.stderr
+    environment = yaml.safe_load(done.stdout)["services"]["worker"]["environment"]
+    assert environment["MYPYPI_CACHE_TIME"] == "7"
+    assert environment.get("MYPYPI_PUBLIC_URL") is None
+    assert environment.get("MYPYPI_S3_BUCKET") == ("packages" if more else None)
+
+
+def _works(*command: str) -> bool:
+    return shutil.which(command[0]) is not None and ran(*command, "version").returncode == 0
+
+
+def test_compose_with_a_bucket_wants_its_name() -> None:
+    """Rather than daemons that end at once."""
+    for service in services(COMPOSE_S3).values():
+        assert service["environment"]["MYPYPI_S3_BUCKET"].startswith("${MYPYPI_S3_BUCKET:?")
+
+
+def test_an_image_is_made_of_what_the_install_needs_alone() -> None:
+    """A context that is let through name by name has no .env with its secrets."""
+    lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    rules = [line for line in lines if not line.startswith("#")]
+    let_through = {line[1:] for line in rules if line.startswith("!")}
+    assert rules[0] == "*"
+    assert let_through == {"LICENSE", "README.rst", "mypypi", "pyproject.toml", "setup.py", "twisted"}
+
+
+def test_the_example_of_an_environment_holds_settings() -> None:
+    """Each line of it can be taken as it is, with the comment sign gone."""
+    lines = [line.lstrip("#") for line in ENV.read_text(encoding="utf-8").splitlines()]
+    example = dict(line.split("=", 1) for line in lines if re.match("[A-Z_0-9]+=", line))
+    assert len(example) > 10
+    assert Settings.load(example).s3_bucket == example["MYPYPI_S3_BUCKET"]
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> Path:
+    """The units, with a command that is there on every machine."""
+    for path in UNITS.glob("*.s*"):
+        text = path.read_text(encoding="utf-8")
+        (tmp_path / path.name).write_text(text.replace("/opt/mypypi/bin/twistd", shutil.which("true") or ""))
+    return tmp_path
+
+
+def test_systemd_takes_the_units(units: Path) -> None:
+    """Without a word about any of their lines."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("there is no systemd-analyze here")
+    paths = sorted(units.iterdir())
+    assert len(paths) == 3
+    done = ran("systemd-analyze", "verify", "--man=no", *paths)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("name", ["mypypi-server.service", "mypypi-worker.service"])
+def test_the_units_are_fenced_in(units: Path, name: str) -> None:
+    """As systemd sees it."""
+    if shutil.which("systemd-analyze") is None or "--offline" not in ran("systemd-analyze", "--help").stdout:
+        pytest.skip("there is no systemd-analyze here that looks at files")
+    done = ran("systemd-analyze", "security", "--offline=true", f"--threshold={MOST_EXPOSED}", units / name)
+    assert done.returncode == 0, done.stdout
+
+
+def test_both_units_are_alike() -> None:
+    """They differ in the daemon, and in what a listening one needs."""
+    server, worker = unit("mypypi-server.service"), unit("mypypi-worker.service")
+    differing = {key for section, key, _ in {*server} ^ {*worker} if section == "Service"}
+    assert differing == {"ExecStart", "Environment", "LimitNOFILE"}
+    for name, lines in (("server", server), ("worker", worker)):
+        (command,) = (value for _, key, value in lines if key == "ExecStart")
+        assert command == f"/opt/mypypi/bin/twistd --nodaemon --pidfile= mypypi-{name}"
+
+
+def test_the_server_listens_at_the_socket_of_its_unit() -> None:
+    """Twisted finds it by the name that systemd gives it; it is one for both versions of IP."""
+    socket, server = unit("mypypi-server.socket"), unit("mypypi-server.service")
+    (name,) = (value for _, key, value in socket if key == "FileDescriptorName")
+    assert ("Socket", "BindIPv6Only", "both") in socket
+    assert ("Service", "Environment", f"MYPYPI_LISTEN=systemd:domain=INET6:name={name}") in server
+    assert ("Unit", "Requires", "mypypi-server.socket") in server
