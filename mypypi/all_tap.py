@@ -11,14 +11,12 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python import usage
 
-from mypypi.drafts import Drafts
 from mypypi.embedded import EmbeddedRedis, EmbeddedRedisError, NoServer, find_server
 from mypypi.options import ServerOptions
-from mypypi.server import Server, drafts_directory
-from mypypi.server_tap import ready_line
+from mypypi.parts import InOrder, Parts
+from mypypi.server import Server
 from mypypi.settings import Settings
 from mypypi.texts import RedisUrl
-from mypypi.worker import Worker
 
 
 class Options(ServerOptions):
@@ -45,9 +43,9 @@ class Everything(Service):
         if redis_url is None:
             self._redis = EmbeddedRedis(reactor, settings.data_directory)
             redis_url = RedisUrl.parse(self._redis.url)
-        self._server = Server(settings, redis_url, reactor)
-        self._worker = Worker(Drafts(drafts_directory(settings)), reactor)
-        self._serving = False
+        parts = Parts(settings, redis_url, reactor)
+        self._server = Server(parts)
+        self._rest = InOrder([parts, self._server, parts.make_worker()])
 
     def privilegedStartService(self) -> None:
         self._server.privilegedStartService()
@@ -61,12 +59,9 @@ class Everything(Service):
             ready = self._redis.when_ready()  # asked for first: a failure that nobody waits for is logged there as well
             self._redis.startService()
             await ready
-        if not self.running:
-            return
-        self._serving = True
-        self._server.startService()
-        self._worker.startService()
-        self.log.info("ready: {ready}", ready=ready_line(self._settings, self._server.address))
+        if self.running:
+            self._rest.startService()
+            self.log.info("ready: {ready}", ready=self._server.ready_line)
 
     def _give_up(self, failure: Any) -> None:
         if not self.running:
@@ -84,9 +79,8 @@ class Everything(Service):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
-        if self._serving:
-            await self._worker.stopService()
-            await self._server.stopService()
+        if self._rest.running:
+            await self._rest.stopService()
         if self._redis is not None:
             await self._redis.stopService()
 

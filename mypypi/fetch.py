@@ -66,6 +66,7 @@ class Fetch:
     def __init__(self, file: PackageFile, draft: Draft, upstream: Upstream, threads: Threads, clock: Any) -> None:
         self.file = file
         self.draft = draft
+        self.waiting: list[Deferred[None]] = []
         self._content = draft.content
         self._upstream = upstream
         self._threads = threads
@@ -73,6 +74,12 @@ class Fetch:
         self._hasher = (file.digest or Digest("sha256", "")).hasher()
         self._validator = ""
         self._encoding = ""
+
+    def settle(self, trouble: Exception | None) -> None:
+        """Tell those who wait for the file to be kept that it is, or why not."""
+        for each in self.waiting:
+            if not each.called:
+                each.callback(None) if trouble is None else each.errback(trouble)
 
     async def run(self) -> Digest:
         """
@@ -339,6 +346,15 @@ class Fetches:
         fetch = self._running.get((file.key, file.digest))
         return fetch.draft.content.open() if fetch is not None else None
 
+    async def take_in(self, file: PackageFile) -> None:
+        """Fetch a file and keep it, for nobody in particular. Raises what `Fetch.run` and `IStorage.commit` do."""
+        name = (file.key, file.digest)
+        if name not in self._running:
+            self.start(file).close()
+        settled: Deferred[None] = Deferred(lambda _: None)
+        self._running[name].waiting.append(settled)
+        await settled
+
     def start(self, file: PackageFile) -> Content:
         """
         Begin to fetch a file that nobody fetches yet; its content, to be closed by the caller.
@@ -360,18 +376,22 @@ class Fetches:
 
     async def _run(self, fetch: Fetch) -> None:
         content, key = fetch.draft.content, fetch.file.key
+        trouble: MyPyPiError | None = None
         try:
             digest = await fetch.run()
             content.finish(digest)
             await self._storage.commit(key, fetch.draft.path, digest)
             self.log.info("stored {key}, {size} bytes", key=key, size=content.length)
         except MyPyPiError as error:
-            content.fail(error)
+            trouble = error
             self.log.warn("{key} was not stored: {why}", key=key, why=error)
         except Exception:
-            content.fail(UpstreamBroken("the transfer from upstream failed"))
+            trouble = UpstreamBroken("the transfer from upstream failed")
             raise
         finally:
+            if trouble is not None:
+                content.fail(trouble)
             del self._running[key, fetch.file.digest]
             fetch.draft.drop()
             content.close()
+            fetch.settle(trouble)

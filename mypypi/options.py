@@ -32,9 +32,7 @@ class SettingsOptions(usage.Options):
         self.check(self.settings)
 
     def check(self, settings: Settings) -> None:
-        """Raises UsageError for what this version can't do."""
-        if settings.file_storage_driver != "local":
-            raise usage.UsageError("MYPYPI_FILE_STORAGE_DRIVER=s3 is for a later version: use local")
+        """Raises UsageError for what this daemon can't start with."""
 
 
 class ServerOptions(SettingsOptions):

@@ -1,36 +1,30 @@
-"""Puts the server together from its parts, and starts and stops them in order.
+"""The server: its routes put together from the parts, and the port that they are served at.
 
-The one place that knows every part. What a part does is none of its business.
+Knows every kind of part by its class. What a part does is none of its business.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attrs import frozen
 from twisted.application.service import Service
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.endpoints import serverFromString
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource, Resource
 
-from mypypi.drafts import Drafts
+from mypypi.cold import Cold, ColdFiles
 from mypypi.ecosystems import ECOSYSTEMS
-from mypypi.fetch import Fetches
+from mypypi.errors import JobsFailed
 from mypypi.pages import Pages
 from mypypi.press import Press
-from mypypi.proxy import ColdFiles, Proxy
-from mypypi.redis import RedisCatalog, RedisClient
-from mypypi.storage.disk import DiskStorage
-from mypypi.threads import Threads
-from mypypi.upstream import Credentials, Upstream
+from mypypi.proxy import Proxy
 from mypypi.web.address import Addresses
 from mypypi.web.files import Files
 from mypypi.web.gate import Gate
-from mypypi.web.health import Health, OperatorRoutes
+from mypypi.web.health import Check, Health, OperatorRoutes
 from mypypi.web.npm import NPMRoutes
 from mypypi.web.pages import PageResponses
 from mypypi.web.pypi import PyPIRoutes
@@ -38,14 +32,9 @@ from mypypi.web.site import WebSite
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IListeningPort
-    from twisted.web.iweb import IAgent
 
-    from mypypi.interfaces import ICatalog, IStorage
-    from mypypi.settings import Settings
-    from mypypi.texts import RedisUrl
+    from mypypi.parts import Parts
 
-_DISK_THREADS = 8
-_PRESS_THREADS = 2
 _ROUTES: dict[str, type[PyPIRoutes | NPMRoutes]] = {"pypi": PyPIRoutes, "npm": NPMRoutes}
 
 
@@ -57,52 +46,52 @@ class CannotStart(SystemExit, Exception):
     """
 
 
-@frozen
-class Parts:
-    """What the server is made of besides the reactor: replaced by tests, where they have something simpler."""
-
-    catalog: ICatalog
-    storage: IStorage
-    upstream: Upstream
-    drafts: Drafts
-    disk_threads: Threads
-    press_threads: Threads
-
-
-def make_resource(settings: Settings, parts: Parts, reactor: Any) -> IResource:
+def make_resource(parts: Parts) -> IResource:
     """The whole application as a resource."""
+    settings, reactor = parts.settings, parts.reactor
     ecosystem = ECOSYSTEMS[settings.package_type](settings.upstream_url)
-    press = Press(settings.package_type, settings.upstream_url, parts.press_threads)
     pages = Pages(
         ecosystem,
         parts.catalog,
         parts.upstream,
-        press,
+        Press(settings.package_type, settings.upstream_url, parts.press_threads),
         parts.press_threads,
         reactor,
         cache_time=settings.cache_time,
         negative_cache_time=settings.negative_cache_time,
     )
-    fetches = Fetches(parts.upstream, parts.drafts, parts.storage, parts.disk_threads, reactor)
-    cold_files = ColdFiles(
+    policy = ColdFiles(
         redirect=settings.cold_files == "redirect",
         strict=settings.upstream_strict,
         strict_wait=settings.strict_wait,
         most_fetches=4 * settings.upstream_concurrency,
+        disk=parts.disk if settings.file_storage_driver == "local" else "",
     )
-    proxy = Proxy(ecosystem, pages, parts.catalog, parts.storage, fetches, parts.upstream, reactor, cold_files)
+    cold = Cold(policy, parts.fetches, parts.queue, parts.upstream, reactor)
+    through = settings.s3_serve == "proxy"
+    proxy = Proxy(ecosystem, pages, parts.catalog, parts.storage, cold, through=through)
     routes = _ROUTES[settings.package_type](
         PageResponses(proxy, parts.press_threads, Addresses(settings.public_url, settings.trusted_proxies)),
-        Files(proxy, parts.upstream, parts.disk_threads, reactor),
+        Files(proxy, parts.upstream, parts.bucket_reader, parts.disk_threads, reactor),
         parts.upstream,
     )
 
     async def check_storage() -> None:
         await parts.storage.check()
-        await fetches.check()
+        await parts.fetches.check()
 
-    health = Health({"redis": parts.catalog.check, "storage": check_storage, "upstream": pages.check})
-    trunk = _Trunk(routes.app.resource(), OperatorRoutes(health).app.resource())
+    async def check_queue() -> None:
+        state = await parts.queue.state()
+        if state.later:
+            raise JobsFailed(f"{state.later} jobs failed and are tried again; {state.dead} were given up so far")
+
+    checks: dict[str, Check] = {
+        "redis": parts.catalog.check,
+        "storage": check_storage,
+        "upstream": pages.check,
+        "queue": check_queue,
+    }
+    trunk = _Trunk(routes.app.resource(), OperatorRoutes(Health(checks)).app.resource())
     return Gate(trunk, routes.methods, scoped=ecosystem.scoped)
 
 
@@ -123,94 +112,50 @@ class _Trunk(Resource):
         return self._routes.render(request)
 
 
-def make_upstream(settings: Settings, reactor: Any, agent: IAgent | None = None) -> Upstream:
-    """Upstream as the settings say."""
-    credentials = None
-    if settings.upstream_username is not None and settings.upstream_password is not None:
-        credentials = Credentials(settings.upstream_username, settings.upstream_password.reveal())
-    return Upstream(
-        reactor,
-        settings.upstream_url,
-        credentials=credentials,
-        concurrency=settings.upstream_concurrency,
-        timeout=settings.upstream_timeout,
-        agent=agent,
-    )
-
-
 class Server(Service):
     """Serves at the endpoint that the settings name. Started with Redis there or not."""
 
     log = Logger()
 
-    def __init__(self, settings: Settings, redis_url: RedisUrl, reactor: Any) -> None:
-        self.settings = settings
-        self._reactor = reactor
-        self._redis = RedisClient(reactor, redis_url)
-        disk_threads = Threads(reactor, "disk", _DISK_THREADS)
-        self._parts = Parts(
-            RedisCatalog(self._redis, settings.redis_prefix, settings.package_type, reactor),
-            DiskStorage(settings.file_storage_directory, disk_threads),
-            make_upstream(settings, reactor),
-            Drafts(drafts_directory(settings)),
-            disk_threads,
-            Threads(reactor, "press", _PRESS_THREADS),
-        )
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
         self._port: IListeningPort | None = None
 
     def privilegedStartService(self) -> None:
         """Bind, before twistd gives up privileges. Raises CannotStart with what keeps it from listening."""
-        site = WebSite(make_resource(self.settings, self._parts, self._reactor), self._reactor)
+        parts = self._parts
+        listen, site = parts.settings.listen, WebSite(make_resource(parts), parts.reactor)
         problems: list[Failure] = []
         try:
-            listening = serverFromString(self._reactor, self.settings.listen).listen(site)
+            listening = serverFromString(parts.reactor, listen).listen(site)
             listening.addCallbacks(self._listening, problems.append)
             if problems:
                 problems[0].raiseException()
         except Exception as error:  # each kind of endpoint has its own: no such certificate, no such socket
-            raise CannotStart(f"can't listen at {self.settings.listen}: {error}") from error
+            raise CannotStart(f"can't listen at {listen}: {error}") from error
 
     def startService(self) -> None:
         super().startService()
         if self._port is None:
             self.privilegedStartService()
-        self._parts.disk_threads.startService()
-        self._parts.press_threads.startService()
-        self._redis.start()
-        try:
-            self._parts.drafts.sweep()
-        except OSError as error:
-            self.log.error("the drafts can't be looked at: {why}", why=error)
+
+    def stopService(self) -> Deferred[None]:
+        """Fires once no new connection is taken."""
+        super().stopService()
+        port, self._port = self._port, None
+        return (port.stopListening() if port is not None else None) or succeed(None)
 
     def _listening(self, port: IListeningPort) -> None:
         self._port = port
 
     @property
-    def address(self) -> str:
-        """Where it listens, as a URL with a trailing slash where it is one."""
-        return address_of(self._port) if self._port is not None else self.settings.listen
-
-    async def check_redis(self) -> None:
-        """Raises CatalogDown with a reason when Redis does not answer."""
-        await self._redis.check()
-
-    def stopService(self) -> Deferred[None]:
-        super().stopService()
-        return Deferred.fromCoroutine(self._stop())
-
-    async def _stop(self) -> None:
-        """No new connections first, the stores last."""
-        if self._port is not None:
-            await (self._port.stopListening() or Deferred.fromCoroutine(_nothing()))
-        await self._parts.upstream.stop()
-        await self._redis.stop()
-        self._parts.press_threads.stopService()
-        self._parts.disk_threads.stopService()
-
-
-def drafts_directory(settings: Settings) -> Path:
-    """Where drafts lie in the data directory."""
-    return settings.data_directory / "drafts"
+    def ready_line(self) -> str:
+        """Where it serves what, where data lies, and the line to copy."""
+        settings = self._parts.settings
+        address = address_of(self._port) if self._port is not None else settings.listen
+        base = f"{settings.public_url}/" if settings.public_url else address
+        example = ECOSYSTEMS[settings.package_type](settings.upstream_url).example(base)
+        return f"{address} serves {settings.upstream_url}, data in {settings.data_directory}; {example}"
 
 
 def address_of(port: IListeningPort) -> str:
@@ -222,7 +167,3 @@ def address_of(port: IListeningPort) -> str:
     if name in ("0.0.0.0", "[::]"):  # noqa: S104 - said, not bound
         name = "127.0.0.1"
     return f"http://{name}:{host.port}/"
-
-
-async def _nothing() -> None:
-    pass

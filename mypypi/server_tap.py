@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from twisted.application.service import IService
+from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from mypypi.ecosystems import ECOSYSTEMS
 from mypypi.errors import CatalogDown
 from mypypi.options import ServerOptions as Options
+from mypypi.parts import InOrder, Parts
 from mypypi.server import Server
-from mypypi.settings import Settings
 
 log = Logger()
 
 
-class _StandAlone(Server):
-    """The server, which says so when it is ready, and whether Redis is."""
+class _Announcement(Service):
+    """Says that the server is ready, and whether Redis is."""
+
+    def __init__(self, parts: Parts, server: Server) -> None:
+        self._parts = parts
+        self._server = server
 
     def startService(self) -> None:
         super().startService()
@@ -24,18 +27,11 @@ class _StandAlone(Server):
 
     async def _say_ready(self) -> None:
         try:
-            await self.check_redis()
+            await self._parts.redis.check()
             redis = "Redis answers"
         except CatalogDown as error:
             redis = f"without Redis for now ({error})"
-        log.info("ready: {ready}; {redis}", ready=ready_line(self.settings, self.address), redis=redis)
-
-
-def ready_line(settings: Settings, address: str) -> str:
-    """Where it serves what, where data lies, and the line to copy."""
-    base = f"{settings.public_url}/" if settings.public_url else address
-    example = ECOSYSTEMS[settings.package_type](settings.upstream_url).example(base)
-    return f"{address} serves {settings.upstream_url}, data in {settings.data_directory}; {example}"
+        log.info("ready: {ready}; {redis}", ready=self._server.ready_line, redis=redis)
 
 
 def makeService(options: Options) -> IService:
@@ -46,7 +42,9 @@ def makeService(options: Options) -> IService:
     assert settings.redis_url is not None
     if settings.workers > 1:
         log.info("one process serves in this version; WORKERS={workers} is for a later one", workers=settings.workers)
-    return _StandAlone(settings, settings.redis_url, reactor)
+    parts = Parts(settings, settings.redis_url, reactor)
+    server = Server(parts)
+    return InOrder([parts, server, _Announcement(parts, server)])
 
 
-__all__ = ["Options", "makeService", "ready_line"]
+__all__ = ["Options", "makeService"]

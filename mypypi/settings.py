@@ -154,6 +154,18 @@ class Settings:
         number("a whole number of seconds", 61, 604_800),  # seven days: the most that a SigV4 link may hold
         "Seconds for which a pre-signed link holds; must be greater than 60; no effect when public.",
     )
+    s3_serve: Literal["redirect", "proxy"] = _setting(
+        "redirect",
+        choice("redirect", "proxy"),
+        "How clients get a file from the bucket: ``redirect`` sends them there, ``proxy`` streams it through the "
+        "server, for clients that can't reach the bucket.",
+    )
+    drafts_max_bytes: int = _setting(
+        "20000000000",
+        number("a whole number of bytes", 1_000_000, 999_999_999_999_999),
+        "What drafts, and files that wait for their upload, may take on the disk; beyond it, clients are sent to "
+        "upstream for files that are not cached yet.",
+    )
     redis_url: RedisUrl | None = _setting(
         "redis://localhost:6379",
         Kind(RedisUrl.parse, REDIS_URL, secret=True),
@@ -167,6 +179,7 @@ class Settings:
     workers: int = _setting(
         "8", number("a whole number", 1, 1024), "Server processes to spawn.", name="WORKERS", embedded="1"
     )
+    worker_concurrency: int = _setting("4", number("a whole number", 1, 256), "Jobs that a worker does at once.")
     mode: Literal["server", "worker"] = _setting(
         "server",
         choice("server", "worker"),

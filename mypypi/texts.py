@@ -140,7 +140,7 @@ def number(what: str, lowest: int = 1, highest: int = 999_999_999) -> Kind:
     """A whole number within these bounds."""
 
     def number(text: str) -> int:
-        if not re.fullmatch("[0-9]{1,9}", text) or not lowest <= int(text) <= highest:
+        if not re.fullmatch("[0-9]{1,15}", text) or not lowest <= int(text) <= highest:
             raise ValueError(text)
         return int(text)
 

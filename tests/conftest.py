@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster import Cluster, cluster_of
 from tests.kinds import Kind
 from tests.rig.daemon import Daemon
 from tests.rig.index import FakeIndex
+from tests.rig.redis import Redis
+from tests.rig.s3 import S3Server
 from tests.site import Site
 
 #: Starts a `Daemon` as that class is made, with the data directory and the upstream filled in where they are not given.
@@ -89,3 +92,24 @@ def site(sites: Sites, request: pytest.FixtureRequest) -> Iterator[Site]:
     yield site
     site.upstream.mend()
     print(site.daemon.log[-_SHOWN:])  # noqa: T201 - pytest shows it when the test fails
+
+
+@pytest.fixture(scope="session")
+def redis() -> Iterator[Redis]:
+    """A Redis on a port of loopback; each cluster has a part of it for itself."""
+    with Redis() as redis:
+        yield redis
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """An S3 server; each cluster has a part of its bucket for itself."""
+    with S3Server() as s3:
+        yield s3
+
+
+@pytest.fixture
+def cluster(redis: Redis, s3: S3Server, tmp_path: Path) -> Iterator[Cluster]:
+    """Where a test starts servers and workers that share an upstream, Redis and a bucket."""
+    with cluster_of(redis, s3, tmp_path) as cluster:
+        yield cluster

@@ -16,11 +16,13 @@ ROOT = Path(mypypi.__file__).parent
 #: From what is put together to what it is made of. A module imports from its own layer and from those below it.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"all_tap", "server_tap", "worker_tap"}),
-    frozenset({"server", "options", "worker", "embedded"}),
-    frozenset({"web"}),
-    frozenset({"proxy"}),
-    frozenset({"pages", "fetch"}),
-    frozenset({"press", "upstream", "redis", "memory", "storage", "drafts", "hot"}),
+    frozenset({"server", "options", "embedded", "container"}),
+    frozenset({"web", "parts"}),
+    frozenset({"proxy", "worker"}),
+    frozenset({"cold"}),
+    frozenset({"jobs"}),
+    frozenset({"pages", "fetch", "answers"}),
+    frozenset({"press", "upstream", "redis", "queue", "memory", "storage", "drafts", "hot"}),
     frozenset({"ecosystems", "bodies", "content", "once", "threads", "settings", "texts"}),
     frozenset({"interfaces"}),
     frozenset({"model", "errors", ""}),
@@ -41,6 +43,8 @@ LONGER = {
     "redis": "connections, scripts and records of the one thing that may speak to Redis",
     "embedded": "finding, starting, watching and stopping a server is one life",
     "upstream": "every step of one request: its turn, credentials, redirects, time, status",
+    "memory": "three doubles, each held to the tests of the real one",
+    "storage.s3": "every question to a bucket, and both ways to upload to it",
     "fetch": "one transfer from its first byte to the storage, its interruptions included",
 }
 

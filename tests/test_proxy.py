@@ -10,16 +10,19 @@ from unittest import mock
 
 from twisted.internet.defer import CancelledError, Deferred
 
+from mypypi.answers import Described, Elsewhere, FileAnswer, PassedThrough, Served
+from mypypi.cold import Cold, ColdFiles
 from mypypi.content import HELD_BACK, Content
 from mypypi.drafts import Drafts
 from mypypi.ecosystems.pypi import PyPI
 from mypypi.errors import DigestMismatch, NotFound, NotYet, StorageDown, UpstreamDown
 from mypypi.fetch import Fetches
-from mypypi.memory import MemoryCatalog
+from mypypi.jobs import file_of
+from mypypi.memory import MemoryCatalog, MemoryQueue
 from mypypi.model import PageId
 from mypypi.pages import Pages
 from mypypi.press import Press
-from mypypi.proxy import ColdFiles, Described, Elsewhere, FileAnswer, PassedThrough, Proxy, Served
+from mypypi.proxy import Proxy
 from mypypi.storage.disk import DiskStorage
 from mypypi.upstream import Credentials, Upstream
 from tests.memory import AtOnce, MemoryTestCase, Wire, open_descriptors, response, sha256, simple_page
@@ -71,16 +74,9 @@ class ProxyTestCase(MemoryTestCase):
         self.pages = Pages(
             ecosystem, self.catalog, upstream, press, threads, self.clock, cache_time=300, negative_cache_time=60
         )
-        return Proxy(
-            ecosystem,
-            self.pages,
-            self.catalog,
-            self.storage,
-            self.fetches,
-            upstream,
-            self.clock,
-            self.cold_files,
-        )
+        self.queue = MemoryQueue(self.clock)
+        self.cold = Cold(self.cold_files, self.fetches, self.queue, upstream, self.clock)
+        return Proxy(ecosystem, self.pages, self.catalog, self.storage, self.cold)
 
     def upstream_lists(self, *files: dict[str, object]) -> None:
         self.wire.reply(PAGE, 200, simple_page(*files), content_type="application/json")
@@ -356,17 +352,47 @@ class AdvertisedTest(ProxyTestCase):
 
 
 class RedirectTest(ProxyTestCase):
-    """MYPYPI_COLD_FILES=redirect: the client goes to upstream, the file is fetched meanwhile."""
+    """MYPYPI_COLD_FILES=redirect: the client goes to upstream, a worker fetches the file meanwhile."""
 
     cold_files = ColdFiles(redirect=True)
 
-    def test_client_is_sent_to_upstream_and_the_file_is_fetched(self) -> None:
+    def test_client_is_sent_to_upstream_and_the_file_is_left_to_a_worker(self) -> None:
         """At once; who asks meanwhile is sent there too; when it is stored, it is served from here."""
         self.assertEqual(Elsewhere(FILE_URL), self.get())
         self.assertEqual(Elsewhere(FILE_URL), self.get())
-        self.assertEqual([PAGE, FILE], self.wire.paths)
+        self.assertEqual([PAGE], self.wire.paths)
+        (taken,) = self.now(self.queue.take(2))
+        self.start(self.fetches.take_in(file_of(taken.job)))
         self.wire.last.answer(body=DATA)
         self.assertTrue(self.served().hit)
+
+    def test_file_is_fetched_here_where_no_worker_can_be_told(self) -> None:
+        """Promise 8: the queue is down, and the client still gets its bytes."""
+        self.queue.down = "gone"
+        asked = self.fetching()
+        self.wire.last.send(response(200, b"", content_length=str(SIZE)))
+        self.assertIsInstance(self.now(asked), Served)
+
+
+class StrictRedirectTest(ProxyTestCase):
+    """With MYPYPI_UPSTREAM_STRICT as well: the client waits for the worker, and is never sent to upstream."""
+
+    cold_files = ColdFiles(redirect=True, strict=True, strict_wait=10)
+
+    def test_client_waits_until_a_worker_has_stored_the_file(self) -> None:
+        """And gets it from here."""
+        asked = self.asking()
+        self.clock.advance(5)
+        self.assertNoResult(asked)
+        self.is_stored()
+        self.clock.advance(1)
+        self.assertIsInstance(self.now(asked), Served)
+
+    def test_client_that_waited_too_long_is_told_to_come_back(self) -> None:
+        """503 with Retry-After, long before clients give up reading."""
+        asked = self.asking()
+        self.clock.pump([1] * 11)
+        self.failing(asked, NotYet)
 
 
 class CredentialsTest(ProxyTestCase):
@@ -393,7 +419,7 @@ class CredentialsTest(ProxyTestCase):
 class StrictTest(ProxyTestCase):
     """MYPYPI_UPSTREAM_STRICT: never an unchecked byte, never a redirect."""
 
-    cold_files = ColdFiles(redirect=True, strict=True, strict_wait=10)
+    cold_files = ColdFiles(strict=True, strict_wait=10)
 
     def wait(self, seconds: float, *, total: int = SIZE, before: int = 0, meanwhile: int = 0) -> NotYet:
         """What a client is told that waited, when so much had come before it asked and so much came meanwhile."""
@@ -501,7 +527,7 @@ class StorageTroubleTest(ProxyTestCase):
 
     def test_trouble_is_told_once(self) -> None:
         """When it comes and when it goes, and not for each request."""
-        with mock.patch.object(self.proxy, "log") as log:
+        with mock.patch.object(self.cold, "log") as log:
             with self.full():
                 for _ in range(5):
                     self.get()

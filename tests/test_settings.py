@@ -34,9 +34,12 @@ TAKEN: dict[str, tuple[str, object]] = {
     "MYPYPI_S3_REGION": ("eu-central-1", "eu-central-1"),
     "MYPYPI_S3_PUBLIC": ("yes", True),
     "MYPYPI_S3_KEY_TTL": ("61", 61),
+    "MYPYPI_S3_SERVE": ("proxy", "proxy"),
+    "MYPYPI_DRAFTS_MAX_BYTES": ("5000000", 5_000_000),
     "MYPYPI_REDIS_URL": ("redis://redis.example", RedisUrl("tcp", "redis.example")),
     "MYPYPI_REDIS_PREFIX": ("other", "other"),
     "WORKERS": ("2", 2),
+    "MYPYPI_WORKER_CONCURRENCY": ("8", 8),
     "MYPYPI_MODE": ("worker", "worker"),
     "MYPYPI_LISTEN": ("unix:/run/mypypi.sock:mode=660", "unix:/run/mypypi.sock:mode=660"),
     "MYPYPI_PUBLIC_URL": ("https://cache.example/python/", "https://cache.example/python"),
@@ -292,7 +295,7 @@ class TestTogether:
             ("MYPYPI_CACHETIME", "MYPYPI_CACHE_TIME"),
             ("MYPYPI_UPSTREAM", "MYPYPI_UPSTREAM_URL"),
             ("MYPYPI_WORKERS", "WORKERS"),
-            ("MYPYPI_S3_SECRET", "MYPYPI_S3_SECRET_KEY"),
+            ("MYPYPI_S3_SECRETKEY", "MYPYPI_S3_SECRET_KEY"),
         ],
     )
     def test_an_unknown_name(self, unknown: str, nearest: str) -> None:

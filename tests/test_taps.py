@@ -23,7 +23,7 @@ from tests.rig.packages import make_wheel
 
 DAEMONS = ["mypypi", "mypypi-server", "mypypi-worker"]
 SERVERS = ["mypypi", "mypypi-server"]
-ALL_WELL = {"status": "ok", "checks": {"redis": "ok", "storage": "ok", "upstream": "ok"}}
+ALL_WELL = {"status": "ok", "checks": {"redis": "ok", "storage": "ok", "upstream": "ok", "queue": "ok"}}
 
 
 @pytest.fixture
@@ -78,14 +78,6 @@ class TestCommandLine:
         assert {line.split()[0] for line in problems.strip().splitlines()} == set(wrong)
         assert "hush" not in daemon.log
         assert daemon.complaints == []
-
-    @pytest.mark.parametrize("plugin", DAEMONS)
-    def test_what_this_version_does_not_do_is_refused(self, plugin: str, tmp_path: Path) -> None:
-        """A setting for something that is not there yet is no silent surprise."""
-        s3 = {"MYPYPI_FILE_STORAGE_DRIVER": "s3", "MYPYPI_S3_BUCKET": "packages"}
-        daemon = Daemon(plugin, tmp_path / "data", s3)
-        assert run(daemon) == 1
-        assert "MYPYPI_FILE_STORAGE_DRIVER=s3 is for a later version: use local" in daemon.log
 
     def test_listen_wins_over_its_variable(self, daemon_factory: DaemonFactory) -> None:
         """``--listen`` says where to listen, whatever MYPYPI_LISTEN says."""
@@ -184,6 +176,7 @@ class TestStart:
             ending.callback(worker.sweep)
             ending.callback(worker.stop)
             worker.wait_for_log("swept 1 drafts")
+            worker.wait_for_log("ready: ")
         assert not draft.exists()
         assert worker.ended_in_order
 

@@ -6,17 +6,20 @@ import secrets
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
+from twisted.internet.defer import Deferred
 
-from mypypi.proxy import Described, Elsewhere, PassedThrough, Proxy, Served
+from mypypi.answers import Described, Elsewhere, Linked, PassedThrough, Served
+from mypypi.errors import NotFound, UpstreamRefused
+from mypypi.proxy import Proxy
 from mypypi.web.conditions import Unsatisfiable, etag_matches, needs_total, range_applies, ranges_of
 from mypypi.web.errors import answer
-from mypypi.web.passing import pass_through
+from mypypi.web.passing import pass_on, pass_through
 from mypypi.web.reader import Reader, Span
 
 if TYPE_CHECKING:
     from twisted.web.http import Request
 
-    from mypypi.model import Digest
+    from mypypi.model import Digest, Link
     from mypypi.threads import Threads
     from mypypi.upstream import Upstream
 
@@ -25,16 +28,18 @@ _IMMUTABLE = b"public, max-age=31536000, immutable"
 
 @frozen
 class Files:
-    """Answers requests for package files."""
+    """Answers requests for package files. `bucket` gets what a link leads to, for clients that can't go there."""
 
     proxy: Proxy
     upstream: Upstream
+    bucket: Upstream
     threads: Threads
     reactor: Any
 
-    async def serve(self, request: Request, link: str) -> bytes:
+    async def serve(self, request: Request, link: str, *, lost: bool = False) -> bytes:
         """
-        Answer with the file that our pages name by this link; what is returned is the rest of the body.
+        Answer with the file that our pages name by this link; what is returned is the rest of the body. It may have
+        been `lost` a moment ago, and is fetched again.
 
         Raises what `Proxy.file` does, and BadRequest.
         """
@@ -46,6 +51,8 @@ class Files:
             request.setHeader(b"content-length", b"%d" % found.size)
             request.setHeader(b"cache-status", b"MyPyPi; fwd=miss; detail=described")
             return b""
+        if isinstance(found, Linked):
+            return await self._linked(request, link, found, lost=lost)
         request.setHeader(b"cache-status", b"MyPyPi; fwd=bypass")
         if isinstance(found, Elsewhere):
             body = answer(request, 302, "the file is at upstream")
@@ -53,6 +60,39 @@ class Files:
             return body
         assert isinstance(found, PassedThrough)
         await pass_through(request, found.file, self.upstream, self.reactor)
+        return b""
+
+    async def _linked(self, request: Request, link: str, linked: Linked, *, lost: bool) -> bytes:
+        stored = linked.stored
+        _describe(request, stored.digest)
+        request.setHeader(b"cache-status", b"MyPyPi; hit")
+        etag = str(stored.digest)
+        if etag_matches(request.getHeader("if-none-match"), [etag]):
+            request.setResponseCode(304)
+            return b""
+        if request.method == b"HEAD":  # a signed link is for GET alone
+            request.setHeader(b"content-length", b"%d" % stored.size)
+            return b""
+        if not linked.through:
+            return _redirect(request, linked.link)
+        try:
+            span = _one_part(request, stored.size, etag)
+            await pass_on(
+                request,
+                linked,
+                span,
+                self.bucket,
+                self.reactor,
+                lambda: Deferred.fromCoroutine(self.proxy.spoiled(stored)),
+            )
+        except Unsatisfiable as error:
+            return _unsatisfiable(request, error)
+        except (NotFound, UpstreamRefused):  # it is not there, or may not be seen, which S3 does not tell apart
+            if lost:
+                raise
+            await self.proxy.lost(stored)
+            request.setResponseCode(200)
+            return await self.serve(request, link, lost=True)
         return b""
 
     async def _serve(self, request: Request, served: Served) -> bytes:
@@ -73,9 +113,7 @@ class Files:
             try:
                 parts = _parts(request, content.total, etag)
             except Unsatisfiable as error:
-                body = answer(request, error.status, str(error))
-                request.setHeader(b"content-range", b"bytes */%d" % error.total)
-                return body
+                return _unsatisfiable(request, error)
             if request.method == b"HEAD":
                 return b""
             handed_over = True
@@ -84,6 +122,31 @@ class Files:
             if not handed_over:
                 content.close()
         return b""
+
+
+def _redirect(request: Request, link: Link) -> bytes:
+    """To the bucket, for as long as the link holds."""
+    body = answer(request, 301 if link.lasts is None else 302, "the file is in the bucket")
+    request.setHeader(b"location", link.url.encode())
+    request.setHeader(b"cache-control", _IMMUTABLE if link.lasts is None else b"public, max-age=%d" % link.lasts)
+    request.setHeader(b"cache-status", b"MyPyPi; hit")
+    return body
+
+
+def _unsatisfiable(request: Request, error: Unsatisfiable) -> bytes:
+    body = answer(request, error.status, str(error))
+    request.setHeader(b"content-range", b"bytes */%d" % error.total)
+    return body
+
+
+def _one_part(request: Request, total: int, etag: str) -> Span:
+    """As `_parts`, for a body that comes in one piece: several ranges are answered with the whole."""
+    header = request.getHeader("range")
+    if header is not None and "," in header:
+        request.requestHeaders.removeHeader("range")
+    (part,) = _parts(request, total, etag)
+    assert isinstance(part, Span)
+    return part
 
 
 def _describe(request: Request, digest: Digest | None) -> None:

@@ -1,0 +1,232 @@
+"""Servers and workers that share an upstream, a Redis and a bucket, on one host or several.
+
+Knows where the daemons keep what they keep. Must never import what they run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from attrs import define, field
+
+from tests.rig.daemon import Daemon
+from tests.rig.http import Answer, eventually, get
+from tests.rig.index import FakeIndex
+from tests.rig.packages import Artifact, make_wheel
+from tests.rig.redis import Redis
+from tests.rig.s3 import ACCESS_KEY, REGION, SECRET_KEY, S3Proxy, S3Server
+from tests.rig.wire import BOUND
+
+_NUMBERS = count()
+
+
+@define(eq=False)
+class Cluster:
+    """
+    What stands between clients and `index`: the daemons that were started here, over `redis`, and over `s3` by way of
+    `proxy`. Each cluster has a part of Redis and of the bucket for itself. `settings` are those of all daemons that are
+    started from now on, without their prefix.
+    """
+
+    index: FakeIndex
+    redis: Redis
+    s3: S3Server
+    proxy: S3Proxy
+    place: Path
+    settings: dict[str, str] = field(factory=dict)
+    name: str = field(factory=lambda: f"cluster{next(_NUMBERS)}")
+    daemons: list[Daemon] = field(factory=list)
+
+    # Daemons
+
+    def server(self, host: str = "data", **settings: str) -> Daemon:
+        """A server, which is ready, on this host."""
+        daemon = self._make("mypypi-server", host, settings)
+        daemon.start()
+        return daemon
+
+    def workers(self, number: int = 1, host: str = "data", **settings: str) -> list[Daemon]:
+        """So many workers, which are ready, on this host."""
+        started = [self.launch_worker(host, **settings) for _ in range(number)]
+        for daemon in started:
+            daemon.wait_for_log("ready: ")
+        return started
+
+    def worker(self, host: str = "data", **settings: str) -> Daemon:
+        """One worker, which is ready, on this host."""
+        (daemon,) = self.workers(1, host, **settings)
+        return daemon
+
+    def launch_worker(self, host: str = "data", **settings: str) -> Daemon:
+        """A worker on this host that will be ready some time."""
+        daemon = self._make("mypypi-worker", host, settings)
+        daemon.launch()
+        return daemon
+
+    def all_in_one(self, **settings: str) -> Daemon:
+        """A server and worker in one process, with a Redis of its own, which is ready."""
+        daemon = self._make("mypypi", "data", settings | {"REDIS_URL": ""})
+        daemon.start()
+        return daemon
+
+    def data(self, host: str = "data") -> Path:
+        """A host's data directory."""
+        return self.place / host
+
+    def _make(self, plugin: str, host: str, settings: dict[str, str]) -> Daemon:
+        common = {
+            "UPSTREAM_URL": self.index.url,
+            "REDIS_URL": self.redis.url,
+            "REDIS_PREFIX": self.name,
+            "FILE_STORAGE_DRIVER": "s3",
+            "S3_BUCKET": self.s3.bucket,
+            "S3_PREFIX": self.name,
+            "S3_ENDPOINT_URL": self.proxy.url,
+            "S3_ACCESS_KEY": ACCESS_KEY,
+            "S3_SECRET_KEY": SECRET_KEY,
+            "S3_REGION": REGION,
+        }
+        env = {f"MYPYPI_{name}": value for name, value in (common | self.settings | settings).items()}
+        daemon = Daemon(plugin, self.data(host), env | {"WORKERS": "1"})
+        self.daemons.append(daemon)
+        return daemon
+
+    # Packages
+
+    def publish(self, padding: int = 0, version: str = "1.0") -> Artifact:
+        """A wheel that upstream has and nobody asked for yet, of `padding` bytes and some."""
+        wheel = make_wheel(f"thing{next(_NUMBERS)}", version, padding=padding)
+        self.index.add(wheel)
+        return wheel
+
+    def path(self, wheel: Artifact) -> str:
+        """Where the file lies here."""
+        return f"/file/{self.index.url_of(wheel.filename).replace('://', '/')}"
+
+    def get(
+        self, server: Daemon, wheel: Artifact, headers: dict[str, str] | None = None, method: str = "GET"
+    ) -> Answer:
+        """Ask a server for the file; no redirect is followed."""
+        return get(server.url + self.path(wheel), headers, method=method)
+
+    def follow(self, server: Daemon, wheel: Artifact, headers: dict[str, str] | None = None) -> Answer:
+        """Ask a server for the file, and go where it sends its client."""
+        answer = self.get(server, wheel, headers)
+        return get(answer.headers["Location"], headers) if answer.status in (301, 302) else answer
+
+    def fetched(self, wheel: Artifact) -> int:
+        """How often upstream was asked for the file."""
+        return self.index.count(self.index.path_of(wheel.filename))
+
+    # The bucket
+
+    def object_name(self, wheel: Artifact) -> str:
+        """What the file is called in the bucket."""
+        return f"{self.name}/{self.index.url_of(wheel.filename).replace('://', '/')}"
+
+    def bucket_url(self, wheel: Artifact) -> str:
+        """Where clients find the file in the bucket, without a signature."""
+        return self.proxy.url + self.proxy.path_of(self.object_name(wheel))
+
+    def objects(self) -> list[str]:
+        """The names of this cluster's objects in the bucket."""
+        return [name for name in self.s3.names() if name.startswith(f"{self.name}/")]
+
+    def put_of(self, wheel: Artifact) -> str:
+        """What to set a fault on for the file's upload to meet it."""
+        return f"PUT {self.proxy.path_of(self.object_name(wheel))}"
+
+    def put_into_bucket(self, wheel: Artifact) -> int:
+        """How often the file was put into the bucket in one piece."""
+        return sum(request.status == 200 for request in self.proxy.asked("PUT", self.object_name(wheel)))
+
+    def wait_uploaded(self, *wheels: Artifact, timeout: float = BOUND) -> None:
+        """Wait until these files, and what else waits, are in the bucket, and nothing is left over."""
+        wanted = {self.object_name(wheel) for wheel in wheels}
+        eventually(self.objects, wanted.issubset, timeout)
+        self.wait_settled(timeout)
+
+    # What is under way
+
+    def left_over(self) -> list[str]:
+        """Jobs, drafts, files that wait, and pending uploads: what there is only while something is under way."""
+        return [*self.jobs(), *self.drafts(), *self.waiting(), *self.pending()]
+
+    def wait_settled(self, timeout: float = BOUND) -> None:
+        """Wait until nothing is under way."""
+        eventually(self.left_over, lambda found: found == [], timeout)
+
+    def jobs(self) -> list[str]:
+        """The jobs that wait, or are being worked on, or were set aside, as they are written in Redis."""
+        found = []
+        for key in self.redis.keys(f"{self.name}:queue:*"):
+            kind = self.redis.call("TYPE", key)
+            if kind == "stream":
+                found += [str(entry[1]) for entry in self.redis.call("XRANGE", key, "-", "+")]
+            elif kind == "zset":
+                found += self.redis.call("ZRANGE", key, 0, -1)
+            else:
+                found.append(key)
+        return found
+
+    def drafts(self, host: str = "data") -> list[str]:
+        """The drafts on a host."""
+        return _files(self.data(host) / "drafts")
+
+    def waiting(self, host: str = "data") -> list[str]:
+        """The files that wait on a host for their upload."""
+        return _files(self.data(host) / "waiting")
+
+    def files(self, host: str = "data") -> list[str]:
+        """What a host keeps on its disk for good, where there is no bucket."""
+        return _files(self.data(host) / "files")
+
+    def wait_for_work(self, host: str = "data") -> None:
+        """Wait until a worker of this host has nothing left to do of what it sees."""
+        disk = (self.data(host) / "id").read_text()
+        queues = [f"{self.name}:queue:pypi", f"{self.name}:queue:pypi:{disk}"]
+        eventually(lambda: [self.redis.call("XLEN", queue) for queue in queues], lambda found: found == [0, 0])
+
+    def pending(self) -> list[str]:
+        """The objects whose upload in parts was begun and not ended."""
+        return [name for name in self.s3.pending() if name.startswith(f"{self.name}/")]
+
+    def health(self, server: Daemon) -> Any:
+        """What a server says of itself."""
+        return get(f"{server.url}/-/health/ready").json()
+
+
+def _files(directory: Path) -> list[str]:
+    return sorted(f"{place}/{name}" for place, _, names in os.walk(directory) for name in names)
+
+
+@contextmanager
+def cluster_of(redis: Redis, s3: S3Server, place: Path) -> Iterator[Cluster]:
+    """A cluster, whose daemons are stopped at the end; none may have logged what nobody handled."""
+    with ExitStack() as ending:
+        index, proxy = ending.enter_context(FakeIndex()), ending.enter_context(S3Proxy(s3))
+        cluster = Cluster(index, redis, s3, proxy, place)
+        try:
+            yield cluster
+        finally:
+            proxy.mend()
+            _end_all(cluster.daemons)
+    for daemon in cluster.daemons:
+        assert daemon.complaints == [], daemon.log
+
+
+def _end_all(daemons: list[Daemon]) -> None:
+    """Side by side: each worker takes a while to let go of the queue."""
+    with ThreadPoolExecutor() as pool:
+        stopped = [pool.submit(daemon.stop) for daemon in daemons]
+    for daemon in daemons:
+        daemon.sweep()
+        daemon.show()
+    for each in stopped:
+        each.result()
