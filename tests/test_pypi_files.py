@@ -289,11 +289,12 @@ class TestLargeFiles:
         """Whether its page or upstream's answer says how large it is: the client is sent there."""
         listed = index.add(make_wheel("listedhuge"), extra={"size": 10**17})
         answered = index.add(make_wheel("answeredhuge"), extra={"size": None})
-        fault = index.fault(urlsplit(answered).path, WrongLength(10**17), 1)
+        index.fault(urlsplit(answered).path, WrongLength(10**17), 1)
         for project, url in (("listedhuge", listed), ("answeredhuge", answered)):
             answer = get(link(site, project))
             assert (answer.status, answer.headers["Location"]) == (302, url)
-        fault.wait_served()
+        # The second redirect shows that the fault was met: nothing else says how large that file is. It can't count
+        # itself where the daemon hangs up before it has written.
         assert site.drafts == []
 
     def test_memory_does_not_grow_with_the_size_of_a_file(self, site: Site, index: FakeIndex) -> None:

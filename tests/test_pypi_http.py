@@ -492,6 +492,7 @@ class TestBadInput(OverHTTP):
     @pytest.fixture(autouse=True)
     def quiet(self, site: Site) -> Iterator[None]:
         """No test here has more than its own request and one that checks in the log, nor asks upstream for anything."""
+        site.settle()  # what the test before this one asked for is in the log by now
         start, asked = len(site.daemon.log), len(site.upstream.requests)
         yield
         site.settle()
