@@ -87,7 +87,6 @@ class Parts(Service):
         self.disk = disk_id(settings.data_directory)
         prefix, ecosystem = settings.redis_prefix, settings.package_type
         self.catalog = RedisCatalog(self.redis, prefix, ecosystem, reactor)
-        #: A worker's reads block, and so have a connection of their own.
         self.queue = RedisQueue(self.redis, prefix, ecosystem, self.disk, reactor, reader=self._queue_redis)
         self.upstream = make_upstream(settings, reactor)
         #: Gets files out of the bucket for clients that can't go there themselves.

@@ -21,7 +21,7 @@ from mypypi.model import DeadJob, Job, QueueState, Taken
 from mypypi.queue import CLAIM, MOST_TRIES, UNREADABLE, RedisQueue
 from mypypi.redis import RedisClient
 from tests.redis_server import RedisServer
-from tests.test_catalog import eventually
+from tests.test_catalog import eventually, reason_why
 
 reactor: Any = the_reactor
 
@@ -630,15 +630,6 @@ def every_question(queue: IQueue) -> list[Callable[[], Awaitable[object]]]:
         queue.state,
         queue.check,
     ]
-
-
-async def reason_why(ask: Callable[[], Awaitable[object]]) -> str:
-    """The text of the CatalogDown that this raises."""
-    try:
-        answer = await ask()
-    except CatalogDown as error:
-        return str(error)
-    raise AssertionError(f"should have raised CatalogDown, and gave {answer!r}")
 
 
 async def waiting_for(taking: Deferred[list[Taken]]) -> list[Taken]:
