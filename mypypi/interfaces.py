@@ -13,6 +13,7 @@ from zope.interface import Attribute, Interface
 from mypypi.model import (
     DeadJob,
     Digest,
+    Held,
     Job,
     Link,
     PackageFile,
@@ -136,6 +137,16 @@ class ICatalog(Interface):
 
     def put_link(key: str, url: str, until: float) -> Awaitable[None]:
         """Let others hand out the same link."""
+
+    def take_lease(name: str, owner: str, seconds: float, about: str = "") -> Awaitable[Held | None]:
+        """
+        Hold this lease for so many seconds from now on, where nobody else does: None. Who holds it already renews it.
+
+        Else who holds it; nothing is changed then.
+        """
+
+    def release_lease(name: str, owner: str) -> Awaitable[None]:
+        """Let go of this lease; nothing happens where somebody else holds it."""
 
     def check() -> Awaitable[None]:
         """Raises CatalogDown with a reason when nothing can be looked up now."""

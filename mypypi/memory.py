@@ -18,7 +18,7 @@ from zope.interface import implementer
 
 from mypypi.errors import CatalogDown, StorageDown
 from mypypi.interfaces import ICatalog, IQueue, IStorage
-from mypypi.model import DeadJob, Digest, Job, Link, Page, PageId, QueueState, StoredFile, Taken
+from mypypi.model import DeadJob, Digest, Held, Job, Link, Page, PageId, QueueState, StoredFile, Taken
 from mypypi.queue import CLAIM, MOST_TRIES, WAIT, pause_after
 
 _DAY = 86_400.0
@@ -40,6 +40,7 @@ class MemoryCatalog:
         self._withheld: dict[PageId, dict[str, float]] = {}
         self._stored: dict[str, StoredFile] = {}
         self._links: dict[str, tuple[str, float]] = {}
+        self._leases: dict[str, tuple[str, float, str]] = {}
 
     async def get_page(self, page: PageId) -> Page | None:
         """See `ICatalog.get_page`."""
@@ -119,6 +120,22 @@ class MemoryCatalog:
         """See `ICatalog.put_link`."""
         await self.check()
         self._links[key] = (url, until)
+
+    async def take_lease(self, name: str, owner: str, seconds: float, about: str = "") -> Held | None:
+        """See `ICatalog.take_lease`."""
+        await self.check()
+        now = self._clock.seconds()
+        holder, until, what = self._leases.get(name, (owner, 0.0, ""))
+        if holder != owner and until > now:
+            return Held(holder, until - now, what)
+        self._leases[name] = (owner, now + seconds, about)
+        return None
+
+    async def release_lease(self, name: str, owner: str) -> None:
+        """See `ICatalog.release_lease`."""
+        await self.check()
+        if self._leases.get(name, ("", 0.0, ""))[0] == owner:
+            del self._leases[name]
 
     async def check(self) -> None:
         """See `ICatalog.check`."""

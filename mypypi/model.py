@@ -240,6 +240,15 @@ class Page:
 
 
 @frozen
+class Held:
+    """A lease in the hands of somebody else: of whom, for how many more seconds, and what they say `about` it."""
+
+    owner: str
+    left: float
+    about: str = ""
+
+
+@frozen
 class Job:
     """
     Something for a worker: its kind, and what `name` it is about, which is unique among the jobs of a kind.

@@ -25,7 +25,7 @@ from zope.interface import implementer
 
 from mypypi.errors import CatalogDown
 from mypypi.interfaces import ICatalog
-from mypypi.model import Digest, Form, Page, PageId, StoredFile
+from mypypi.model import Digest, Form, Held, Page, PageId, StoredFile
 
 if TYPE_CHECKING:
     from mypypi.texts import RedisUrl
@@ -330,6 +330,19 @@ redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ARGV[1])
 redis.call('EXPIRE', KEYS[1], ARGV[4])
 """
 
+#: KEYS lease; ARGV owner, the lease, milliseconds. Nothing, or the lease as another owner holds it and for how long.
+_TAKE_LEASE = """
+local held = redis.call('GET', KEYS[1])
+if held and cjson.decode(held).owner ~= ARGV[1] then return {held, redis.call('PTTL', KEYS[1])} end
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+"""
+
+#: KEYS lease; ARGV owner.
+_RELEASE_LEASE = """
+local held = redis.call('GET', KEYS[1])
+if held and cjson.decode(held).owner == ARGV[1] then redis.call('DEL', KEYS[1]) end
+"""
+
 _DAY = 86_400
 #: Strays in one command: more would hold the reactor, and everybody else's commands, for too long.
 _STRAYS_AT_ONCE = 500
@@ -370,6 +383,14 @@ class _Stored:
     digest: str
 
 
+@frozen
+class _Lease:
+    """What is kept of a lease; Redis itself lets it run out."""
+
+    owner: str
+    about: str
+
+
 @implementer(ICatalog)
 class RedisCatalog:
     """
@@ -378,6 +399,7 @@ class RedisCatalog:
     `{prefix}:page:{ecosystem}:{page}` is a hash: `stamp` and `meta` in JSON, and a field `form:{name}` with the gzip
     bytes of each form. A missing page expires after a day. `{prefix}:stray:{ecosystem}:{link}` holds a page's name.
     `{prefix}:withheld:{ecosystem}:{page}` is a sorted set of links by the second until which they are withheld.
+    `{prefix}:lease:{ecosystem}:{name}` is a lease, with its owner in JSON.
     A record that can't be read, by whomever it was written, counts as not there: the page is fetched again.
     """
 
@@ -484,6 +506,19 @@ class RedisCatalog:
         """See `ICatalog.put_link`."""
         seconds = max(1, int(until - self._clock.seconds()))
         await self._client.call("SET", self._key("link", key), f"{until!r} {url}", "EX", seconds)
+
+    async def take_lease(self, name: str, owner: str, seconds: float, about: str = "") -> Held | None:
+        """See `ICatalog.take_lease`."""
+        lease, key = msgspec.json.encode(_Lease(owner, about)), self._key("lease", name)
+        reply = await self._client.call("EVAL", _TAKE_LEASE, 1, key, owner, lease, max(1, int(seconds * 1000)))
+        if reply is None:
+            return None
+        held = msgspec.json.decode(reply[0], type=_Lease)
+        return Held(held.owner, max(0.0, int(reply[1]) / 1000), held.about)
+
+    async def release_lease(self, name: str, owner: str) -> None:
+        """See `ICatalog.release_lease`."""
+        await self._client.call("EVAL", _RELEASE_LEASE, 1, self._key("lease", name), owner)
 
     async def check(self) -> None:
         """See `ICatalog.check`."""

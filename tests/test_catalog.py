@@ -168,6 +168,28 @@ class CatalogPromises:
         self.clock.advance(DAY / 2)
         assert await self.catalog.withheld(PAGE.id) == frozenset()
 
+    async def test_lease_is_held_by_one_owner_alone(self) -> None:
+        """Until it lets go, or no longer renews it; only the owner can let go of it."""
+        assert await self.catalog.take_lease("page/requests", "me", 10) is None
+        held = await self.catalog.take_lease("page/requests", "you", 10, "mine now")
+        assert held is not None
+        assert (held.owner, held.about) == ("me", "")
+        assert 0 < held.left <= 10
+        assert await self.catalog.take_lease("page/flask", "you", 10) is None
+        await self.catalog.release_lease("page/requests", "you")
+        assert await self.catalog.take_lease("page/requests", "you", 10) is not None
+        await self.catalog.release_lease("page/requests", "me")
+        assert await self.catalog.take_lease("page/requests", "you", 10) is None
+
+    async def test_lease_is_renewed_by_its_owner(self) -> None:
+        """With what it says of itself now, and for longer than it was held before."""
+        assert await self.catalog.take_lease("page/requests", "me", 1, "10 of 100") is None
+        assert await self.catalog.take_lease("page/requests", "me", 60, "90 of 100") is None
+        held = await self.catalog.take_lease("page/requests", "you", 60)
+        assert held is not None
+        assert held.about == "90 of 100"
+        assert 1 < held.left <= 60
+
     async def test_check_is_silent_when_all_is_well(self) -> None:
         """A catalog that works has nothing to say about itself."""
         await self.catalog.check()

@@ -22,6 +22,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cold"}),
     frozenset({"jobs"}),
     frozenset({"pages", "fetch", "answers"}),
+    frozenset({"leases"}),
     frozenset({"press", "upstream", "redis", "queue", "memory", "storage", "drafts", "hot"}),
     frozenset({"ecosystems", "bodies", "content", "once", "threads", "settings", "texts"}),
     frozenset({"interfaces"}),

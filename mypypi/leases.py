@@ -1,0 +1,60 @@
+"""Leases that one owner holds: taken, renewed for as long as they are needed, and let go of.
+
+Whoever finds a lease of somebody else waits, or goes another way; one whose owner is gone runs out. Knows the catalog
+and a clock. Must never know what a lease is for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.task import LoopingCall
+
+from mypypi.errors import CatalogDown
+
+if TYPE_CHECKING:
+    from mypypi.interfaces import ICatalog
+    from mypypi.model import Held
+
+#: Seconds for which a lease holds, and between two renewals by its holder.
+LEASE_SECONDS = 15.0
+_RENEW = 5.0
+
+
+class Leases:
+    """The leases of this `owner`, in the catalog that all share. Whoever has the same owner has the same leases."""
+
+    def __init__(self, catalog: ICatalog, owner: str, clock: Any) -> None:
+        self._catalog = catalog
+        self._owner = owner
+        self._clock = clock
+        self._renewals: dict[str, LoopingCall] = {}
+
+    async def take(self, name: str, about: Callable[[], str] = str) -> Held | None:
+        """
+        Hold a lease until it is let go of: None; else who holds it. `about` is what others are told, asked for anew at
+        each renewal. Raises CatalogDown.
+        """
+        held = await self._catalog.take_lease(name, self._owner, LEASE_SECONDS, about())
+        if held is None and name not in self._renewals:
+            renewal = self._renewals[name] = LoopingCall(self._renew, name, about)
+            renewal.clock = self._clock
+            renewal.start(_RENEW, now=False)
+        return held
+
+    async def let_go(self, name: str, after: float = 0.0) -> None:
+        """Hold it no more: at once, or `after` so many seconds, for whoever has the same owner to go on with."""
+        renewal = self._renewals.pop(name, None)
+        if renewal is not None:
+            renewal.stop()
+        with suppress(CatalogDown):  # it runs out
+            if after:
+                await self._catalog.take_lease(name, self._owner, after)
+            else:
+                await self._catalog.release_lease(name, self._owner)
+
+    async def _renew(self, name: str, about: Callable[[], str]) -> None:
+        with suppress(CatalogDown):  # until it is back
+            await self._catalog.take_lease(name, self._owner, LEASE_SECONDS, about())
