@@ -57,6 +57,7 @@ setup(
         "msgspec >= 0.19",
         "packageurl-python >= 0.15",
         "packaging >= 24.0",
+        "prometheus_client >= 0.21",
         "treq >= 24.9",
         "twisted[tls] >= 24.7",
         "txredisapi >= 1.6",

