@@ -15,7 +15,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from mypypi.answers import Elsewhere, FileAnswer, PassedThrough, Served
-from mypypi.errors import CatalogDown, NotYet, StorageDown
+from mypypi.errors import CatalogDown, FetchedElsewhere, LookAgain, NotYet, StorageDown
 from mypypi.jobs import fetch_job
 from mypypi.model import PackageFile
 
@@ -67,7 +67,7 @@ class Cold:
         by_worker = self._policy.redirect and (strict or not self._upstream.needs_credentials(file.url))
         if by_worker and await self._queued(file):
             return await self._stored_by_worker(file, stored) if strict else Elsewhere(file.url)
-        return await self._fetched(file)
+        return await self._fetched(file, stored)
 
     def in_trouble(self, why: str) -> None:
         """Files can't be kept here: said once, until they can again."""
@@ -83,10 +83,29 @@ class Cold:
             return False
         return True
 
-    async def _fetched(self, file: PackageFile) -> FileAnswer:
-        """The content of the one fetch of this file, which is running or begins."""
+    async def _fetched(self, file: PackageFile, stored: Stored) -> FileAnswer:
+        """The content of the one fetch of this file; where that is another host's, what a client gets without it."""
+        until, anew = self._clock.seconds() + self._policy.strict_wait, False
+        while True:
+            try:
+                return await self._fetched_here(file, until, anew=anew)
+            except (LookAgain, FetchedElsewhere) as error:  # noqa: PERF203 - a turn takes a quarter of a second
+                found = await stored(file)
+                if found is not None:
+                    return found
+                if isinstance(error, LookAgain):
+                    anew = True  # it is in the storage, and can't be had from there
+                elif not self._policy.strict:
+                    return self._without_us(file)
+                elif self._clock.seconds() >= until:
+                    raise _not_yet(error.retry_after or _LONGEST_WAIT) from None
+                else:
+                    await deferLater(self._clock, _LOOK_AGAIN)
+
+    async def _fetched_here(self, file: PackageFile, until: float, *, anew: bool) -> FileAnswer:
+        """The content of the fetch of this file, which is running on this host or begins."""
         try:
-            content = self._fetches.join(file) or self._start(file)
+            content = self._fetches.join(file) or self._start(file, anew=anew)
         except StorageDown as error:
             self.in_trouble(str(error))
             return self._without_us(file)
@@ -95,7 +114,7 @@ class Cold:
             return self._without_us(file)
         try:
             if self._policy.strict:
-                await self._whole(content)
+                await self._whole(content, until)
             else:
                 await content.when(lambda: content.begun or content.ended)
             if content.error is not None:
@@ -109,9 +128,11 @@ class Cold:
             raise
         return Served(content, file.digest or content.digest, hit=False)
 
-    def _start(self, file: PackageFile) -> Content | None:
+    def _start(self, file: PackageFile, *, anew: bool) -> Content | None:
         """The content of a new fetch; None when there are too many already."""
-        return self._fetches.start(file) if len(self._fetches) < self._policy.most_fetches else None
+        if len(self._fetches) >= self._policy.most_fetches:
+            return None
+        return self._fetches.start(file, anew=anew)
 
     def _without_us(self, file: PackageFile) -> FileAnswer:
         """We can't take the file in: the client goes to upstream, or gets the bytes passed through if it may not."""
@@ -121,26 +142,22 @@ class Cold:
             return PassedThrough(file)
         return Elsewhere(file.url)
 
-    async def _whole(self, content: Content) -> None:
+    async def _whole(self, content: Content, until: float) -> None:
         """Strict: wait for the file to be whole and checked, but not for long."""
         began, length = self._clock.seconds(), content.length
         try:
-            await content.when(lambda: content.ended).addTimeout(self._policy.strict_wait, self._clock)
+            await content.when(lambda: content.ended).addTimeout(max(0.0, until - began), self._clock)
         except WaitedTooLong:
             rate = (content.length - length) / max(1e-3, self._clock.seconds() - began)
             left = (content.total or 0) - content.length
-            seconds = math.ceil(left / rate) if rate > 0 and left > 0 else _LONGEST_WAIT
-            seconds = max(1, min(seconds, _LONGEST_WAIT))
-            raise NotYet("the file is still being fetched and checked: try again", seconds) from None
+            raise _not_yet(math.ceil(left / rate) if rate > 0 and left > 0 else _LONGEST_WAIT) from None
 
     async def _stored_by_worker(self, file: PackageFile, stored: Stored) -> FileAnswer:
         """Strict, and a worker fetches: look until it is stored, but not for long."""
         until = self._clock.seconds() + self._policy.strict_wait
         while (found := await stored(file)) is None:
             if self._clock.seconds() >= until:
-                raise NotYet(
-                    "the file is still being fetched and checked: try again", math.ceil(self._policy.strict_wait)
-                )
+                raise _not_yet(math.ceil(self._policy.strict_wait))
             await deferLater(self._clock, _LOOK_AGAIN)
         return found
 
@@ -148,3 +165,8 @@ class Cold:
         if self._trouble:
             self._trouble = ""
             self.log.info("files can be kept here again")
+
+
+def _not_yet(seconds: int) -> NotYet:
+    """The client is to come back after so many seconds, within bounds."""
+    return NotYet("the file is still being fetched and checked: try again", max(1, min(seconds, _LONGEST_WAIT)))

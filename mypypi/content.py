@@ -20,7 +20,7 @@ HELD_BACK = 4096
 
 class Content:
     """
-    Bytes on disk behind the descriptor `fd`, of which the first `length` are there.
+    Bytes on disk behind the descriptor `fd`, of which the first `length` are there. It is -1 until there is a file.
 
     It has `begun` when its first bytes may be handed on as they come; `total` is the number of bytes of the whole file,
     None while nobody knows. It ends in one of two ways: `whole`, its digest checked and every byte readable, or with an
@@ -115,6 +115,6 @@ class Content:
     def close(self) -> None:
         """One user less; the last one closes the descriptor."""
         self._users -= 1
-        if self._users == 0:
+        if self._users == 0 and self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

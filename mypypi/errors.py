@@ -70,6 +70,10 @@ class Truncated(UpstreamBroken):
     """Upstream's body ended early and could not be resumed."""
 
 
+class Interrupted(Truncated):
+    """A body ended before its end. It may be resumed."""
+
+
 class NotYet(MyPyPiError):
     """The file is on its way; strict mode answers this instead of an unchecked byte."""
 
@@ -78,6 +82,20 @@ class NotYet(MyPyPiError):
     def __init__(self, message: str, retry_after: int) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class FetchedElsewhere(MyPyPiError):
+    """Another host holds the lease of the file's fetch. `retry_after`: until it should be done, as far as is known."""
+
+    status = 503
+    retry_after = 5
+
+
+class LookAgain(MyPyPiError):
+    """The file came into the storage just when it was to be fetched."""
+
+    status = 503
+    retry_after = 1
 
 
 class CatalogDown(MyPyPiError):
@@ -106,3 +124,13 @@ def storage_error(error: OSError, what: str) -> StorageDown:
     """The error of this project for one of the operating system's: no room is told apart from all else."""
     kind = StorageFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageDown
     return kind(f"{what}: {error.strerror}")
+
+
+def revived(name: str, message: str, retry_after: int | None) -> MyPyPiError:
+    """What another process has met, by the name of its class; upstream's most general one where that says nothing."""
+    kind = globals().get(name)
+    if not (isinstance(kind, type) and issubclass(kind, MyPyPiError)):
+        kind = UpstreamBroken
+    error: MyPyPiError = kind.__new__(kind, message)
+    error.retry_after = retry_after
+    return error

@@ -70,8 +70,14 @@ class IEcosystem(Interface):
 class IStorage(Interface):
     """Keeps whole, checked files. Knows keys, never packages."""
 
-    def find(key: str) -> Awaitable[StoredFile | None]:
-        """The file stored under this key. Raises StorageDown."""
+    passes_on: float = Attribute("seconds for which what is committed may be on its way to where other hosts find it")
+
+    def find(key: str, *, again: bool = False) -> Awaitable[StoredFile | None]:
+        """
+        The file stored under this key. `again`: it was looked for a moment ago, and is only there if it came since.
+
+        Raises StorageDown.
+        """
 
     def commit(key: str, draft: Path, digest: Digest) -> Awaitable[StoredFile]:
         """

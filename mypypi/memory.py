@@ -306,13 +306,15 @@ class MemoryStorage:
     `link` and `forget`, which have nothing to do, raises StorageDown with it.
     """
 
+    passes_on = 0.0
+
     def __init__(self, directory: Path) -> None:
         self.down: str | None = None
         self._directory = directory
         self._numbers = count()
         self._files: dict[str, StoredFile] = {}
 
-    async def find(self, key: str) -> StoredFile | None:
+    async def find(self, key: str, *, again: bool = False) -> StoredFile | None:
         """See `IStorage.find`."""
         await self.check()
         return self._files.get(key)

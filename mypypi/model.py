@@ -117,6 +117,11 @@ def key_from_segments(segments: list[str]) -> str:
     return key
 
 
+def fetch_lease(key: str) -> str:
+    """The lease of the fetch of what is to be stored under this key. Its owner is a disk, by its id."""
+    return f"fetch:{key}"
+
+
 @frozen
 class PackageFile:
     """

@@ -16,10 +16,11 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from mypypi.drafts import Drafts
+from mypypi.drafts import ABANDONED, Drafts
 from mypypi.fetch import Fetches
 from mypypi.interfaces import IStorage
 from mypypi.jobs import Jobs
+from mypypi.leases import Leases
 from mypypi.queue import RedisQueue
 from mypypi.redis import RedisCatalog, RedisClient
 from mypypi.storage.disk import DiskStorage
@@ -94,7 +95,9 @@ class Parts(Service):
         self.storage = self._make_storage()
         self.drafts = Drafts(settings.data_directory / "drafts", settings.drafts_max_bytes, self._waiting_bytes)
         self._weighing: LoopingCall | None = None
-        self.fetches = Fetches(self.upstream, self.drafts, self.storage, self.disk_threads, reactor)
+        self._sweeping = LoopingCall(self._sweep)
+        leases = Leases(self.catalog, self.disk, reactor)
+        self.fetches = Fetches(self.upstream, self.drafts, self.storage, self.disk_threads, reactor, leases)
 
     def _make_storage(self) -> IStorage:
         """Where files are kept."""
@@ -127,7 +130,7 @@ class Parts(Service):
         return Worker(self.queue, jobs, self.reactor, concurrency=settings.worker_concurrency, disk=self.disk)
 
     def startService(self) -> None:
-        """Threads, then Redis, which need not be there yet; drafts that a process left behind are swept."""
+        """Threads, then Redis, which need not be there yet; drafts that nobody fills are swept from now on."""
         super().startService()
         for threads in (self.disk_threads, self.press_threads, self.bucket_threads):
             threads.startService()
@@ -137,19 +140,25 @@ class Parts(Service):
             self._weighing = LoopingCall(self.storage.weigh)
             self._weighing.clock = self.reactor
             self._weighing.start(_WEIGH)
-        try:
-            self.drafts.sweep()
-        except OSError as error:
-            self.log.error("the drafts can't be looked at: {why}", why=error)
+        self._sweeping.clock = self.reactor
+        self._sweeping.start(ABANDONED)
 
     def stopService(self) -> Deferred[None]:
         """The other way round: what others need goes last."""
         super().stopService()
         return Deferred.fromCoroutine(self._stop())
 
+    async def _sweep(self) -> None:
+        try:
+            await self.disk_threads.run(self.drafts.sweep)
+        except OSError as error:
+            self.log.error("the drafts can't be looked at: {why}", why=error)
+
     async def _stop(self) -> None:
+        self._sweeping.stop()
         if self._weighing is not None and self._weighing.running:
             self._weighing.stop()
+        await self.fetches.stop()
         await self.upstream.stop()
         await self.bucket_reader.stop()
         await self._queue_redis.stop()

@@ -156,7 +156,7 @@ class Cluster:
 
     def left_over(self) -> list[str]:
         """Jobs, drafts, files that wait, and pending uploads: what there is only while something is under way."""
-        return [*self.jobs(), *self.drafts(), *self.waiting(), *self.pending()]
+        return [*self.jobs(), *_files(self.data() / "drafts"), *self.waiting(), *self.pending()]
 
     def wait_settled(self, timeout: float = BOUND) -> None:
         """Wait until nothing is under way."""
@@ -177,7 +177,7 @@ class Cluster:
 
     def drafts(self, host: str = "data") -> list[str]:
         """The drafts on a host."""
-        return _files(self.data(host) / "drafts")
+        return [name for name in _files(self.data(host) / "drafts") if name.endswith(".draft")]
 
     def waiting(self, host: str = "data") -> list[str]:
         """The files that wait on a host for their upload."""

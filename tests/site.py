@@ -123,7 +123,7 @@ class Site:
     @property
     def drafts(self) -> list[Path]:
         """The drafts on disk."""
-        return sorted((self.data / "drafts").glob("*"))
+        return sorted((self.data / "drafts").glob("*.draft"))
 
     def stored(self, thing: Published) -> list[Path]:
         """The files on disk that hold what is stored of this one."""

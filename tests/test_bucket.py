@@ -104,7 +104,7 @@ class TestKilled:
         assert cluster.put_into_bucket(small) == 1
 
     def test_the_server_in_the_middle_of_a_fetch(self, cluster: Cluster) -> None:
-        """The client's transfer breaks; the next server fetches anew, and sweeps what the first one left."""
+        """The client's transfer breaks; the next server goes on with what the first one left."""
         wheel = cluster.publish(100_000)
         server, _ = cluster.server(), cluster.workers(2)
         gate = cluster.index.fault(cluster.index.path_of(wheel.filename), Gate(), times=1)
@@ -116,7 +116,6 @@ class TestKilled:
             assert not client.rest().complete
         gate.allow_all()
         server = cluster.server()
-        assert cluster.drafts() == []
         assert cluster.get(server, wheel).body == wheel.content
         cluster.wait_uploaded(wheel)
         assert cluster.s3.get(cluster.object_name(wheel)).content == wheel.content
@@ -223,7 +222,8 @@ class TestTrouble:
             assert cluster.get(server, wheels[0]).status == 200
             assert server.log.count("files can't be kept here") == 1
         cluster.wait_uploaded(wheels[0], timeout=60)
-        assert cluster.get(server, wheels[3]).body == wheels[3].content
+        # How much waits is looked at every two seconds.
+        eventually(lambda: cluster.get(server, wheels[3]).body, lambda body: body == wheels[3].content)
         assert server.log.count("files can be kept here again") == 1
         cluster.wait_uploaded(wheels[3])
 

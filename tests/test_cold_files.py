@@ -80,7 +80,7 @@ class TestRedirect:
         assert storing.jobs() == []
 
     def test_a_worker_is_killed_in_the_middle_of_a_fetch(self, storing: Cluster) -> None:
-        """Another one takes it over, and sweeps what the first one left."""
+        """Another one takes it over, and goes on with what the first one left."""
         wheel = storing.publish(100_000)
         server, doomed = storing.server(), storing.worker()
         gate = storing.index.fault(storing.index.path_of(wheel.filename), Gate())

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import zlib
 from collections.abc import Awaitable
 from typing import Any, cast
 from unittest import mock
 
+import twisted.internet.reactor  # noqa: F401 - which LoopingCall would import in the middle of a test
+from twisted.internet.defer import Deferred
+
 from mypypi.content import HELD_BACK, Content
-from mypypi.drafts import Drafts
+from mypypi.drafts import Draft, Drafts, State
 from mypypi.errors import (
     DigestMismatch,
+    FetchedElsewhere,
+    Interrupted,
+    LookAgain,
     NotFound,
+    NotYet,
     StorageDown,
     StorageFull,
     Truncated,
@@ -22,10 +30,14 @@ from mypypi.errors import (
     UpstreamRefused,
     UpstreamSilent,
 )
-from mypypi.fetch import _BACKLOG, _FRUITLESS, Fetches, Interrupted
-from mypypi.model import Digest, PackageFile, StoredFile
+from mypypi.fetch import Fetches
+from mypypi.leases import Leases
+from mypypi.memory import MemoryCatalog
+from mypypi.model import Digest, Held, PackageFile, StoredFile, fetch_lease
+from mypypi.receiver import BACKLOG
 from mypypi.storage.disk import DiskStorage
 from mypypi.threads import Threads
+from mypypi.transfer import FRUITLESS
 from mypypi.upstream import Upstream
 from tests.memory import (
     AtOnce,
@@ -64,13 +76,15 @@ class FetchTestCase(MemoryTestCase):
         self.root = self.directory()
         self.threads = AtOnce()
         self.storage = DiskStorage(self.root / "files", AtOnce())
+        self.catalog = MemoryCatalog(self.clock)
         self.before = open_descriptors()
         self.addCleanup(self.assert_nothing_is_left)
         self.fetches = self.make()
 
     def make(self) -> Fetches:
         upstream = Upstream(self.clock, "https://index.example", timeout=TIMEOUT, agent=self.wire.agent)
-        return Fetches(upstream, Drafts(self.root / "drafts"), self.storage, self.threads, self.clock)
+        leases = Leases(self.catalog, "disk", self.clock)
+        return Fetches(upstream, Drafts(self.root / "drafts"), self.storage, self.threads, self.clock, leases)
 
     def assert_nothing_is_left(self) -> None:
         """Whatever happened, a fetch that is over leaves no draft, no descriptor and no timer."""
@@ -111,6 +125,10 @@ class FetchTestCase(MemoryTestCase):
 
     def stored(self) -> StoredFile | None:
         return self.now(cast("Awaitable[StoredFile | None]", self.storage.find(listed().key)))
+
+    def delete(self) -> None:
+        """Somebody takes the file out of the storage."""
+        self.now(cast("Awaitable[None]", self.storage.delete(listed().key)))
 
     def assert_stored(self) -> None:
         stored = self.stored()
@@ -250,6 +268,7 @@ class LyingTest(FetchTestCase):
         self.wire.last.answer(body=DATA, content_length="")
         self.wire.last.end()
         self.assertTrue(content.whole)
+        self.delete()
         sized = self.fetch(listed(None, SIZE))
         self.wire.last.answer(body=DATA, content_length="")
         self.wire.last.end()
@@ -319,7 +338,7 @@ class EncodedTest(FetchTestCase):
     def test_full_disk_while_it_is_undone_is_told_as_such(self) -> None:
         """So that clients are sent to upstream, and not told that it is broken."""
         content = self.fetch()
-        with mock.patch("mypypi.fetch._inflate", side_effect=OSError(errno.ENOSPC, "No space left on device")):
+        with mock.patch("mypypi.transfer._inflate", side_effect=OSError(errno.ENOSPC, "No space left on device")):
             self.wire.last.answer(body=gzipped(DATA), content_encoding="gzip")
         self.assert_failed(content, StorageFull)
 
@@ -369,6 +388,7 @@ class ResumeTest(FetchTestCase):
             self.assertNotIn("if-range", self.wire.last.headers)
             self.resume(10_000)
             self.assertTrue(content.whole)
+            self.delete()
 
     def test_mix_of_two_versions_is_seen(self) -> None:
         """The bytes before and those after are of different files: nothing is kept."""
@@ -451,12 +471,12 @@ class ResumeTest(FetchTestCase):
         """Each pause is twice as long as the one before; after some that bring nothing, readers are told why."""
         content = self.fetch()
         self.cut_after(10_000)
-        for fruitless in range(_FRUITLESS + 1):
+        for fruitless in range(FRUITLESS + 1):
             self.assertIsNone(content.error)
             self.pause(0.2 * 2**fruitless)
             self.wire.last.answer(503)
         self.clock.pump([60] * 5)
-        self.assertEqual(_FRUITLESS + 2, len(self.wire.exchanges))
+        self.assertEqual(FRUITLESS + 2, len(self.wire.exchanges))
         self.assertIsInstance(content.error, UpstreamDown)
         self.assertIsNone(self.stored())
 
@@ -540,7 +560,7 @@ class SlowDiskTest(FetchTestCase):
         super().setUp()
         self.threads = WhenTold()
         self.fetches = self.make()
-        self.large = os.urandom(64) * (3 * _BACKLOG // 64)
+        self.large = os.urandom(64) * (3 * BACKLOG // 64)
 
     def send(self, data: bytes) -> int:
         """Upstream sends until it is told to pause; how much it got rid of."""
@@ -556,7 +576,7 @@ class SlowDiskTest(FetchTestCase):
         self.head(length=len(self.large))
         sent = self.send(self.large)
         self.assertTrue(self.wire.last.paused)
-        self.assertLessEqual(sent, _BACKLOG + 65_536)
+        self.assertLessEqual(sent, BACKLOG + 65_536)
         while sent < len(self.large):
             while self.wire.last.paused:
                 self.threads.step()
@@ -648,7 +668,7 @@ class DiskTroubleTest(FetchTestCase):
         """Nothing is asked of upstream."""
         (self.root / "drafts").mkdir()
         trouble = OSError(errno.EROFS, "Read-only file system")
-        with mock.patch("tempfile.mkstemp", side_effect=trouble), self.assertRaises(StorageDown):
+        with mock.patch.object(Drafts, "open", side_effect=trouble), self.assertRaises(StorageDown):
             self.fetches.start(listed())
         self.assertEqual([], self.wire.exchanges)
 
@@ -662,11 +682,257 @@ class DiskTroubleTest(FetchTestCase):
 
     def test_mistake_of_ours_is_logged_and_ends_the_transfer(self) -> None:
         """Readers are told something, the log everything."""
-        broken = mock.Mock()
-        broken.commit.side_effect = ZeroDivisionError
-        self.storage = cast("DiskStorage", broken)
-        self.fetches = self.make()
         content = self.fetch()
-        self.wire.last.answer(body=DATA)
+        with mock.patch.object(self.storage, "commit", side_effect=ZeroDivisionError):
+            self.wire.last.answer(body=DATA)
         self.assertTrue(content.ended)
         self.assertEqual(1, len(self.flushLoggedErrors(ZeroDivisionError)))
+
+
+class Dead(Draft):
+    """The draft of a process that is gone: whatever is still done to it here is not done."""
+
+    __slots__ = ()
+
+    def write(self, data: bytes, offset: int) -> None:
+        pass
+
+    def tell(self, state: State) -> None:
+        pass
+
+    def drop(self) -> None:
+        pass
+
+
+class SharedTest(FetchTestCase):
+    """Several processes on one host, and several hosts, share one fetch. Each `Fetches` here stands for a process."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.other = self.make()
+        self.addCleanup(lambda: self.assertEqual(0, len(self.other)))
+
+    def follow(self, file: PackageFile | None = None) -> Content:
+        """The file in the other process."""
+        content = self.closing(self.other.start(file or listed()))
+        self.clock.advance(0)
+        return content
+
+    def look(self, seconds: float = 0.1) -> None:
+        """Time enough for a follower to see what is new."""
+        self.clock.pump([0.01] * round(seconds * 100))
+
+    def kill(self, fetches: Fetches) -> None:
+        """The process of these fetches is gone: its locks with it, and nothing is written any more."""
+        (fetch,) = fetches._running.values()
+        fcntl.flock(fetch.draft._lock, fcntl.LOCK_UN)
+        fetch.draft.__class__ = Dead
+
+    def bury(self, fetches: Fetches) -> None:
+        """What is left in this process of the one that was killed."""
+        self.now(self.start(fetches.stop()))
+
+    def test_another_process_follows(self) -> None:
+        """Promise 3: there is one request; its readers see the bytes as they come, and the last ones once checked."""
+        content = self.fetch()
+        followed = self.follow()
+        self.assertFalse(followed.begun)
+        self.head()
+        self.wire.last.send(DATA[:10_000])
+        self.look()
+        self.assertEqual((True, SIZE, 10_000 - HELD_BACK), (followed.begun, followed.total, followed.readable))
+        self.assertEqual(DATA[:10_000], os.pread(followed.fd, SIZE, 0))
+        self.wire.last.send(DATA[10_000:])
+        self.assertTrue(content.whole)
+        self.look()
+        self.assertEqual((True, SIZE, DIGEST), (followed.whole, followed.readable, followed.digest))
+        self.assertEqual(DATA, os.pread(followed.fd, SIZE, 0))
+        self.assertEqual(1, len(self.wire.exchanges))
+        self.assert_stored()
+
+    def test_what_went_wrong_is_told_to_all(self) -> None:
+        """With its meaning, and without another request."""
+        for status, kind in {404: NotFound, 403: UpstreamRefused, 503: UpstreamDown}.items():
+            self.fetch()
+            followed = self.follow()
+            before = len(self.wire.exchanges)
+            self.wire.last.answer(status)
+            self.look()
+            self.assert_failed(followed, kind)
+            self.assertEqual(before, len(self.wire.exchanges))
+
+    def test_wrong_bytes_are_held_back_everywhere(self) -> None:
+        """Promise 2 holds for those who follow."""
+        self.fetch()
+        followed = self.follow()
+        self.wire.last.answer(body=DATA[:-1] + b"!")
+        self.look()
+        self.assert_failed(followed, DigestMismatch)
+
+    def test_encoded_body_is_seen_once_it_is_undone(self) -> None:
+        """And never before, by nobody."""
+        zeros = bytes(100_000)
+        file = listed(sha256(zeros))
+        self.fetch(file)
+        followed = self.follow(file)
+        encoded = gzipped(zeros)
+        self.wire.last.send(response(200, encoded[:50], content_encoding="gzip", content_length=str(len(encoded))))
+        self.look()
+        self.assertEqual((False, 0), (followed.begun, followed.readable))
+        self.wire.last.send(encoded[50:])
+        self.look()
+        self.assertEqual((True, 100_000), (followed.whole, followed.readable))
+        self.assertEqual(zeros, os.pread(followed.fd, 200_000, 0))
+
+    def test_another_process_takes_over(self) -> None:
+        """Promise 5: it goes on where the killed one was, after having hashed what is there; readers see a pause."""
+        self.fetch()
+        self.head(etag='"v1"')
+        followed = self.follow()
+        self.wire.last.send(DATA[:10_000])
+        self.look()
+        self.kill(self.fetches)
+        self.look(0.5)
+        headers = self.wire.last.headers
+        self.assertEqual(("bytes=10000-", '"v1"'), (headers["range"], headers["if-range"]))
+        self.assertIsNone(followed.error)
+        self.resume(10_000)
+        self.assertTrue(followed.whole)
+        self.assertEqual(DATA, os.pread(followed.fd, SIZE, 0))
+        self.assert_stored()
+        self.assertEqual(2, len(self.wire.exchanges))
+        self.bury(self.fetches)
+
+    def test_taken_over_file_is_checked_from_its_first_byte(self) -> None:
+        """Promise 1: what the killed process wrote counts as much as what came after."""
+        self.fetch()
+        self.head()
+        followed = self.follow()
+        self.wire.last.send(DATA[:9_999] + b"!")
+        self.look()
+        self.kill(self.fetches)
+        self.look(0.5)
+        self.resume(10_000)
+        self.assert_failed(followed, DigestMismatch)
+        self.bury(self.fetches)
+
+    def test_nothing_is_taken_over_where_a_mix_would_not_be_seen(self) -> None:
+        """Neither validator nor digest: readers are told, and the next request begins anew."""
+        self.fetch(listed(None))
+        self.head()
+        followed = self.follow(listed(None))
+        self.wire.last.send(DATA[:10_000])
+        self.look()
+        self.kill(self.fetches)
+        self.look(0.5)
+        self.assertIsInstance(followed.error, Truncated)
+        self.assertEqual(1, len(self.wire.exchanges))
+        self.bury(self.fetches)
+
+    def test_file_that_was_whole_when_its_process_was_killed_is_kept(self) -> None:
+        """Nobody asks upstream again: its bytes are hashed once more, and put where they belong."""
+        committing: Deferred[None] = Deferred()
+        with mock.patch.object(self.storage, "commit", mock.Mock(return_value=committing)):
+            self.fetch()
+            followed = self.follow()
+            self.wire.last.answer(body=DATA)
+            self.look()
+            self.assertTrue(followed.whole)
+            self.kill(self.fetches)
+        self.look(0.5)
+        self.assert_stored()
+        self.assertEqual(1, len(self.wire.exchanges))
+        committing.callback(None)
+
+    def test_what_a_stopped_process_leaves_is_gone_on_with(self) -> None:
+        """Even when nobody followed: the next request asks for the rest alone."""
+        content = self.fetch()
+        self.head()
+        self.wire.last.send(DATA[:10_000])
+        self.now(self.fetches.stop())
+        self.assertIsInstance(content.error, NotYet)
+        self.assertTrue(self.wire.last.closed)
+        again = self.follow()
+        self.assertEqual("bytes=10000-", self.wire.last.headers["range"])
+        self.resume(10_000)
+        self.assertTrue(again.whole)
+        self.assert_stored()
+
+    def test_stop_hands_over_before_the_first_byte_too(self) -> None:
+        """While upstream is being asked, and while the next try is waited for."""
+        self.fetch()
+        followed = self.follow()
+        self.now(self.fetches.stop())
+        self.look(0.5)
+        self.assertEqual(2, len(self.wire.exchanges))
+        self.cut_after(10_000)
+        self.now(self.other.stop())
+        self.assertIsInstance(followed.error, NotYet)
+        for left in (self.root / "drafts").iterdir():
+            left.unlink()
+
+    def test_stop_ends_following(self) -> None:
+        """The one who fills goes on."""
+        self.fetch()
+        followed = self.follow()
+        stopped = Deferred.fromCoroutine(self.other.stop())
+        self.look()
+        self.successResultOf(stopped)
+        self.assertIsInstance(followed.error, NotYet)
+        self.wire.last.answer(body=DATA)
+        self.assert_stored()
+
+    def test_file_that_came_meanwhile_is_not_fetched_again(self) -> None:
+        """Whoever looked just before it was stored looks again; where it can't be had from there, it is fetched."""
+        self.fetch()
+        self.wire.last.answer(body=DATA)
+        self.assertIsInstance(self.follow().error, LookAgain)
+        self.assertEqual(1, len(self.wire.exchanges))
+        self.closing(self.other.start(listed(), anew=True))
+        self.assertEqual(2, len(self.wire.exchanges))
+        self.wire.last.answer(body=DATA)
+
+    def test_another_host_holds_the_lease(self) -> None:
+        """Its fetch is the one; here, clients hear how long it may take as far as that is known."""
+        others = Leases(self.catalog, "another disk", self.clock)
+        self.now(others.take(fetch_lease(listed().key), lambda: "42"))
+        content, followed = self.fetch(), self.follow()
+        self.look()
+        for each in (content, followed):
+            assert isinstance(each.error, FetchedElsewhere)
+            self.assertEqual(42, each.error.retry_after)
+        self.assertEqual([], self.wire.exchanges)
+        self.now(others.let_go(fetch_lease(listed().key)))
+        self.fetch()
+        self.wire.last.answer(body=DATA)
+        self.assert_stored()
+
+    def test_other_hosts_hear_how_far_it_is(self) -> None:
+        """In seconds, at the pace so far; once it is over, the lease is free."""
+        self.fetch()
+        self.head()
+        self.clock.advance(4)
+        self.wire.last.send(DATA[: SIZE // 4])
+        self.clock.advance(1)
+        held = self.now(cast("Awaitable[Held | None]", self.catalog.take_lease(fetch_lease(listed().key), "x", 1)))
+        assert held is not None
+        self.assertEqual(("disk", "15"), (held.owner, held.about))
+        self.wire.last.send(DATA[SIZE // 4 :])
+        free = self.catalog.take_lease(fetch_lease(listed().key), "x", 0.1)
+        self.assertIsNone(self.now(cast("Awaitable[Held | None]", free)))
+
+    def test_file_on_its_way_to_other_hosts_is_not_fetched_by_them(self) -> None:
+        """The storage passes it on, which takes a while: the lease is left standing for that."""
+        with mock.patch.object(self.storage, "passes_on", 900.0):
+            self.fetch()
+            self.wire.last.answer(body=DATA)
+        held = self.now(cast("Awaitable[Held | None]", self.catalog.take_lease(fetch_lease(listed().key), "x", 1)))
+        assert held is not None
+        self.assertEqual(900, held.left)
+
+    def test_without_redis_each_host_fetches_for_itself(self) -> None:
+        """Promise 8: a catalog that is down keeps nobody from fetching."""
+        self.catalog.down = "cable pulled"
+        self.fetch()
+        self.wire.last.answer(body=DATA)
+        self.assert_stored()

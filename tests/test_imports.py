@@ -22,7 +22,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cold"}),
     frozenset({"jobs"}),
     frozenset({"pages", "fetch", "answers"}),
-    frozenset({"leases"}),
+    frozenset({"transfer"}),
+    frozenset({"receiver", "leases"}),
     frozenset({"press", "upstream", "redis", "queue", "memory", "storage", "drafts", "hot"}),
     frozenset({"ecosystems", "bodies", "content", "once", "threads", "settings", "texts"}),
     frozenset({"interfaces"}),
@@ -47,7 +48,6 @@ LONGER = {
     "upstream": "every step of one request: its turn, credentials, redirects, time, status",
     "memory": "three doubles, each held to the tests of the real one",
     "storage.s3": "every question to a bucket, and both ways to upload to it",
-    "fetch": "one transfer from its first byte to the storage, its interruptions included",
 }
 
 

@@ -18,6 +18,7 @@ from mypypi.ecosystems.pypi import PyPI
 from mypypi.errors import DigestMismatch, NotFound, NotYet, StorageDown, UpstreamDown
 from mypypi.fetch import Fetches
 from mypypi.jobs import file_of
+from mypypi.leases import Leases
 from mypypi.memory import MemoryCatalog, MemoryQueue
 from mypypi.model import PageId
 from mypypi.pages import Pages
@@ -69,7 +70,9 @@ class ProxyTestCase(MemoryTestCase):
         ecosystem, threads = PyPI(self.url), AtOnce()
         self.storage = DiskStorage(self.root / "files", threads)
         self.drafts = Drafts(self.root / "drafts")
-        self.fetches = Fetches(upstream, self.drafts, self.storage, threads, self.clock)
+        self.fetches = Fetches(
+            upstream, self.drafts, self.storage, threads, self.clock, Leases(self.catalog, "disk", self.clock)
+        )
         press = Press("pypi", self.url, threads)
         self.pages = Pages(
             ecosystem, self.catalog, upstream, press, threads, self.clock, cache_time=300, negative_cache_time=60
@@ -410,7 +413,7 @@ class CredentialsTest(ProxyTestCase):
 
     def test_file_that_needs_credentials_is_passed_through_where_it_can_not_be_kept(self) -> None:
         """Promise 8: the disk is full, and the client still gets its bytes."""
-        with mock.patch("tempfile.mkstemp", side_effect=OSError(errno.ENOSPC, "No space left on device")):
+        with mock.patch.object(Drafts, "open", side_effect=OSError(errno.ENOSPC, "No space left on device")):
             answer = self.get()
         assert isinstance(answer, PassedThrough)
         self.assertEqual((LINK, FILE_URL), (answer.file.link, answer.file.url))
@@ -476,7 +479,7 @@ class StrictTest(ProxyTestCase):
 
     def test_file_that_can_not_be_taken_in_is_an_error(self) -> None:
         """Strict is strict: no redirect, no bytes that were not checked."""
-        with mock.patch("tempfile.mkstemp", side_effect=OSError(errno.ENOSPC, "No space left on device")):
+        with mock.patch.object(Drafts, "open", side_effect=OSError(errno.ENOSPC, "No space left on device")):
             self.fails(StorageDown)
 
 
@@ -484,7 +487,7 @@ class StorageTroubleTest(ProxyTestCase):
     """Promise 8: storage fails, and clients are served all the same."""
 
     def full(self) -> Any:
-        return mock.patch("tempfile.mkstemp", side_effect=OSError(errno.ENOSPC, "No space left on device"))
+        return mock.patch.object(Drafts, "open", side_effect=OSError(errno.ENOSPC, "No space left on device"))
 
     def test_client_is_sent_to_upstream_where_no_draft_can_be_kept(self) -> None:
         """And served from here again when there is room."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import subprocess
@@ -17,7 +18,7 @@ from tests.conftest import DaemonFactory
 from tests.redis_server import redis_binary
 from tests.rig.daemon import Daemon
 from tests.rig.faults import Stall
-from tests.rig.http import SlowReader, get
+from tests.rig.http import SlowReader, eventually, get
 from tests.rig.index import FakeIndex
 from tests.rig.packages import make_wheel
 
@@ -170,6 +171,7 @@ class TestStart:
         draft = tmp_path / "data" / "drafts" / "abandoned.draft"
         draft.parent.mkdir(parents=True)
         draft.write_bytes(b"half a file")
+        os.utime(draft, (0, 0))
         worker = Daemon("mypypi-worker", tmp_path / "data")
         with ExitStack() as ending:
             worker.launch()
@@ -207,8 +209,8 @@ class TestEnd:
         assert daemon.leftovers() == []
         assert daemon.complaints == []
 
-    def test_what_a_stop_interrupted_is_fetched_anew(self, index: FakeIndex, daemon_factory: DaemonFactory) -> None:
-        """Nothing half-done is in sight of the next run: no draft, and no file that is not whole."""
+    def test_what_a_stop_interrupted_is_gone_on_with(self, index: FakeIndex, daemon_factory: DaemonFactory) -> None:
+        """Nothing half-done is in sight of clients: the next run asks upstream for the rest, and checks all of it."""
         wheel = make_wheel("thing", padding=300_000)
         index.add(wheel)
         stall = index.fault(index.path_of(wheel.filename), Stall(after=200_000), times=1)
@@ -219,9 +221,12 @@ class TestEnd:
             daemon.stop()
         index.mend()
         again = daemon_factory()
-        assert list((again.data / "drafts").iterdir()) == []
         answer = get(again.url + path)
         assert (answer.status, answer.body) == (200, wheel.content)
+        first, second = index.seen(index.path_of(wheel.filename))
+        assert first.headers["Range"] is None
+        assert second.headers["Range"] is not None
+        eventually(lambda: list((again.data / "drafts").iterdir()), lambda left: left == [])
 
     def test_a_stop_while_redis_is_starting_ends_in_order(self, tmp_path: Path) -> None:
         """Asked to end before it is ready, it does, and leaves nothing behind."""

@@ -32,11 +32,13 @@ if TYPE_CHECKING:
 class DiskStorage:
     """Keeps files below `directory`, which is made when the first one is kept."""
 
+    passes_on = 0.0
+
     def __init__(self, directory: Path, threads: Threads) -> None:
         self._directory = directory
         self._threads = threads
 
-    async def find(self, key: str) -> StoredFile | None:
+    async def find(self, key: str, *, again: bool = False) -> StoredFile | None:
         # A directory with one entry is listed on the reactor thread: cheaper than the way to a thread and back.
         return self._look(key)
 

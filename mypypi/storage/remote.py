@@ -19,7 +19,7 @@ from zope.interface import implementer
 
 from mypypi.errors import CatalogDown, StorageDown, storage_error
 from mypypi.interfaces import IStorage
-from mypypi.model import Digest, Job, Link, StoredFile
+from mypypi.model import Digest, Job, Link, StoredFile, fetch_lease
 from mypypi.once import Once
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class BucketStorage:
     """Keeps files in `bucket`; those on their way there lie in `waiting`, on the disk with the id `disk`."""
 
     log = Logger()
+    passes_on = 900.0
 
     def __init__(
         self,
@@ -75,7 +76,7 @@ class BucketStorage:
         self._quiet_until = 0.0
         self.stopped = threading.Event()
 
-    async def find(self, key: str) -> StoredFile | None:
+    async def find(self, key: str, *, again: bool = False) -> StoredFile | None:
         """See `IStorage.find`. A bucket that does not answer counts as one without the file, which is fetched again."""
         waiting = await self._waiting.find(key)
         if waiting is not None:
@@ -84,7 +85,9 @@ class BucketStorage:
             noted = await self._catalog.stored(key)
         except CatalogDown:
             noted = None
-        found = noted or await self._looking.run(key, lambda: self._look(key))
+        found = noted
+        if found is None and not again:
+            found = await self._looking.run(key, lambda: self._look(key))
         return found or await self._waiting.find(key)  # where it may have come meanwhile
 
     async def commit(self, key: str, draft: Path, digest: Digest) -> StoredFile:
@@ -124,6 +127,7 @@ class BucketStorage:
                 raise storage_error(error, "a file could not be read") from error
             self._trouble = ""
             await self._catalog.put_stored(stored)
+            await self._catalog.release_lease(fetch_lease(key), self._disk)
             await self._waiting.discard(waiting)
             self.log.info("uploaded {key}, {size} bytes", key=key, size=stored.size)
 
@@ -161,9 +165,11 @@ class BucketStorage:
             raise StorageDown(f"the last upload failed: {self._trouble}")
 
     async def sweep(self) -> None:
-        """Queue what waits on the disk and has no job, as where the queue was down or lost."""
+        """Queue what waits on the disk and has no job, as where the queue was lost. No other host is to fetch it."""
         for key in await self._threads.run(self._waiting.keys):
             await self.queue_upload(key)
+            with suppress(CatalogDown):
+                await self._catalog.take_lease(fetch_lease(key), self._disk, self.passes_on)
 
     async def sweep_records(self) -> None:
         """Forget what is noted and not there any more. Raises StorageDown, CatalogDown."""

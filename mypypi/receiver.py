@@ -1,0 +1,132 @@
+"""Takes in the body of a package file: what arrives is collected while a thread writes and hashes what arrived before.
+
+Knows drafts, and the pace of a disk. Must never know what was asked of upstream, or why.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from twisted.web.client import ResponseDone
+from twisted.web.http import PotentialDataLoss
+
+from mypypi import metrics
+from mypypi.bodies import hang_up
+from mypypi.errors import Interrupted, UpstreamBroken, storage_error
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+    from mypypi.drafts import Draft
+    from mypypi.threads import Threads
+
+#: Bytes that may wait for the disk before upstream is told to pause.
+BACKLOG = 1024 * 1024
+
+
+class Receiver(Protocol):
+    """Takes a body in: collects what arrives while a thread writes and hashes what arrived before.
+
+    `done` fires with True when nothing told where the body should end; fails with Interrupted, UpstreamBroken or
+    StorageDown.
+    """
+
+    def __init__(self, draft: Draft, hasher: _Hash, skip: int, threads: Threads, clock: Any, timeout: float) -> None:
+        self.done: Deferred[bool] = Deferred()
+        self._draft = draft
+        self._content = draft.content
+        self._hasher = hasher
+        self._skip = skip
+        self._threads = threads
+        self._clock = clock
+        self._timeout = timeout
+        self._waiting: list[bytes] = []
+        self._backlog = 0
+        self._writing = False
+        self._paused = False
+        self._end: Failure | None = None
+        self._error: Exception | None = None
+        self._silence = clock.callLater(timeout, self._stalled)
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._silence.active():
+            self._silence.reset(self._timeout)
+        if self._skip:
+            passed = min(self._skip, len(data))
+            self._skip -= passed
+            data = data[passed:]
+        if not data or self._error is not None:
+            return
+        metrics.UPSTREAM_BYTES.labels("file").inc(len(data))
+        self._waiting.append(data)
+        self._backlog += len(data)
+        if not self._writing:
+            self._write()
+        if self._backlog > BACKLOG and not self._paused and self.transport is not None:
+            self._paused = True
+            self._silence.cancel()  # it is our own silence now
+            self.transport.pauseProducing()  # type: ignore[attr-defined]
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._end = reason
+        self._settle()
+
+    def _write(self) -> None:
+        data = b"".join(self._waiting)
+        self._waiting.clear()
+        total = self._content.total
+        if total is not None and self._content.length + len(data) > total:
+            self.give_up(UpstreamBroken(f"upstream sends more than the {total} bytes it announced"))
+            return
+        self._writing = True
+        self._threads.run(self._store, data, self._content.length).addCallbacks(
+            lambda _: self._written(len(data)), self._not_written
+        )
+
+    def _store(self, data: bytes, offset: int) -> None:
+        self._draft.write(data, offset)
+        self._hasher.update(data)
+
+    def _written(self, count: int) -> None:
+        self._writing = False
+        self._backlog -= count
+        self._content.grow(count)
+        if self._waiting and self._error is None:
+            self._write()
+        if self._paused and self._backlog <= BACKLOG and self.transport is not None:
+            self._paused = False
+            self._silence = self._clock.callLater(self._timeout, self._stalled)
+            self.transport.resumeProducing()  # type: ignore[attr-defined]
+        self._settle()
+
+    def _not_written(self, failure: Failure) -> None:
+        self._writing = False
+        if isinstance(failure.value, OSError):
+            self.give_up(storage_error(failure.value, "a draft could not be written"))
+        else:
+            self.give_up(UpstreamBroken("a draft could not be written"))
+        self._settle()
+
+    def _stalled(self) -> None:
+        self.give_up(Interrupted(f"upstream stopped in the middle of a file for {self._timeout:g} seconds"))
+
+    def give_up(self, error: Exception) -> None:
+        """Want no more of it; `done` fails with this once what came is written."""
+        self._error = self._error or error
+        hang_up(self)
+
+    def _settle(self) -> None:
+        """Once upstream has ended and the disk is done: say how."""
+        if self._end is None or self._writing or self.done.called:
+            return
+        if self._silence.active():
+            self._silence.cancel()
+        if self._error is not None:
+            self.done.errback(self._error)
+        elif self._end.check(ResponseDone, PotentialDataLoss):
+            self.done.callback(self._end.check(PotentialDataLoss) is not None)
+        else:
+            self.done.errback(Interrupted("upstream closed the connection in the middle of a file"))
