@@ -46,6 +46,7 @@ setup(
     packages=[*find_packages(include=["mypypi", "mypypi.*"]), "twisted.plugins"],
     package_data={"mypypi": ["py.typed"]},
     zip_safe=False,
+    entry_points={"console_scripts": ["mypypi = mypypi.cli:main"]},
     install_requires=[
         "attrs >= 23.2",
         "boto3 >= 1.36",

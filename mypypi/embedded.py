@@ -104,8 +104,8 @@ class EmbeddedRedis(Service):
         self._reactor = reactor
         self._data_directory = data_directory.absolute()
         self._directory = self._data_directory / "redis"
-        self.socket = _socket_path(self._directory)
-        self.url = f"unix://{quote(str(self.socket))}"
+        self.socket = socket_of(self._data_directory)
+        self.url = url_of(self.socket)
         self._command: list[str] = []
         self._lock: IO[bytes] | None = None
         self._starting: Deferred[None] | None = None
@@ -338,13 +338,23 @@ def _arguments(directory: Path, socket: Path) -> list[str]:
     return [word for name, value in options.items() for word in (f"--{name}", value)]
 
 
-def _socket_path(directory: Path) -> Path:
-    """In the directory; where that is too deep for a socket, always the same place below the temporary directory."""
+def socket_of(data_directory: Path) -> Path:
+    """
+    Where the Redis of a daemon with this data directory is reached while it runs.
+
+    In the directory; where that is too deep for a socket, always the same place below the temporary directory.
+    """
+    directory = data_directory.absolute() / "redis"
     socket = directory / "redis.sock"
     if len(os.fsencode(socket)) <= _MAX_SOCKET_PATH:
         return socket
     name = sha256(os.fsencode(directory)).hexdigest()[:16]
     return Path(tempfile.gettempdir(), f"mypypi-{os.geteuid()}-{name}", "redis.sock")
+
+
+def url_of(socket: Path) -> str:
+    """The address of a Redis that listens there, as MYPYPI_REDIS_URL would name it."""
+    return f"unix://{quote(str(socket))}"
 
 
 def _make_private(directory: Path) -> None:

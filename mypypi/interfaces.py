@@ -185,8 +185,15 @@ class IQueue(Interface):
     def revive(dead: DeadJob) -> Awaitable[bool]:
         """Queue a job anew that was set aside; False when it is not there any more."""
 
-    def state() -> Awaitable[QueueState]:
-        """How much there is to do."""
+    def drop(dead: DeadJob) -> Awaitable[bool]:
+        """Forget a job that was set aside; False when it is not there any more."""
+
+    def state(*, everywhere: bool = False) -> Awaitable[QueueState]:
+        """
+        How much there is to do for workers that see this disk; or `everywhere`, for those of other disks as well.
+
+        `everywhere` takes long where Redis holds much: it is for people who ask.
+        """
 
     def check() -> Awaitable[None]:
         """Raises CatalogDown with a reason when nothing can be queued now."""

@@ -261,11 +261,17 @@ class MemoryQueue:
         await self.put(evolve(dead.job, tries=0))
         return True
 
-    async def state(self) -> QueueState:
+    async def drop(self, dead: DeadJob) -> bool:
+        """See `IQueue.drop`."""
+        await self.check()
+        return self._jobs.dead.pop(dead.id, None) is not None
+
+    async def state(self, *, everywhere: bool = False) -> QueueState:
         """See `IQueue.state`."""
         await self.check()
-        waiting = sum(self._sees(entry.job) for entry in self._jobs.entries.values())
-        return QueueState(waiting, sum(self._sees(job) for _, job in self._jobs.later), len(self._jobs.dead))
+        waiting = sum(everywhere or self._sees(entry.job) for entry in self._jobs.entries.values())
+        later = sum(everywhere or self._sees(job) for _, job in self._jobs.later)
+        return QueueState(waiting, later, len(self._jobs.dead))
 
     async def check(self) -> None:
         """See `IQueue.check`."""

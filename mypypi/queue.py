@@ -187,9 +187,13 @@ class RedisQueue:
         )  # fmt: skip
         return bool(revived)
 
-    async def state(self) -> QueueState:
+    async def drop(self, dead: DeadJob) -> bool:
+        """See `IQueue.drop`."""
+        return bool(await self._client.call("XDEL", f"{self._base}:dead", dead.id))
+
+    async def state(self, *, everywhere: bool = False) -> QueueState:
         """See `IQueue.state`."""
-        streams = self._streams()
+        streams = await self._all_streams() if everywhere else self._streams()
         waiting = sum([int(await self._client.call("XLEN", stream)) for stream in streams])
         later = sum([int(await self._client.call("ZCARD", f"{stream}:later")) for stream in streams])
         return QueueState(waiting, later, int(await self._client.call("XLEN", f"{self._base}:dead")))
@@ -201,6 +205,11 @@ class RedisQueue:
     def _streams(self) -> list[str]:
         """Where this queue's jobs come from; first those that few can do."""
         return [f"{self._base}:{self._disk}", self._base] if self._disk else [self._base]
+
+    async def _all_streams(self) -> list[str]:
+        """Where the jobs of all disks come from: a disk's stream stays when it is empty."""
+        of_disks = {name async for name in self._client.names(f"{self._base}:", "stream")}
+        return [self._base, *(of_disks - {f"{self._base}:dead"})]
 
     def _stream(self, job: Job) -> str:
         return f"{self._base}:{job.disk}" if job.disk else self._base

@@ -128,6 +128,20 @@ class RedisClient:
         except Exception as error:  # noqa: BLE001 - whatever it was, the caller goes on without Redis
             raise CatalogDown(f"Redis: {self._short(error)}") from None
 
+    async def names(self, prefix: str, kind: str = "") -> AsyncIterator[str]:
+        """
+        The names of keys that begin with this prefix; with `kind`, of those whose value is what TYPE calls so.
+
+        Walks through all of Redis's keys, a thousand at a time; one may come twice. Raises CatalogDown.
+        """
+        cursor, wanted = b"0", ("TYPE", kind) if kind else ()
+        while True:
+            cursor, found = await self.call("SCAN", cursor, "MATCH", f"{_literally(prefix)}*", "COUNT", 1000, *wanted)
+            for name in found:
+                yield name.decode()
+            if cursor in (b"0", 0):
+                return
+
     async def _connection(self) -> _Connection:
         """The usable connection with the fewest commands under way."""
         if not self._usable and not self._down_because:
@@ -486,13 +500,9 @@ class RedisCatalog:
 
     async def stored_keys(self) -> AsyncIterator[str]:
         """See `ICatalog.stored_keys`."""
-        prefix, cursor = self._key("stored", ""), b"0"
-        while True:
-            cursor, found = await self._client.call("SCAN", cursor, "MATCH", f"{_literally(prefix)}*", "COUNT", 1000)
-            for name in found:
-                yield name.decode().removeprefix(prefix)
-            if cursor in (b"0", 0):
-                return
+        prefix = self._key("stored", "")
+        async for name in self._client.names(prefix):
+            yield name.removeprefix(prefix)
 
     async def link(self, key: str) -> tuple[str, float] | None:
         """See `ICatalog.link`."""

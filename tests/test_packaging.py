@@ -83,6 +83,12 @@ def test_twistd_lists_the_plugins_after_an_install(wheel: Path, python: Path, tm
     assert plugins(python, tmp_path) == PLUGINS
 
 
+def test_the_command_is_there_after_an_install(wheel: Path, python: Path, tmp_path: Path) -> None:
+    """Beside the interpreter, as twistd is."""
+    run(python, "-m", "pip", "install", wheel, cwd=tmp_path)
+    assert "mypypi jobs [-h]" in run(python.with_name("mypypi"), "jobs", "--help", cwd=tmp_path)
+
+
 def test_the_wheel_leaves_twisted_whole(wheel: Path) -> None:
     """It adds one module to Twisted's plugins, and nothing that would hide Twisted or its own plugins."""
     with zipfile.ZipFile(wheel) as archive:

@@ -259,6 +259,19 @@ class QueuePromises:
         assert [taken.job for taken in await self.take(queue)] == [UPLOAD]
         assert await queue.state() == QueueState(1, 0, 0)
 
+    async def test_job_that_was_dropped_is_forgotten(self) -> None:
+        """It is not listed, not taken, and can be neither revived nor dropped again; the others stay."""
+        queue = self.worker()
+        for name in ("a", "b"):
+            await queue.put(Job("fetch", name))
+            await self.fail_often(queue, MOST_TRIES)
+        first, second = await queue.dead()
+        assert await queue.drop(first)
+        assert not await queue.drop(first)
+        assert not await queue.revive(first)
+        assert await queue.dead() == [second]
+        assert await self.take(queue) == []
+
     async def test_job_that_is_queued_anew_already_is_not_revived_beside_itself(self) -> None:
         """Reviving a job that was put again meanwhile only takes it off the list."""
         queue = self.worker()
@@ -313,6 +326,21 @@ class QueuePromises:
         await queue.put(UPLOAD)
         assert await queue.state() == QueueState(2, 1, 1)
         assert await self.worker("d1").state() == QueueState(3, 1, 1)
+
+    async def test_state_everywhere_counts_the_jobs_of_every_disk(self) -> None:
+        """Whoever looks after several hosts sees what waits on each, be it their first or a later try."""
+        here, elsewhere, nowhere = self.worker("d1"), self.worker("d2"), self.worker()
+        assert await nowhere.state(everywhere=True) == QueueState(0, 0, 0)
+        await nowhere.put(FETCH)
+        await self.fail_often(here, MOST_TRIES)
+        await nowhere.put(UPLOAD)
+        await here.failed(await self.take_one(here), "no luck")
+        for name in ("a", "b"):
+            await nowhere.put(Job("upload", name, disk="d2"))
+        await self.take_one(elsewhere)
+        await nowhere.put(FETCH)
+        for queue in (here, elsewhere, nowhere):
+            assert await queue.state(everywhere=True) == QueueState(3, 1, 1)
 
     async def test_two_hundred_jobs_survive_workers_that_vanish(self) -> None:
         """Four workers, one of which never comes back now and then: every job is done, and nothing is left over."""
@@ -627,7 +655,9 @@ def every_question(queue: IQueue) -> list[Callable[[], Awaitable[object]]]:
         lambda: queue.hand_back(taken),
         queue.dead,
         lambda: queue.revive(DeadJob(FETCH, "1-1", "no luck", NOW)),
+        lambda: queue.drop(DeadJob(FETCH, "1-1", "no luck", NOW)),
         queue.state,
+        lambda: queue.state(everywhere=True),
         queue.check,
     ]
 
