@@ -63,7 +63,7 @@ def open_descriptors() -> int:
 
 def _leads_to_a_file(name: str) -> bool:
     try:
-        return os.readlink(f"/proc/self/fd/{name}").startswith("/")
+        return Path("/proc/self/fd", name).readlink().is_absolute()
     except FileNotFoundError:  # the one with which the directory was listed
         return False
 
