@@ -1,4 +1,4 @@
-"""Runs pip, uv and npm as child processes that see nothing of this machine's configuration and reach only loopback.
+"""Runs pip, uv, npm and others as child processes that see nothing of this machine's configuration, only loopback.
 
 Knows their command lines. Must never know who answers them.
 """
@@ -132,6 +132,45 @@ class Uv(Client):
         return installed(target)
 
 
+@define
+class Poetry(Client):
+    """The poetry that was installed in the directory `source`, for the Python that runs the tests."""
+
+    source: Path
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "poetry"]
+
+    def environment(self) -> dict[str, str]:
+        own = {
+            "PYTHONPATH": str(self.source),
+            "PYTHON_KEYRING_BACKEND": "keyring.backends.null.Keyring",
+            "POETRY_CACHE_DIR": str(self.new_directory()),
+            "POETRY_VIRTUALENVS_IN_PROJECT": "true",
+        }
+        return super().environment() | own
+
+    def install(self, server: str, *arguments: str) -> dict[str, str]:
+        project = self.new_directory()
+        lines = [
+            "[project]",
+            'name = "project"',
+            'version = "1.0"',
+            f'requires-python = ">={sys.version_info.major}.{sys.version_info.minor}"',
+            f"dependencies = {json.dumps(arguments)}",
+            "[tool.poetry]",
+            "package-mode = false",
+            "[[tool.poetry.source]]",
+            'name = "here"',
+            f'url = "{server}/simple/"',
+            'priority = "primary"',
+        ]
+        (project / "pyproject.toml").write_text("\n".join(lines))
+        self.run("--directory", project, "--no-interaction", "install")
+        (library,) = project.glob(".venv/lib/python*/site-packages")
+        return installed(library)
+
+
 def installed(directory: Path) -> dict[str, str]:
     """The versions of the packages that lie in a directory, by name."""
     return {found.name: found.version for found in distributions(path=[str(directory)])}
@@ -142,11 +181,12 @@ class Npm(Client):
     """
     The npm of the wheel that brings node. It works in projects (see `project`), and has an empty cache each time.
 
-    It does not try again: between its tries it waits for 10 and 60 seconds. `preloaded` is a module that node loads
-    before it.
+    It does not try again unless it is `patient`: between its tries it waits for 10 and 60 seconds. `preloaded` is a
+    module that node loads before it.
     """
 
     preloaded: Path | None = None
+    patient: bool = False
 
     def command(self) -> list[str]:
         return [str(_NODE), *([] if self.preloaded is None else ["--require", str(self.preloaded)]), str(_NPM)]
@@ -156,11 +196,10 @@ class Npm(Client):
         own = {
             "PATH": os.pathsep.join([str(_NODE.parent), inherited["PATH"]]),
             "npm_config_cache": str(self.new_directory()),
-            "npm_config_fetch_retries": "0",
             "npm_config_globalconfig": os.devnull,
             "npm_config_update_notifier": "false",
         }
-        return inherited | own
+        return inherited | own | ({} if self.patient else {"npm_config_fetch_retries": "0"})
 
     def project(self, server: str, dependencies: Mapping[str, str] | None = None, lock: Path | None = None) -> Path:
         """A new project that uses this registry, with these dependencies, and another project's lock file."""
@@ -183,3 +222,46 @@ def installed_modules(project: Path) -> dict[str, str]:
     manifests = [*project.glob("node_modules/*/package.json"), *project.glob("node_modules/@*/*/package.json")]
     found = [json.loads(manifest.read_bytes()) for manifest in manifests]
     return {each["name"]: each["version"] for each in found}
+
+
+@define
+class Pnpm(Npm):
+    """The pnpm that was installed in the project `source`."""
+
+    source: Path = field(kw_only=True)
+
+    def command(self) -> list[str]:
+        return [f"{self.source}/node_modules/.bin/pnpm"]
+
+    def install(self, server: str, *arguments: str) -> dict[str, str]:
+        project = self.project(server)
+        self.run("--dir", project, "add", *arguments)
+        return installed_modules(project)
+
+
+@define
+class Yarn(Npm):
+    """The yarn, of version 2 or later, that was installed in the project `source`."""
+
+    source: Path = field(kw_only=True)
+
+    def command(self) -> list[str]:
+        return [f"{self.source}/node_modules/.bin/yarn"]
+
+    def environment(self) -> dict[str, str]:
+        # The proxy that leads nowhere would be asked for loopback as well: it knows no NO_PROXY.
+        without = {name: text for name, text in super().environment().items() if not name.endswith("_PROXY")}
+        own = {
+            "YARN_ENABLE_GLOBAL_CACHE": "false",
+            "YARN_ENABLE_TELEMETRY": "false",
+            "YARN_NODE_LINKER": "node-modules",
+        }
+        return without | own
+
+    def install(self, server: str, *arguments: str) -> dict[str, str]:
+        project = self.project(server)
+        (project / "yarn.lock").touch()  # else it looks for a project in the directories above
+        hosts = f'npmRegistryServer: "{server}"\nunsafeHttpWhitelist: ["127.0.0.1"]\n'
+        (project / ".yarnrc.yml").write_text(hosts)
+        self.run("--cwd", project, "add", *arguments)
+        return installed_modules(project)
