@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -163,8 +164,8 @@ class TestHosts:
         assert ranges(cluster, wheel) == [None]
         eventually(cluster.objects, lambda names: names == [cluster.object_name(wheel)])
         for server in (here, there):
-            answer = cluster.get(server, wheel)
-            assert (answer.status, answer.headers["Location"].partition("?")[0]) == (302, cluster.bucket_url(wheel))
+            answer = eventually(partial(cluster.get, server, wheel), lambda answer: answer.status == 302)
+            assert answer.headers["Location"].partition("?")[0] == cluster.bucket_url(wheel)
         assert ranges(cluster, wheel) == [None]
 
     def test_strict_clients_of_the_other_host_wait_for_the_bucket(self, cluster: Cluster, tmp_path: Path) -> None:
