@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
-import os
 from typing import Any
 
-from twisted.application.service import IService, Service
+from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python import usage
@@ -14,7 +12,8 @@ from twisted.python import usage
 from mypypi.embedded import EmbeddedRedis, EmbeddedRedisError, NoServer, find_server
 from mypypi.options import ServerOptions
 from mypypi.parts import InOrder, Parts
-from mypypi.server import Server
+from mypypi.processes import ServerProcesses
+from mypypi.server import Server, give_up
 from mypypi.settings import Settings
 from mypypi.texts import RedisUrl
 
@@ -31,11 +30,11 @@ class Options(ServerOptions):
 
 
 class Everything(Service):
-    """Starts Redis, then the server and the worker; stops them the other way round."""
+    """Starts Redis, then the server, or several, and the worker; stops them the other way round."""
 
     log = Logger()
 
-    def __init__(self, settings: Settings, reactor: Any) -> None:
+    def __init__(self, settings: Settings, reactor: Any, *, relay: bool = False) -> None:
         self._settings = settings
         self._reactor = reactor
         self._redis: EmbeddedRedis | None = None
@@ -44,8 +43,16 @@ class Everything(Service):
             self._redis = EmbeddedRedis(reactor, settings.data_directory)
             redis_url = RedisUrl.parse(self._redis.url)
         parts = Parts(settings, redis_url, reactor)
-        self._server = Server(parts)
-        self._rest = InOrder([parts, self._server, parts.make_worker()])
+        self._server: Server | ServerProcesses
+        if settings.workers == 1:
+            self._server = Server(parts)
+        else:
+            url = self._redis.url if self._redis is not None else None
+            self._server = ServerProcesses(settings, reactor, redis_url=url, relay=relay)
+        both = MultiService()  # which stops them at the same time: each waits for what it has under way
+        for service in (self._server, parts.make_worker()):
+            service.setServiceParent(both)
+        self._rest = InOrder([parts, both])
 
     def privilegedStartService(self) -> None:
         self._server.privilegedStartService()
@@ -61,7 +68,8 @@ class Everything(Service):
             await ready
         if self.running:
             self._rest.startService()
-            self.log.info("ready: {ready}", ready=self._server.ready_line)
+            if isinstance(self._server, Server):  # several say so themselves, when all of them are
+                self.log.info("ready: {ready}", ready=self._server.ready_line)
 
     def _give_up(self, failure: Any) -> None:
         if not self.running:
@@ -70,9 +78,7 @@ class Everything(Service):
             self.log.critical("{why}", why=failure.value)
         else:
             self.log.failure("could not start", failure)
-        # twistd has no exit code of its own for this; by then it has removed its pid file and closed its log.
-        atexit.register(os._exit, 1)
-        self._reactor.callWhenRunning(self._reactor.stop)  # what fails at once does so before the reactor runs
+        give_up(self._reactor)
 
     def stopService(self) -> Deferred[None]:
         super().stopService()
@@ -89,7 +95,7 @@ def makeService(options: Options) -> IService:
     """The service of this daemon."""
     from twisted.internet import reactor  # noqa: PLC0415 - a composition root
 
-    return Everything(options.settings, reactor)
+    return Everything(options.settings, reactor, relay=options.logs_elsewhere)
 
 
 __all__ = ["Options", "makeService"]

@@ -11,7 +11,7 @@ import os
 
 from prometheus_client import REGISTRY as OWN
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 #: As the Prometheus text format is called.
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
@@ -64,6 +64,11 @@ QUEUE_JOBS = Gauge(
     "mypypi_queue_jobs", "Jobs, by state (waiting, later, dead)", ["state"], multiprocess_mode="mostrecent"
 )
 QUEUE_OLDEST = Gauge("mypypi_queue_oldest_seconds", "Age of the oldest job that waits", multiprocess_mode="mostrecent")
+
+
+def forget_process(pid: int, directory: str) -> None:
+    """A process that counted in this directory has ended: what it had at the time counts no more, what it did does."""
+    mark_process_dead(pid, directory)
 
 
 def latest() -> bytes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from twisted.python import usage
 
@@ -41,3 +43,10 @@ class ServerOptions(SettingsOptions):
     optParameters = [  # noqa: RUF012 - Twisted's way
         ["listen", None, None, "Where to listen, in place of MYPYPI_LISTEN: a Twisted endpoint description."]
     ]
+
+    @property
+    def logs_elsewhere(self) -> bool:
+        """Whether twistd was told to log anywhere but to its standard output."""
+        twistd: Mapping[str, Any] = self.parent or {}
+        to_stdout = twistd.get("nodaemon") and twistd.get("logfile") in (None, "-")
+        return not to_stdout or bool(twistd.get("syslog") or twistd.get("logger"))

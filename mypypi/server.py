@@ -5,19 +5,20 @@ Knows every kind of part by its class. What a part does is none of its business.
 
 from __future__ import annotations
 
+import atexit
+import os
 from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import Service
-from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.defer import Deferred, succeed
-from twisted.internet.endpoints import serverFromString
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 from twisted.web.resource import IResource, Resource
 
 from mypypi.cold import Cold, ColdFiles
 from mypypi.ecosystems import ECOSYSTEMS
 from mypypi.errors import JobsFailed
+from mypypi.listening import address_of, adopt, listen
 from mypypi.pages import Pages
 from mypypi.press import Press
 from mypypi.proxy import Proxy
@@ -34,16 +35,9 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IListeningPort
 
     from mypypi.parts import Parts
+    from mypypi.settings import Settings
 
 _ROUTES: dict[str, type[PyPIRoutes | NPMRoutes]] = {"pypi": PyPIRoutes, "npm": NPMRoutes}
-
-
-class CannotStart(SystemExit, Exception):
-    """
-    Something that the user has to put right. twistd ends with status 1 and this one line, without a traceback.
-
-    twistd tidies up after an Exception alone, and Python prints a SystemExit as it is.
-    """
 
 
 def make_resource(parts: Parts) -> IResource:
@@ -113,26 +107,27 @@ class _Trunk(Resource):
 
 
 class Server(Service):
-    """Serves at the endpoint that the settings name. Started with Redis there or not."""
+    """
+    Serves at the endpoint that the settings name, or with `adopted` at the socket behind that descriptor, which was
+    bound there. Started with Redis there or not.
+    """
 
     log = Logger()
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, adopted: int | None = None) -> None:
         self._parts = parts
+        self._adopted = adopted
         self._port: IListeningPort | None = None
+        self._site: WebSite | None = None
 
     def privilegedStartService(self) -> None:
         """Bind, before twistd gives up privileges. Raises CannotStart with what keeps it from listening."""
-        parts = self._parts
-        listen, site = parts.settings.listen, WebSite(make_resource(parts), parts.reactor)
-        problems: list[Failure] = []
-        try:
-            listening = serverFromString(parts.reactor, listen).listen(site)
-            listening.addCallbacks(self._listening, problems.append)
-            if problems:
-                problems[0].raiseException()
-        except Exception as error:  # each kind of endpoint has its own: no such certificate, no such socket
-            raise CannotStart(f"can't listen at {listen}: {error}") from error
+        parts, description = self._parts, self._parts.settings.listen
+        self._site = site = WebSite(make_resource(parts), parts.reactor)
+        if self._adopted is None:
+            listen(parts.reactor, description, site, self._listening)
+        else:
+            adopt(parts.reactor, self._adopted, description, site, self._listening)
 
     def startService(self) -> None:
         super().startService()
@@ -140,30 +135,49 @@ class Server(Service):
             self.privilegedStartService()
 
     def stopService(self) -> Deferred[None]:
-        """Fires once no new connection is taken."""
+        """
+        Fires once no connection is left: none is taken from now on, those that nothing goes on on are closed, and the
+        others have MYPYPI_DRAIN_TIME seconds for what they are at.
+        """
         super().stopService()
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
         port, self._port = self._port, None
-        return (port.stopListening() if port is not None else None) or succeed(None)
+        if port is not None:
+            await maybeDeferred(port.stopListening)
+        reactor = self._parts.reactor
+        await deferLater(reactor, 0)  # requests that have arrived by now are read first
+        if self._site is not None:
+            drained = self._site.drain()
+            patience = reactor.callLater(self._parts.settings.drain_time, self._break, self._site)
+            await drained
+            if patience.active():
+                patience.cancel()
+
+    def _break(self, site: WebSite) -> None:
+        count, seconds = site.abort(), self._parts.settings.drain_time
+        self.log.warn("{count} connections were broken: they did not end in {seconds} s", count=count, seconds=seconds)
 
     def _listening(self, port: IListeningPort) -> None:
         self._port = port
 
     @property
     def ready_line(self) -> str:
-        """Where it serves what, where data lies, and the line to copy."""
-        settings = self._parts.settings
-        address = address_of(self._port) if self._port is not None else settings.listen
-        base = f"{settings.public_url}/" if settings.public_url else address
-        example = ECOSYSTEMS[settings.package_type](settings.upstream_url).example(base)
-        return f"{address} serves {settings.upstream_url}, data in {settings.data_directory}; {example}"
+        """What to tell whoever started it."""
+        return ready_line(self._parts.settings, self._port)
 
 
-def address_of(port: IListeningPort) -> str:
-    """The URL of a listening port; its own words where it is none of TCP's."""
-    host = port.getHost()
-    if not isinstance(host, IPv4Address | IPv6Address):
-        return str(host)
-    name = f"[{host.host}]" if ":" in host.host else host.host
-    if name in ("0.0.0.0", "[::]"):  # noqa: S104 - said, not bound
-        name = "127.0.0.1"
-    return f"http://{name}:{host.port}/"
+def ready_line(settings: Settings, port: IListeningPort | None) -> str:
+    """Where it serves what, where data lies, and the line to copy."""
+    address = address_of(port, settings.listen) if port is not None else settings.listen
+    base = f"{settings.public_url}/" if settings.public_url else address
+    example = ECOSYSTEMS[settings.package_type](settings.upstream_url).example(base)
+    return f"{address} serves {settings.upstream_url}, data in {settings.data_directory}; {example}"
+
+
+def give_up(reactor: Any) -> None:
+    """End the daemon with status 1; why, was logged."""
+    # twistd has no exit code of its own for this; by then it has removed its pid file and closed its log.
+    atexit.register(os._exit, 1)
+    reactor.callWhenRunning(reactor.stop)  # what fails at once does so before the reactor runs

@@ -228,6 +228,12 @@ class Settings:
         "Seconds for connecting and for the response head; the body has an idle limit of the same length.",
     )
 
+    drain_time: int = _setting(
+        "30",
+        number("a whole number of seconds", 0, 86_400),
+        "Seconds that a stopping server gives the requests under way; what is not done then is broken off.",
+    )
+
     @classmethod
     def load(cls, source: Mapping[str, str], *, embedded: bool = False) -> Settings:
         """

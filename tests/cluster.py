@@ -92,8 +92,9 @@ class Cluster:
             "S3_SECRET_KEY": SECRET_KEY,
             "S3_REGION": REGION,
         }
-        env = {f"MYPYPI_{name}": value for name, value in (common | self.settings | settings).items()}
-        daemon = Daemon(plugin, self.data(host), env | {"WORKERS": "1"})
+        given = {"WORKERS": "1"} | common | self.settings | settings
+        env = {name if name == "WORKERS" else f"MYPYPI_{name}": value for name, value in given.items()}
+        daemon = Daemon(plugin, self.data(host), env)
         self.daemons.append(daemon)
         return daemon
 

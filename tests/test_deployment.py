@@ -169,10 +169,26 @@ def test_both_units_are_alike() -> None:
     """They differ in the daemon, and in what a listening one needs."""
     server, worker = unit("mypypi-server.service"), unit("mypypi-worker.service")
     differing = {key for section, key, _ in {*server} ^ {*worker} if section == "Service"}
-    assert differing == {"ExecStart", "Environment", "LimitNOFILE"}
+    assert differing == {"ExecStart", "ExecReload", "Environment", "LimitNOFILE"}
     for name, lines in (("server", server), ("worker", worker)):
         (command,) = (value for _, key, value in lines if key == "ExecStart")
         assert command == f"/opt/mypypi/bin/twistd --nodaemon --pidfile= mypypi-{name}"
+
+
+def test_who_stops_a_daemon_waits_longer_than_it_drains() -> None:
+    """Else it is killed while transfers are under way that it would let finish."""
+    drain_time = Settings.load({}).drain_time
+    for name in ("mypypi-server.service", "mypypi-worker.service"):
+        assert ("Service", "KillMode", "mixed") in unit(name)
+        (seconds,) = (int(value) for _, key, value in unit(name) if key == "TimeoutStopSec")
+        assert seconds >= drain_time + 15
+    for service in ("server", "worker"):
+        assert int(services(COMPOSE)[service]["stop_grace_period"].removesuffix("s")) >= drain_time + 15
+
+
+def test_a_reload_replaces_the_server_processes() -> None:
+    """``systemctl reload`` sends what the parent takes for that."""
+    assert ("Service", "ExecReload", "kill -HUP $MAINPID") in unit("mypypi-server.service")
 
 
 def test_the_server_listens_at_the_socket_of_its_unit() -> None:

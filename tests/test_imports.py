@@ -16,7 +16,7 @@ ROOT = Path(mypypi.__file__).parent
 #: From what is put together to what it is made of. A module imports from its own layer and from those below it.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"all_tap", "server_tap", "worker_tap", "cli"}),
-    frozenset({"server", "options", "embedded", "container"}),
+    frozenset({"server", "processes", "run", "child", "listening", "options", "embedded", "container"}),
     frozenset({"web", "parts"}),
     frozenset({"proxy", "worker"}),
     frozenset({"cold"}),

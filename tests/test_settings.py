@@ -49,6 +49,7 @@ TAKEN: dict[str, tuple[str, object]] = {
     "MYPYPI_NEGATIVE_CACHE_TIME": ("5", 5),
     "MYPYPI_UPSTREAM_CONCURRENCY": ("3", 3),
     "MYPYPI_UPSTREAM_TIMEOUT": ("30", 30),
+    "MYPYPI_DRAIN_TIME": ("0", 0),
 }
 
 

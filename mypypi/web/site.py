@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import IHalfCloseableDescriptor
 from twisted.logger import Logger
-from twisted.web.http import HTTPChannel
-from twisted.web.server import Request, Site
+from twisted.web.server import Request
+
+from mypypi.web.draining import DrainingChannel, DrainingSite
 
 if TYPE_CHECKING:
     from twisted.web.resource import IResource
@@ -23,7 +24,7 @@ _LINGER = 5
 LARGEST_BODY = 8 * 1024 * 1024
 
 
-class Channel(HTTPChannel):
+class Channel(DrainingChannel):
     """An HTTP/1.1 connection that says what was wrong with a request it can't read."""
 
     _refused = False
@@ -93,7 +94,7 @@ class WebRequest(Request):
             self.channel.refuse(b"413 Content Too Large", b"the request has a larger body than is read here")
 
 
-class WebSite(Site):
+class WebSite(DrainingSite):
     """Logs a line for each request, without its query: that may hold what nobody else should read."""
 
     requestFactory = WebRequest
