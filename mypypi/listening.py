@@ -99,6 +99,7 @@ class _Adopting:
         if family == socket.AF_UNIX:
             port = UNIXPort._fromListeningDescriptor(self._reactor, self._fd, factory)  # noqa: SLF001 - as in adoptStreamPort
             port._bindPath = b"\0"  # noqa: SLF001 - on no file system: it would set the file's mode, and delete it
+            port._shouldShutdown = False  # noqa: SLF001 - as tcp.Port has it: that would end it for all who share it
             port.backlog = _BACKLOG  # it sets this anew, for all who share the socket
             port.startListening()
         else:
