@@ -20,6 +20,7 @@ from mypypi.model import (
     Page,
     PageId,
     PageRequest,
+    Pause,
     Pressed,
     QueueState,
     Source,
@@ -153,6 +154,15 @@ class ICatalog(Interface):
 
     def release_lease(name: str, owner: str) -> Awaitable[None]:
         """Let go of this lease; nothing happens where somebody else holds it."""
+
+    def pause(name: str) -> Awaitable[Pause | None]:
+        """Why this is not asked for, or was not until lately: known for some minutes after the pause's end."""
+
+    def put_pause(name: str, pause: Pause) -> Awaitable[None]:
+        """Let all know that this is not to be asked for."""
+
+    def end_pause(name: str) -> Awaitable[None]:
+        """It works again; nothing happens where there is no pause."""
 
     def check() -> Awaitable[None]:
         """Raises CatalogDown with a reason when nothing can be looked up now."""

@@ -18,10 +18,12 @@ from zope.interface import implementer
 
 from mypypi.errors import CatalogDown, StorageDown
 from mypypi.interfaces import ICatalog, IQueue, IStorage
-from mypypi.model import DeadJob, Digest, Held, Job, Link, Page, PageId, QueueState, StoredFile, Taken
+from mypypi.model import DeadJob, Digest, Held, Job, Link, Page, PageId, Pause, QueueState, StoredFile, Taken
 from mypypi.queue import CLAIM, MOST_TRIES, WAIT, pause_after
 
 _DAY = 86_400.0
+#: Seconds for which a pause is known after its end.
+_PAUSE_KNOWN = 300
 
 
 @implementer(ICatalog)
@@ -41,6 +43,7 @@ class MemoryCatalog:
         self._stored: dict[str, StoredFile] = {}
         self._links: dict[str, tuple[str, float]] = {}
         self._leases: dict[str, tuple[str, float, str]] = {}
+        self._pauses: dict[str, Pause] = {}
 
     async def get_page(self, page: PageId) -> Page | None:
         """See `ICatalog.get_page`."""
@@ -136,6 +139,22 @@ class MemoryCatalog:
         await self.check()
         if self._leases.get(name, ("", 0.0, ""))[0] == owner:
             del self._leases[name]
+
+    async def pause(self, name: str) -> Pause | None:
+        """See `ICatalog.pause`."""
+        await self.check()
+        pause = self._pauses.get(name)
+        return pause if pause is not None and self._clock.seconds() < pause.until + _PAUSE_KNOWN else None
+
+    async def put_pause(self, name: str, pause: Pause) -> None:
+        """See `ICatalog.put_pause`."""
+        await self.check()
+        self._pauses[name] = pause
+
+    async def end_pause(self, name: str) -> None:
+        """See `ICatalog.end_pause`."""
+        await self.check()
+        self._pauses.pop(name, None)
 
     async def check(self) -> None:
         """See `ICatalog.check`."""

@@ -254,6 +254,19 @@ class Held:
 
 
 @frozen
+class Pause:
+    """
+    Something of upstream's failed and is not asked for `until` then (seconds since the epoch); `why`, and for how many
+    pauses in a row. What came was `broken`, or else nothing did.
+    """
+
+    until: float
+    why: str
+    failures: int = 1
+    broken: bool = False
+
+
+@frozen
 class Job:
     """
     Something for a worker: its kind, and what `name` it is about, which is unique among the jobs of a kind.

@@ -25,7 +25,7 @@ from zope.interface import implementer
 
 from mypypi.errors import CatalogDown
 from mypypi.interfaces import ICatalog
-from mypypi.model import Digest, Form, Held, Page, PageId, StoredFile
+from mypypi.model import Digest, Form, Held, Page, PageId, Pause, StoredFile
 
 if TYPE_CHECKING:
     from mypypi.texts import RedisUrl
@@ -358,6 +358,8 @@ if held and cjson.decode(held).owner == ARGV[1] then redis.call('DEL', KEYS[1]) 
 """
 
 _DAY = 86_400
+#: Seconds for which a pause is known after its end.
+_PAUSE_KNOWN = 300
 #: Strays in one command: more would hold the reactor, and everybody else's commands, for too long.
 _STRAYS_AT_ONCE = 500
 
@@ -413,7 +415,7 @@ class RedisCatalog:
     `{prefix}:page:{ecosystem}:{page}` is a hash: `stamp` and `meta` in JSON, and a field `form:{name}` with the gzip
     bytes of each form. A missing page expires after a day. `{prefix}:stray:{ecosystem}:{link}` holds a page's name.
     `{prefix}:withheld:{ecosystem}:{page}` is a sorted set of links by the second until which they are withheld.
-    `{prefix}:lease:{ecosystem}:{name}` is a lease, with its owner in JSON.
+    `{prefix}:lease:{ecosystem}:{name}` is a lease, with its owner in JSON; `{prefix}:pause:{ecosystem}:{name}` a pause.
     A record that can't be read, by whomever it was written, counts as not there: the page is fetched again.
     """
 
@@ -529,6 +531,23 @@ class RedisCatalog:
     async def release_lease(self, name: str, owner: str) -> None:
         """See `ICatalog.release_lease`."""
         await self._client.call("EVAL", _RELEASE_LEASE, 1, self._key("lease", name), owner)
+
+    async def pause(self, name: str) -> Pause | None:
+        """See `ICatalog.pause`."""
+        reply = await self._client.call("GET", self._key("pause", name))
+        try:
+            return None if reply is None else msgspec.json.decode(reply, type=Pause)
+        except msgspec.MsgspecError:
+            return None
+
+    async def put_pause(self, name: str, pause: Pause) -> None:
+        """See `ICatalog.put_pause`."""
+        seconds = max(1, int(pause.until - self._clock.seconds()) + _PAUSE_KNOWN)
+        await self._client.call("SET", self._key("pause", name), msgspec.json.encode(pause), "EX", seconds)
+
+    async def end_pause(self, name: str) -> None:
+        """See `ICatalog.end_pause`."""
+        await self._client.call("DEL", self._key("pause", name))
 
     async def check(self) -> None:
         """See `ICatalog.check`."""

@@ -27,7 +27,7 @@ from zope.interface.verify import verifyObject
 from mypypi.errors import CatalogDown
 from mypypi.interfaces import ICatalog
 from mypypi.memory import MemoryCatalog
-from mypypi.model import Form, Page, PageId
+from mypypi.model import Form, Page, PageId, Pause
 from mypypi.redis import RedisCatalog, RedisClient
 from mypypi.texts import RedisUrl
 from tests.redis_server import RedisServer, free_port
@@ -190,6 +190,20 @@ class CatalogPromises:
         assert held.about == "90 of 100"
         assert 1 < held.left <= 60
 
+    async def test_pause_is_known_to_all_until_it_is_ended(self) -> None:
+        """Also for some minutes after its time, so that the next one can be longer; the last word counts."""
+        now = self.clock.seconds()
+        assert await self.catalog.pause("https://index.example:443") is None
+        for pause in (Pause(now + 1.5, "upstream answered 500"), Pause(now + 30, "it sends nonsense", 7, broken=True)):
+            await self.catalog.put_pause("https://index.example:443", pause)
+            assert await self.catalog.pause("https://index.example:443") == pause
+        self.clock.advance(200)
+        assert await self.catalog.pause("https://index.example:443") == pause
+        assert await self.catalog.pause("http://index.example:80") is None
+        for _ in range(2):
+            await self.catalog.end_pause("https://index.example:443")
+            assert await self.catalog.pause("https://index.example:443") is None
+
     async def test_check_is_silent_when_all_is_well(self) -> None:
         """A catalog that works has nothing to say about itself."""
         await self.catalog.check()
@@ -211,6 +225,14 @@ class MemoryCatalogTests(CatalogPromises, TestCase):
         assert await self.catalog.get_page(PAGE.id) is not None
         self.clock.advance(1)
         assert await self.catalog.get_page(PAGE.id) is None
+
+    async def test_pause_is_forgotten_in_the_end(self) -> None:
+        """Minutes after its time."""
+        await self.catalog.put_pause("somewhere", Pause(10.0, "gone"))
+        self.clock.advance(309)
+        assert await self.catalog.pause("somewhere") is not None
+        self.clock.advance(1)
+        assert await self.catalog.pause("somewhere") is None
 
     async def test_can_be_made_to_fail(self) -> None:
         """Tests of what happens without a catalog get the error that the real one raises."""
@@ -239,6 +261,13 @@ class RedisCatalogTests(CatalogPromises, TestCase):
         await self.catalog.put_page(PAGE, ())
         await self.catalog.touch_page(PAGE.id, "v1", 2.0)
         assert await self.client.call("TTL", key) == -1
+
+    async def test_pause_is_forgotten_in_the_end(self) -> None:
+        """Redis lets go of it minutes after its time; one that can't be read is none."""
+        await self.catalog.put_pause("somewhere", Pause(self.clock.seconds() + 10, "gone"))
+        assert 250 < await self.client.call("TTL", "test:pause:pypi:somewhere") <= 310
+        await self.client.call("SET", "test:pause:pypi:somewhere", "garbled")
+        assert await self.catalog.pause("somewhere") is None
 
     async def test_big_form_survives(self) -> None:
         """20 MB in one form, which a big packument can be, come back byte for byte."""
@@ -528,6 +557,9 @@ def every_question(catalog: ICatalog) -> list[Callable[[], Awaitable[object]]]:
         lambda: catalog.stray("x"),
         lambda: catalog.withhold(PAGE.id, "x"),
         lambda: catalog.withheld(PAGE.id),
+        lambda: catalog.pause("x"),
+        lambda: catalog.put_pause("x", Pause(1.0, "gone")),
+        lambda: catalog.end_pause("x"),
         catalog.check,
     ]
 
