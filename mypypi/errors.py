@@ -52,6 +52,14 @@ class UpstreamSilent(UpstreamDown):
     """Not one byte of an answer: what held for this request will hold for the next ones, whatever they are for."""
 
 
+class UpstreamPaused(UpstreamDown):
+    """Upstream fails, or wants to be left alone for a while: it was not asked."""
+
+
+class UpstreamBusy(UpstreamDown):
+    """More requests wait for upstream than will be answered soon: it was not asked."""
+
+
 class UpstreamBroken(MyPyPiError):
     """Upstream answered with something that can't be what was asked for."""
 

@@ -9,6 +9,7 @@ from collections import OrderedDict
 
 from attrs import define
 
+from mypypi import metrics
 from mypypi.model import PackageFile, Page, PageId
 
 #: What a page takes beside its forms, and a listing for each of its files, in bytes; rounded up.
@@ -50,10 +51,10 @@ class HotPages:
         """Hold this page; where this version of it is held already, its listing stays."""
         hot = self._pages.pop(page.id, None)
         if hot is not None:
-            self.weight -= hot.weight
+            self._weigh(-hot.weight)
         listing = hot.listing if hot is not None and hot.page.version == page.version else None
         hot = self._pages[page.id] = Hot(page, now, listing)
-        self.weight += hot.weight
+        self._weigh(hot.weight)
         self._shed()
         return hot
 
@@ -61,16 +62,20 @@ class HotPages:
         """Hold this page's listing as well, if that version of it is still held."""
         hot = self._pages.get(page.id)
         if hot is not None and hot.page.version == page.version:
-            self.weight -= hot.weight
+            self._weigh(-hot.weight)
             hot.listing = listing
-            self.weight += hot.weight
+            self._weigh(hot.weight)
             self._shed()
 
     def drop(self, page: PageId) -> None:
         """Let go of a page."""
         hot = self._pages.pop(page, None)
         if hot is not None:
-            self.weight -= hot.weight
+            self._weigh(-hot.weight)
+
+    def _weigh(self, more: int) -> None:
+        self.weight += more
+        metrics.HOT_PAGES_BYTES.inc(more)
 
     def _shed(self) -> None:
         while self.weight > self._limit and len(self._pages) > 1:

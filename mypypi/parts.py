@@ -16,17 +16,19 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
+from mypypi.breaker import Breaker
 from mypypi.drafts import ABANDONED, Drafts
 from mypypi.fetch import Fetches
 from mypypi.interfaces import IStorage
 from mypypi.jobs import Jobs
 from mypypi.leases import Leases
+from mypypi.pauses import Pauses
 from mypypi.queue import RedisQueue
 from mypypi.redis import RedisCatalog, RedisClient
 from mypypi.storage.disk import DiskStorage
 from mypypi.storage.remote import BucketStorage
 from mypypi.threads import Threads
-from mypypi.upstream import Credentials, Upstream
+from mypypi.upstream import RETRIES, Credentials, Upstream
 from mypypi.worker import Worker
 
 if TYPE_CHECKING:
@@ -42,6 +44,8 @@ _BUCKET_PATIENCE = 2.0
 #: Seconds that Redis has for an answer to the queue: more than a read for new jobs waits.
 _QUEUE_TIMEOUT = 6.0
 _BUCKET_SECONDS = 30
+#: Seconds for the tries of a request that fail fast, before one that takes as long as any may.
+_TRIES = 5.0
 #: Seconds between two looks at how much waits for its upload.
 _WEIGH = 2.0
 
@@ -89,9 +93,14 @@ class Parts(Service):
         prefix, ecosystem = settings.redis_prefix, settings.package_type
         self.catalog = RedisCatalog(self.redis, prefix, ecosystem, reactor)
         self.queue = RedisQueue(self.redis, prefix, ecosystem, self.disk, reactor, reader=self._queue_redis)
-        self.upstream = make_upstream(settings, reactor)
+        #: This process, for the leases that it holds.
+        self.process = uuid.uuid4().hex
+        self.pauses = Pauses(self.catalog, reactor)
+        trial = settings.upstream_timeout + _TRIES
+        breaker = Breaker(self.pauses, self.catalog, self.process, reactor, trial)
+        self.upstream = make_upstream(settings, reactor, breaker)
         #: Gets files out of the bucket for clients that can't go there themselves.
-        self.bucket_reader = Upstream(reactor, settings.s3_endpoint_url or "", timeout=_BUCKET_SECONDS)
+        self.bucket_reader = Upstream(reactor, settings.s3_endpoint_url or "", timeout=_BUCKET_SECONDS, metered=False)
         self.storage = self._make_storage()
         self.drafts = Drafts(settings.data_directory / "drafts", settings.drafts_max_bytes, self._waiting_bytes)
         self._weighing: LoopingCall | None = None
@@ -167,7 +176,7 @@ class Parts(Service):
             threads.stopService()
 
 
-def make_upstream(settings: Settings, reactor: Any) -> Upstream:
+def make_upstream(settings: Settings, reactor: Any, breaker: Breaker) -> Upstream:
     """Upstream as the settings say."""
     credentials = None
     if settings.upstream_username is not None and settings.upstream_password is not None:
@@ -178,6 +187,8 @@ def make_upstream(settings: Settings, reactor: Any) -> Upstream:
         credentials=credentials,
         concurrency=settings.upstream_concurrency,
         timeout=settings.upstream_timeout,
+        breaker=breaker,
+        retries=RETRIES,
     )
 
 

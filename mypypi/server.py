@@ -18,6 +18,7 @@ from twisted.web.resource import IResource, Resource
 from mypypi.cold import Cold, ColdFiles
 from mypypi.ecosystems import ECOSYSTEMS
 from mypypi.errors import JobsFailed
+from mypypi.leases import Leases
 from mypypi.listening import address_of, adopt, listen
 from mypypi.pages import Pages
 from mypypi.press import Press
@@ -44,6 +45,7 @@ def make_resource(parts: Parts) -> IResource:
     """The whole application as a resource."""
     settings, reactor = parts.settings, parts.reactor
     ecosystem = ECOSYSTEMS[settings.package_type](settings.upstream_url)
+    derived_bytes = settings.hot_pages_bytes // 4
     pages = Pages(
         ecosystem,
         parts.catalog,
@@ -51,8 +53,12 @@ def make_resource(parts: Parts) -> IResource:
         Press(settings.package_type, settings.upstream_url, parts.press_threads),
         parts.press_threads,
         reactor,
+        Leases(parts.catalog, parts.process, reactor),
+        parts.pauses,
         cache_time=settings.cache_time,
         negative_cache_time=settings.negative_cache_time,
+        stale_after=settings.stale_after,
+        hot_bytes=settings.hot_pages_bytes - derived_bytes,
     )
     policy = ColdFiles(
         redirect=settings.cold_files == "redirect",
@@ -65,7 +71,9 @@ def make_resource(parts: Parts) -> IResource:
     through = settings.s3_serve == "proxy"
     proxy = Proxy(ecosystem, pages, parts.catalog, parts.storage, cold, through=through)
     routes = _ROUTES[settings.package_type](
-        PageResponses(proxy, parts.press_threads, Addresses(settings.public_url, settings.trusted_proxies)),
+        PageResponses(
+            proxy, parts.press_threads, Addresses(settings.public_url, settings.trusted_proxies), derived_bytes
+        ),
         Files(proxy, parts.upstream, parts.bucket_reader, parts.disk_threads, reactor),
         parts.upstream,
     )

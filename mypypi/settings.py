@@ -233,6 +233,16 @@ class Settings:
         number("a whole number of seconds", 0, 86_400),
         "Seconds that a stopping server gives the requests under way; what is not done then is broken off.",
     )
+    stale_after: int = _setting(
+        "3",
+        number("a whole number of seconds", 1, 14),  # pip and poetry give up reading after 15 s
+        "Seconds after which a page that is here is answered as it was, while upstream is still being asked.",
+    )
+    hot_pages_bytes: int = _setting(
+        "134217728",
+        number("a whole number of bytes", 1_000_000, 999_999_999_999),
+        "Memory for pages, per server process; a quarter of it is for pages with the clients' address in their links.",
+    )
 
     @classmethod
     def load(cls, source: Mapping[str, str], *, embedded: bool = False) -> Settings:

@@ -6,39 +6,48 @@ know what a page or a package is, nor who asked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import random
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import SplitResult, urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from attrs import define, field, frozen
 from treq.client import HTTPClient
-from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
+from twisted.internet.defer import CancelledError
 from twisted.internet.error import ConnectionClosed
+from twisted.internet.error import ConnectionRefusedError as Refused
 from twisted.internet.protocol import Protocol
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
-from twisted.web.client import Agent, HTTPConnectionPool, _HTTP11ClientFactory
+from twisted.web.client import Agent, HTTPConnectionPool
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IResponse
 from werkzeug.http import parse_date
-from zope.interface import implementer
 
-from mypypi import __version__
+from mypypi import __version__, metrics
+from mypypi.agent import RAW_ENCODING, Undecoded, quiet_pool
 from mypypi.bodies import Collector, Nobody, Sink
+from mypypi.breaker import origin_of
 from mypypi.errors import NotFound, UpstreamBroken, UpstreamDown, UpstreamRefused, UpstreamSilent
 from mypypi.model import Source
+from mypypi.turns import Turns
 
 if TYPE_CHECKING:
-    from twisted.internet.interfaces import IBodyProducer  # type: ignore[attr-defined]
+    from mypypi.breaker import Breaker, Pass
 
 _USER_AGENT = f"mypypi/{__version__}"
 _REDIRECTS = 5
 _REDIRECT_STATUSES = (301, 302, 303, 307, 308)
 _LONGEST_RETRY_AFTER = 60
+#: Seconds before each further try of what failed fast; each is a little shorter or longer.
+RETRIES = (0.2, 0.6)
+#: Seconds within which a failure is fast: what took longer would take long again, and somebody waits.
+_FAST = 1.0
+#: What an intermediary says while what is behind it starts anew (RFC 9110, sections 15.6.3 to 15.6.5).
+_PASSING = (502, 503, 504)
 #: No page of any index comes near; PyPI's list of all projects has 40 MB.
 _LARGEST_PAGE = 512 * 1024 * 1024
 _LARGEST_PASSED = 32 * 1024 * 1024
-#: Where treq must not see a Content-Encoding, since it would undo it behind our back.
-_RAW_ENCODING = "X-Raw-Content-Encoding"
 
 
 @frozen
@@ -80,7 +89,7 @@ class Body:
     @property
     def encoding(self) -> str:
         """The Content-Encoding of the body; empty for identity."""
-        value = self.header(_RAW_ENCODING).lower()
+        value = self.header(RAW_ENCODING).lower()
         return "" if value == "identity" else value
 
     def header(self, name: str) -> str:
@@ -109,54 +118,13 @@ class Credentials:
     password: str = field(repr=False)
 
 
-@implementer(IAgent)
-@define
-class _Undecoded:
-    """
-    Innermost agent: asks for this encoding, whatever treq adds, and hides the one that comes from treq.
-
-    treq would decode it, lose the length, and take what is left of a damaged or truncated gzip for all of it.
-    """
-
-    agent: IAgent
-    encoding: str
-
-    def request(
-        self,
-        method: bytes,
-        uri: bytes,
-        headers: Headers | None = None,
-        bodyProducer: IBodyProducer | None = None,  # noqa: N803 - the interface's name
-    ) -> Deferred[IResponse]:
-        headers = Headers() if headers is None else headers.copy()
-        headers.setRawHeaders("accept-encoding", [self.encoding])
-
-        def hide(response: IResponse) -> IResponse:
-            encodings = response.headers.getRawHeaders("content-encoding")
-            if encodings:
-                response.headers.removeHeader("content-encoding")
-                response.headers.setRawHeaders(_RAW_ENCODING, encodings)
-            return response
-
-        return self.agent.request(method, uri, headers, bodyProducer).addCallback(hide)
-
-
-class _QuietFactory(_HTTP11ClientFactory):
-    """Says nothing when it starts and stops, which is once for each connection."""
-
-    noisy = False
-
-
-class _QuietPool(HTTPConnectionPool):
-    _factory = _QuietFactory
-
-
 class Upstream:
     """
     One upstream, at `url`, whose own pages say where its files are.
 
     `timeout` (seconds) bounds connecting and waiting for a response head, and each silence in a page's body. At most
-    `concurrency` requests run at once, bodies included; others wait their turn.
+    `concurrency` requests run at once, bodies included; others wait their turn. `breaker` says who may be asked.
+    A GET that fails fast is tried again after each of `retries` (seconds). One that is `metered` is counted.
     """
 
     def __init__(
@@ -168,28 +136,51 @@ class Upstream:
         concurrency: int = 64,
         timeout: float = 15,
         agent: IAgent | None = None,
+        breaker: Breaker | None = None,
+        retries: Sequence[float] = (),
+        metered: bool = True,
     ) -> None:
         self.url = url
         self.timeout = timeout
+        self._breaker = breaker
+        self._retries = retries
+        self._metered = metered
         self._reactor = reactor
         self._credentials = credentials
-        self._origin = _origin(urlsplit(url))
-        self._slots = DeferredSemaphore(concurrency)
+        self._origin = origin_of(url)
+        self._turns = Turns(concurrency, metered=metered)
         self._pool: HTTPConnectionPool | None = None
         if agent is None:
-            self._pool = _QuietPool(reactor)
-            self._pool.maxPersistentPerHost = concurrency
+            self._pool = quiet_pool(reactor, concurrency)
             agent = Agent(reactor, connectTimeout=timeout, pool=self._pool)
-        self._pages = HTTPClient(_Undecoded(agent, "gzip"))
-        self._files = HTTPClient(_Undecoded(agent, "identity"))
+        self._pages = HTTPClient(Undecoded(agent, "gzip"))
+        self._files = HTTPClient(Undecoded(agent, "identity"))
 
     def needs_credentials(self, url: str) -> bool:
         """Whether a client that is sent to this URL would lack what we have."""
-        return self._credentials is not None and _origin(urlsplit(url)) == self._origin
+        return self._credentials is not None and origin_of(url) == self._origin
 
-    async def page(self, path: str, accept: str, etag: str = "", modified: str = "") -> PageAnswer:
+    @property
+    def spare(self) -> bool:
+        """Whether upstream can be asked for what nobody waits for."""
+        return self._turns.spare and not self.paused
+
+    @property
+    def paused(self) -> bool:
+        """Whether it is not asked now, as far as it is known in this process."""
+        return self._breaker is not None and self._breaker.left(self.url) > 0
+
+    async def check(self) -> None:
+        """Raises UpstreamPaused with the reason while it is not asked."""
+        if self._breaker is not None:
+            await self._breaker.check(self.url)
+
+    async def page(
+        self, path: str, accept: str, etag: str = "", modified: str = "", *, patient: bool = False
+    ) -> PageAnswer:
         """
-        A page at this path below upstream's URL, whole; None as its source when the validators still hold.
+        A page at this path below upstream's URL, whole; None as its source when the validators still hold. For one
+        that is `patient` upstream is asked only while there is room to spare.
 
         Raises NotFound, UpstreamDown, UpstreamRefused, UpstreamBroken.
         """
@@ -198,13 +189,15 @@ class Upstream:
             headers["If-None-Match"] = etag
         if modified:
             headers["If-Modified-Since"] = modified
-        body = await self._request(self._pages, self.url + path, headers)
+        body = await self._request("page", self._pages, self.url + path, headers, patient=patient)
         try:
             if body.status == 304:  # noqa: PLR2004 - not modified
                 return PageAnswer(None, etag, modified)
             content = await self._collect(body)
         finally:
             body.close()
+        if self._metered:
+            metrics.UPSTREAM_BYTES.labels("page").inc(len(content) if body.length is None else body.length)
         source = Source(content, body.header("content-type"), body.url)
         return PageAnswer(source, body.header("etag"), body.header("last-modified"))
 
@@ -214,7 +207,7 @@ class Upstream:
 
         Raises NotFound, UpstreamDown, UpstreamRefused, UpstreamBroken.
         """
-        return await self._request(self._files, url, dict(headers))
+        return await self._request("file", self._files, url, dict(headers))
 
     async def pass_on(self, method: str, target: str, headers: Mapping[str, str], content: bytes) -> Passed:
         """
@@ -222,36 +215,103 @@ class Upstream:
 
         Raises UpstreamDown, UpstreamBroken.
         """
-        await self._slots.acquire()
+        await self._turn(self.url)
         try:
-            response = await self._ask(self._pages, self.url + target, dict(headers), method, content)
+            response = await self._answer("other", self._pages, self.url + target, dict(headers), method, content)
             body = Body(response.code, response.headers, self.url, response, _nothing)
             if response.code in _REDIRECT_STATUSES:
                 self._discard(response)
                 raise UpstreamBroken("upstream redirects what can't be asked elsewhere")
             return Passed(response.code, _first_values(response.headers), await self._collect(body, _LARGEST_PASSED))
         finally:
-            self._slots.release()
+            self._turns.end()
 
     async def stop(self) -> None:
         """Close the connections that are kept open."""
         if self._pool is not None:
             await self._pool.closeCachedConnections()
 
-    async def _request(self, client: HTTPClient, url: str, headers: dict[str, str]) -> Body:
+    async def _request(
+        self, kind: str, client: HTTPClient, url: str, headers: dict[str, str], *, patient: bool = False
+    ) -> Body:
         """Follow redirects by hand: credentials are decided anew at every step."""
-        await self._slots.acquire()
+        await self._turn(url, patient=patient)
         try:
             for _ in range(_REDIRECTS + 1):
-                response = await self._ask(client, url, headers)
+                response = await self._answer(kind, client, url, headers)
                 if response.code not in _REDIRECT_STATUSES:
                     self._check_status(response, headers)
-                    return Body(response.code, response.headers, url, response, self._slots.release)
+                    return Body(response.code, response.headers, url, response, self._turns.end)
                 url = self._redirect_target(url, response)
             raise UpstreamBroken("upstream redirects in circles")
         except BaseException:
-            self._slots.release()
+            self._turns.end()
             raise
+
+    async def _turn(self, url: str, *, patient: bool = False) -> None:
+        """Wait for a turn, but not for one that would come to nothing."""
+        if self._breaker is not None and self._breaker.left(url):
+            await self._breaker.check(url)
+        await self._turns.take(patient=patient)
+
+    async def _answer(
+        self,
+        kind: str,
+        client: HTTPClient,
+        url: str,
+        headers: dict[str, str],
+        method: str = "GET",
+        content: bytes | None = None,
+    ) -> IResponse:
+        """The answer of one that may be asked, with whom it is settled what came of it."""
+        leave = await self._breaker.ask_leave(url) if self._breaker is not None else None
+        outcome = "none"
+        try:
+            response = await self._tried(kind, client, url, headers, method, content)
+            outcome = f"{response.code // 100}xx"
+        except UpstreamSilent as error:
+            await self._settle(leave, str(error))
+            raise
+        except BaseException:
+            if self._breaker is not None and leave is not None:
+                await self._breaker.give_back(leave)
+            raise
+        finally:
+            if self._metered:
+                metrics.UPSTREAM_REQUESTS.labels(kind, outcome).inc()
+        failed = response.code == 429 or response.code >= 500  # noqa: PLR2004 - as in _check_status
+        told = response.code in (429, 503) and bool(_first(response.headers, "retry-after"))
+        seconds = _retry_after(response, self._reactor.seconds()) if told else None
+        await self._settle(leave, f"upstream answered {response.code}" if failed else "", seconds)
+        return response
+
+    async def _settle(self, leave: Pass | None, why: str, told: float | None = None) -> None:
+        if self._breaker is not None and leave is not None:
+            if why:
+                await self._breaker.failed(leave, why, told)
+            else:
+                await self._breaker.worked(leave)
+
+    async def _tried(
+        self, kind: str, client: HTTPClient, url: str, headers: dict[str, str], method: str, content: bytes | None
+    ) -> IResponse:
+        """The answer of the last try: what failed fast, and does no harm twice, is tried again."""
+        for pause in self._retries if kind != "other" else ():
+            began = self._reactor.seconds()
+            try:
+                response = await self._ask(client, url, headers, method, content)
+                if response.code not in _PASSING or response.headers.hasHeader("retry-after"):
+                    return response
+                if self._reactor.seconds() - began >= _FAST:
+                    return response
+                self._discard(response)
+            except UpstreamSilent as error:
+                cause = _cause(error.__cause__ or error)
+                fast = self._reactor.seconds() - began < _FAST
+                if not fast or not isinstance(cause, (Refused, ConnectionClosed)):
+                    raise
+            await deferLater(self._reactor, pause * random.uniform(0.5, 1.5))  # noqa: S311
+        return await self._ask(client, url, headers, method, content)
 
     async def _ask(
         self, client: HTTPClient, url: str, headers: dict[str, str], method: str = "GET", content: bytes | None = None
@@ -260,6 +320,7 @@ class Upstream:
         if self._credentials is not None and self.needs_credentials(url):
             auth = (self._credentials.username.encode(), self._credentials.password.encode())
         fields = {"User-Agent": _USER_AGENT, **headers}
+        began = self._reactor.seconds()
         try:
             answer = await client.request(
                 method,
@@ -274,6 +335,8 @@ class Upstream:
             )
         except Exception as error:
             cause = _cause(error)
+            if isinstance(cause, CancelledError) and self._reactor.seconds() - began < self.timeout - 0.001:
+                raise UpstreamDown("the request was given up") from None
             if isinstance(cause, CancelledError):
                 raise UpstreamSilent(f"upstream did not answer within {self.timeout:g} seconds") from None
             raise UpstreamSilent(f"upstream can't be reached: {_reason(cause)}") from error
@@ -299,11 +362,11 @@ class Upstream:
         location = _first(response.headers, "location")
         try:
             target = urljoin(url, location)
-            scheme, host, _ = _origin(urlsplit(target))
+            scheme = urlsplit(target).scheme if origin_of(target) else ""
         except ValueError:
-            scheme, host = "", ""
+            scheme = ""
         downgrade = urlsplit(url).scheme == "https" and scheme != "https"
-        if not location or scheme not in ("http", "https") or not host or downgrade:
+        if not location or scheme not in ("http", "https") or downgrade:
             raise UpstreamBroken("upstream redirects to where we do not go")
         return target
 
@@ -326,11 +389,6 @@ def _first_values(headers: Headers) -> dict[str, str]:
 
 def _nothing() -> None:
     pass
-
-
-def _origin(parts: SplitResult) -> tuple[str, str, int]:
-    default = 443 if parts.scheme == "https" else 80
-    return parts.scheme, parts.hostname or "", parts.port or default
 
 
 def _first(headers: Headers, name: str) -> str:

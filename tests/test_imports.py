@@ -22,10 +22,11 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cold"}),
     frozenset({"jobs"}),
     frozenset({"pages", "fetch", "answers"}),
-    frozenset({"transfer"}),
-    frozenset({"receiver", "leases"}),
+    frozenset({"transfer", "refresh"}),
+    frozenset({"receiver", "leases", "shelf"}),
     frozenset({"press", "upstream", "redis", "queue", "memory", "storage", "drafts", "hot"}),
-    frozenset({"ecosystems", "bodies", "content", "once", "threads", "settings", "texts"}),
+    frozenset({"breaker"}),
+    frozenset({"ecosystems", "bodies", "content", "once", "threads", "settings", "texts", "agent", "turns", "pauses"}),
     frozenset({"interfaces"}),
     frozenset({"model", "errors", "metrics", ""}),
 )
@@ -45,7 +46,7 @@ LONGER = {
     "settings": "a field with its words for each of the settings, and one way to check them all at once",
     "redis": "connections, scripts and records of the one thing that may speak to Redis",
     "embedded": "finding, starting, watching and stopping a server is one life",
-    "upstream": "every step of one request: its turn, credentials, redirects, time, status",
+    "upstream": "every step of one request: its turn, credentials, tries, redirects, time, status",
     "memory": "three doubles, each held to the tests of the real one",
     "storage.s3": "every question to a bucket, and both ways to upload to it",
 }
@@ -137,7 +138,7 @@ def test_model_knows_no_framework(module: str) -> None:
     assert libraries.isdisjoint({"twisted", "treq", "txredisapi", "klein", "boto3", "msgspec"})
 
 
-@pytest.mark.parametrize("module", ["pages", "proxy", "fetch", "hot", "press"])
+@pytest.mark.parametrize("module", ["pages", "refresh", "shelf", "proxy", "fetch", "hot", "press"])
 def test_what_is_decided_knows_no_implementation(module: str) -> None:
     """Catalog and storage are what the interfaces say, whichever they are; and nothing here knows a request."""
     users = set(map(own, imported_by(module)))

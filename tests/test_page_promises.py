@@ -153,7 +153,7 @@ MISBEHAVIOUR: dict[str, tuple[Callable[[], Fault], int]] = {
     "announces less than it sends": (lambda: WrongLength(by=-20), 502),
     "says 500": (lambda: Status(500), 503),
     "says 504": (lambda: Status(504), 503),
-    "says 429": (lambda: Status(429, retry_after=7), 503),
+    "says 429": (lambda: Status(429), 503),
     "says 401": (lambda: Status(401), 502),
     "says 403": (lambda: Status(403), 502),
     "says 418": (lambda: Status(418), 502),
@@ -406,10 +406,17 @@ class PagePromises:
         assert answer.status == 502
         assert_explained(answer)
 
-    def test_retry_after_is_what_upstream_asked_for(self, volatile: Package) -> None:
-        """Where a client has to come again, upstream knows best when."""
-        volatile.misbehave(Status(429, retry_after=7))
-        assert volatile.page().headers["Retry-After"] == "7"
+    def test_retry_after_is_what_upstream_asked_for(self, sites: Sites, kind: Kind) -> None:
+        """Where a client has to come again, upstream knows best when; nobody asks it before."""
+        site = sites(kind, CACHE_TIME="0", STALE_AFTER="2")
+        busy, other = Package.new(site), Package.new(site)
+        fault = busy.misbehave(Status(429, retry_after=7))
+        assert busy.page().headers["Retry-After"] == "7"
+        fault.wait_served()
+        error = other.page()
+        assert (error.status, len(other.asked)) == (503, 0)
+        assert 5 <= int(error.headers["Retry-After"] or 0) <= 7
+        assert_explained(error)
 
     def test_an_upstream_that_hangs_costs_a_few_seconds_and_not_the_answer(self, sites: Sites, kind: Kind) -> None:
         """The page as it was after some 3 s, while upstream is still being asked; what it says at last is taken in."""

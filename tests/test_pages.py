@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from itertools import count
 from typing import cast
 from unittest import mock
 
@@ -12,10 +13,13 @@ from twisted.internet.defer import CancelledError, Deferred
 from mypypi.ecosystems.pypi import PyPI
 from mypypi.errors import CatalogDown, NotFound, UpstreamBroken, UpstreamDown
 from mypypi.interfaces import ICatalog
+from mypypi.leases import Leases
 from mypypi.memory import MemoryCatalog
 from mypypi.model import Page, PageId
-from mypypi.pages import STALE_AFTER, PageAnswer, Pages
+from mypypi.pages import PageAnswer, Pages
+from mypypi.pauses import Pauses
 from mypypi.press import Press
+from mypypi.threads import Threads
 from mypypi.upstream import Upstream
 from tests.memory import NOW, AtOnce, MemoryTestCase, WhenTold, Wire, simple_page
 
@@ -24,6 +28,7 @@ PATH = "/simple/thing/"
 THING = PageId("simple", "thing")
 CACHE_TIME = 300
 NEGATIVE_CACHE_TIME = 60
+STALE_AFTER = 3
 LINK = "https/files.example/thing-1.0-py3-none-any.whl"
 
 
@@ -57,21 +62,26 @@ class PagesTestCase(MemoryTestCase):
         self.wire = Wire(self.clock)
         self.addCleanup(self.wire.hang_up)
         self.catalog = MemoryCatalog(self.clock)
+        self.processes = count()
         self.pages, self.other = self.make(), self.make()
-        uniform = mock.patch("mypypi.pages.random.uniform", lambda low, high: (low + high) / 2)
+        uniform = mock.patch("random.uniform", lambda low, high: (low + high) / 2)
         uniform.start()
         self.addCleanup(uniform.stop)
 
-    def make(self) -> Pages:
+    def make(self, threads: Threads | None = None, cache_time: float = CACHE_TIME) -> Pages:
         return Pages(
             PyPI(URL),
             self.catalog,
             Upstream(self.clock, URL, agent=self.wire.agent),
             Press("pypi", URL, AtOnce()),
-            AtOnce(),
+            threads or AtOnce(),
             self.clock,
-            cache_time=CACHE_TIME,
+            Leases(self.catalog, f"process {next(self.processes)}", self.clock),
+            Pauses(self.catalog, self.clock),
+            cache_time=cache_time,
             negative_cache_time=NEGATIVE_CACHE_TIME,
+            stale_after=STALE_AFTER,
+            hot_bytes=100_000_000,
         )
 
     def upstream_has(self, *versions: str, etag: str = "", metadata: bool = False) -> None:
@@ -104,14 +114,14 @@ class FreshTest(PagesTestCase):
     """MYPYPI_CACHE_TIME bounds how late something new appears, and how often upstream is asked."""
 
     def test_page_is_asked_for_once_while_it_is_fresh(self) -> None:
-        """To the last moment; from then on upstream is asked again."""
+        """To the last moment where nobody asks for it shortly before; from then on upstream is asked again."""
         self.upstream_has("1.0")
         self.assertEqual((["1.0"], CACHE_TIME, "miss"), (versions(first := self.get()), first.ttl, first.why))
         self.upstream_has("1.0", "2.0")
-        self.clock.advance(CACHE_TIME - 0.5)
-        self.assertEqual((["1.0"], 0.5, ""), (versions(last := self.get()), last.ttl, last.why))
+        self.clock.advance(CACHE_TIME * 0.8)
+        self.assertEqual((["1.0"], CACHE_TIME * 0.2, ""), (versions(last := self.get()), last.ttl, last.why))
         self.assertEqual(1, self.asked)
-        self.clock.advance(0.5)
+        self.clock.advance(CACHE_TIME * 0.2)
         self.assertEqual((["1.0", "2.0"], CACHE_TIME, "stale"), (versions(new := self.get()), new.ttl, new.why))
         self.assertEqual(2, self.asked)
 
@@ -304,19 +314,22 @@ class FailingTest(PagesTestCase):
     def test_page_is_served_in_every_kind_of_failure(self) -> None:
         """Refused, failing, busy, unwilling, or sending what can't be read: however old the page is."""
         self.clock.advance(365 * 86_400)
-        for status in (500, 502, 503, 429, 401, 403, 400, 302):
-            self.upstream_answers(status)
-            self.pages = self.make()
+        statuses = (500, 502, 503, 429, 401, 403, 400, 302)
+        bodies = (b"", b"neither JSON nor HTML", b'{"files": 5}')
+        answers = [(status, b"") for status in statuses] + [(200, body) for body in bodies]
+        for status, body in answers:
+            self.clock.advance(100)  # another process knows of the pause, and would not ask
+            self.wire.reply(PATH, status, body, content_type="application/json")
+            self.pages, before = self.make(), self.asked
             self.assertEqual(["1.0"], versions(self.get()))
-        for body in (b"", b"neither JSON nor HTML", b'{"files": 5}'):
-            self.wire.reply(PATH, 200, body, content_type="application/json")
-            self.pages = self.make()
-            self.assertEqual(["1.0"], versions(self.get()))
+            self.assertEqual(before + 1, self.asked, "upstream is asked")
+        self.clock.advance(100)
         self.wire.refuses = True
         self.pages = self.make()
         answer = self.get()
         self.assertEqual((["1.0"], ""), (versions(answer), answer.why))
-        self.assertEqual(-365 * 86_400, answer.ttl)
+        self.assertLess(answer.ttl, -365 * 86_400)
+        self.assertIn("refused", str(self.failing(self.pages.check(), UpstreamDown)))
 
     def test_pauses_grow_while_upstream_fails(self) -> None:
         """One second, then twice as long each time, up to a minute; meanwhile answers come at once, without asking."""
@@ -356,7 +369,7 @@ class FailingTest(PagesTestCase):
 
     def test_pauses_of_several_pages_drift_apart(self) -> None:
         """They differ a little, so that an upstream that comes back is not asked for everything at once."""
-        with mock.patch("mypypi.pages.random.uniform") as uniform:
+        with mock.patch("random.uniform") as uniform:
             uniform.return_value = 1.25
             self.upstream_answers(503)
             self.get()
@@ -540,9 +553,9 @@ class CatalogTest(PagesTestCase):
         self.catalog.down = "no Redis here"
         self.upstream_has("1.0", etag='"1"')
         self.assertEqual((["1.0"], "miss"), (versions(first := self.get()), first.why))
-        self.clock.advance(CACHE_TIME - 1)
+        self.clock.advance(CACHE_TIME / 2)
         self.assertEqual((["1.0"], ""), (versions(second := self.get()), second.why))
-        self.clock.advance(1)
+        self.clock.advance(CACHE_TIME / 2)
         self.assertEqual("stale", self.get().why)
         self.assertEqual(2, self.asked)
         self.catalog.down = None
@@ -650,7 +663,7 @@ class BusyTest(PagesTestCase):
         self.get()
         self.clock.advance(CACHE_TIME)
         busy = WhenTold()
-        self.pages._threads = busy
+        self.pages = self.make(busy)
         self.upstream_has("2.0")
         waiting = self.asking()
         self.clock.advance(STALE_AFTER)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from itertools import count
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,6 +23,7 @@ from mypypi.leases import Leases
 from mypypi.memory import MemoryCatalog, MemoryQueue
 from mypypi.model import PageId
 from mypypi.pages import Pages
+from mypypi.pauses import Pauses
 from mypypi.press import Press
 from mypypi.proxy import Proxy
 from mypypi.storage.disk import DiskStorage
@@ -61,6 +63,7 @@ class ProxyTestCase(MemoryTestCase):
         self.addCleanup(lambda: self.assertEqual(self.before, open_descriptors()))
         self.addCleanup(self.wire.hang_up)
         self.catalog = MemoryCatalog(self.clock)
+        self.processes = count()
         self.upstream_lists(listed())
         self.proxy = self.make()
 
@@ -75,7 +78,18 @@ class ProxyTestCase(MemoryTestCase):
         )
         press = Press("pypi", self.url, threads)
         self.pages = Pages(
-            ecosystem, self.catalog, upstream, press, threads, self.clock, cache_time=300, negative_cache_time=60
+            ecosystem,
+            self.catalog,
+            upstream,
+            press,
+            threads,
+            self.clock,
+            Leases(self.catalog, str(next(self.processes)), self.clock),
+            Pauses(self.catalog, self.clock),
+            cache_time=300,
+            negative_cache_time=60,
+            stale_after=3,
+            hot_bytes=100_000_000,
         )
         self.queue = MemoryQueue(self.clock)
         self.cold = Cold(self.cold_files, self.fetches, self.queue, upstream, self.clock)

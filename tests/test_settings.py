@@ -50,6 +50,8 @@ TAKEN: dict[str, tuple[str, object]] = {
     "MYPYPI_UPSTREAM_CONCURRENCY": ("3", 3),
     "MYPYPI_UPSTREAM_TIMEOUT": ("30", 30),
     "MYPYPI_DRAIN_TIME": ("0", 0),
+    "MYPYPI_STALE_AFTER": ("1", 1),
+    "MYPYPI_HOT_PAGES_BYTES": ("1000000", 1_000_000),
 }
 
 
@@ -190,6 +192,8 @@ class TestOneVariable:
             ("MYPYPI_STRICT_WAIT", "15", "from 1 to 14"),
             ("MYPYPI_UPSTREAM_CONCURRENCY", "0", "a whole number from 1"),
             ("MYPYPI_UPSTREAM_TIMEOUT", "1.5", "a whole number of seconds"),
+            ("MYPYPI_STALE_AFTER", "15", "from 1 to 14"),
+            ("MYPYPI_HOT_PAGES_BYTES", "64M", "a whole number of bytes from 1000000"),
         ],
     )
     def test_says_what_it_holds_and_what_is_expected(self, name: str, text: str, expected: str) -> None:

@@ -14,6 +14,7 @@ from attrs import evolve, field, frozen
 from cachetools import LRUCache
 from werkzeug.http import parse_date
 
+from mypypi import metrics
 from mypypi.model import BASE_PLACEHOLDER, Form, PageId
 from mypypi.once import Once
 from mypypi.press import gzip
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
 #: A body up to this size (bytes) is written at once: it fits into what the transport buffers anyway.
 _AT_ONCE = 64 * 1024
-#: What derived forms may take in this process, in bytes.
-_DERIVED_BYTES = 64 * 1024 * 1024
 
 
 @frozen
@@ -44,13 +43,13 @@ class Cut:
 
 
 class PageResponses:
-    """Answers requests for pages."""
+    """Answers requests for pages. Forms that are made for one address, or cut out, take up to `derived_bytes`."""
 
-    def __init__(self, proxy: Proxy, threads: Threads, addresses: Addresses) -> None:
+    def __init__(self, proxy: Proxy, threads: Threads, addresses: Addresses, derived_bytes: int) -> None:
         self._proxy = proxy
         self._threads = threads
         self._addresses = addresses
-        self._derived: LRUCache[tuple[str, str, Cut | None], Form] = LRUCache(_DERIVED_BYTES, _weight)
+        self._derived: LRUCache[tuple[str, str, Cut | None], Form] = LRUCache(derived_bytes, _weight)
         self._deriving: Once[Form] = Once()
 
     async def serve(self, request: Request, page: PageId, offered: Mapping[str, str], cut: Cut | None = None) -> bytes:
@@ -77,8 +76,10 @@ class PageResponses:
         derived = self._derived.get(name)
         if derived is None:
             derived = await self._deriving.run(name, lambda: self._make(form, base, cut))
-            if _weight(derived) < _DERIVED_BYTES:
+            if _weight(derived) < self._derived.maxsize:
+                before = self._derived.currsize
                 self._derived[name] = derived
+                metrics.HOT_PAGES_BYTES.inc(self._derived.currsize - before)
         return derived
 
     async def _make(self, form: Form, base: str, cut: Cut | None) -> Form:

@@ -1,0 +1,153 @@
+"""One revalidation per page for all servers that share a Redis, and one pause: real daemons before a real upstream."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+
+import psutil
+import pytest
+
+from tests.cluster import Cluster
+from tests.rig.daemon import Daemon
+from tests.rig.faults import Hang, Status
+from tests.rig.http import Answer, eventually, get, parallel
+from tests.rig.packages import Artifact, make_wheel
+
+CLIENTS = 40
+#: Seconds for which pages are fresh where that is meant to end within a test.
+BRIEFLY = 2
+JSON = {"Accept": "application/vnd.pypi.simple.v1+json"}
+
+
+@pytest.fixture
+def local(cluster: Cluster) -> Cluster:
+    """Files are kept on the hosts' own disks; a test may take its time without a page being answered stale."""
+    cluster.settings |= {"FILE_STORAGE_DRIVER": "local", "STALE_AFTER": "14"}
+    return cluster
+
+
+def page_path(wheel: Artifact) -> str:
+    return f"/simple/{wheel.filename.partition('-')[0]}/"
+
+
+def page(server: Daemon, wheel: Artifact) -> Answer:
+    return get(server.url + page_path(wheel), JSON)
+
+
+def connections_of(server: Daemon) -> int:
+    """How many clients are connected to it."""
+    found = psutil.Process(server.pid).net_connections("tcp")
+    return sum(each.status == psutil.CONN_ESTABLISHED and each.laddr.port == server.port for each in found)
+
+
+def ask_at_once(cluster: Cluster, servers: tuple[Daemon, Daemon], wheel: Artifact) -> list[Answer]:
+    """What as many clients get who ask the servers in turn, all of them before upstream answers anybody."""
+    hang = cluster.index.fault(page_path(wheel), Hang())
+
+    def ask(number: int) -> Answer:
+        if number < CLIENTS:
+            return page(servers[number % 2], wheel)
+        eventually(lambda: sum(map(connections_of, servers)), lambda connected: connected >= CLIENTS)
+        hang.wait_served()
+        hang.release()
+        return page(servers[0], wheel)
+
+    answers = parallel(CLIENTS + 1, ask)
+    assert hang.served == 1
+    return answers
+
+
+def is_leased(cluster: Cluster, wheel: Artifact) -> bool:
+    """Whether a server has the page's lease."""
+    return bool(cluster.redis.keys(f"{cluster.name}:lease:*page:{page_path(wheel).strip('/')}"))
+
+
+def wait_until(when: float) -> None:
+    eventually(time.monotonic, lambda now: now > when)
+
+
+class TestOneRevalidation:
+    """Two servers with disks of their own, one Redis, and 40 clients at once."""
+
+    def test_cold_page_is_asked_for_once(self, local: Cluster) -> None:
+        """All get the same page, and as a miss, whichever server they asked."""
+        servers = local.server("one"), local.server("two")
+        wheel = local.publish()
+        answers = ask_at_once(local, servers, wheel)
+        assert local.index.count(page_path(wheel)) == 1
+        assert {(answer.status, answer.content) for answer in answers} == {(200, answers[0].content)}
+        assert sum("fwd=miss" in answer.headers["Cache-Status"] for answer in answers) > CLIENTS / 2
+        assert not is_leased(local, wheel)
+
+    def test_stale_page_is_asked_for_once(self, local: Cluster) -> None:
+        """Both servers hold it, and all clients get what upstream has now."""
+        local.settings["CACHE_TIME"] = str(BRIEFLY)
+        servers = local.server("one"), local.server("two")
+        wheel = local.publish()
+        old = [page(server, wheel).content for server in servers]
+        stale_at = time.monotonic() + BRIEFLY
+        local.index.add(make_wheel(wheel.filename.partition("-")[0], "2.0"))
+        before = local.index.count(page_path(wheel))
+        wait_until(stale_at)
+        answers = ask_at_once(local, servers, wheel)
+        assert (before, local.index.count(page_path(wheel))) == (1, 2)
+        assert {(answer.status, answer.content) for answer in answers} == {(200, answers[0].content)}
+        assert answers[0].content not in old
+
+    def test_server_that_is_killed_while_it_asks_is_followed_by_the_other(self, local: Cluster) -> None:
+        """Within the lease's expiry: its client is lost, the other one waits, and gets the page."""
+        doomed, other = local.server("one"), local.server("two")
+        wheel = local.publish()
+        hang = local.index.fault(page_path(wheel), Hang(), times=1)
+
+        def ask(number: int) -> Answer | None:
+            if number == 0:
+                return page(doomed, wheel)
+            hang.wait_served()
+            if number == 1:
+                return page(other, wheel)
+            eventually(lambda: connections_of(other), lambda connected: connected >= 1)
+            doomed.kill()
+            return None
+
+        lost, found, _ = parallel(3, ask)
+        assert lost is not None
+        assert found is not None
+        assert (lost.complete, found.status, local.index.count(page_path(wheel))) == (False, 200, 2)
+
+
+class TestOnePause:
+    """What one server has found, the other one does not find out again."""
+
+    def test_breaker_is_open_for_all(self, local: Cluster) -> None:
+        """A page that is here is answered at once by both, another one is a clear 503, and health says why."""
+        local.settings |= {"CACHE_TIME": "0"}
+        first = local.server("one")
+        known, unknown = local.publish(), local.publish()
+        assert page(first, known).status == 200
+        fault = local.index.fault("/simple/", Status(429, retry_after=30))
+        assert page(first, known).status == 200
+        fault.wait_served()
+        for server in (first, local.server("two")):
+            answer, error = page(server, known), page(server, unknown)
+            assert "detail=stale" in answer.headers["Cache-Status"]
+            assert (answer.status, error.status) == (200, 503)
+            assert 20 <= int(error.headers["Retry-After"] or 0) <= 30
+            assert "upstream is not asked for another" in error.text
+            assert "upstream is not asked for another" in local.health(server)["checks"]["upstream"]
+        assert fault.served == 1
+
+    def test_breaker_closes_for_all(self, local: Cluster) -> None:
+        """Soon after upstream has healed, whoever tries it first."""
+        servers = local.server("one"), local.server("two")
+        fault = local.index.fault("/simple/", Status(500))
+        for _ in range(5):
+            assert page(servers[0], local.publish()).status == 503
+        assert page(servers[1], local.publish()).status == 503
+        assert fault.served == 5
+        local.index.mend()
+        for server in servers:
+            wheel = local.publish()
+            eventually(partial(page, server, wheel), lambda answer: answer.status == 200)
+            assert local.health(server)["checks"]["upstream"] == "ok"
