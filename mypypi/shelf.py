@@ -91,10 +91,17 @@ class Shelf:
         if hot is not None:
             stamp = await self._catalog.page_stamp(page)
             if stamp is None:
-                return _doubted(hot.page)
+                return await self._put_back(hot.page)
             if stamp[0] == hot.page.version:
                 return evolve(hot.page, checked_at=stamp[1])
         return await self._catalog.get_page(page)
+
+    async def _put_back(self, page: Page) -> Page:
+        """What the catalog has lost, or could not be told: in doubt, but there for others to fall back on."""
+        doubted = _doubted(page)
+        if not page.missing:
+            await self._catalog.put_page(doubted, ())
+        return doubted
 
 
 def _doubted(page: Page) -> Page:

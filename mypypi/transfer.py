@@ -20,10 +20,12 @@ from mypypi.drafts import State, write_at
 from mypypi.errors import (
     DigestMismatch,
     Interrupted,
+    MyPyPiError,
     StorageFull,
     Truncated,
     UpstreamBroken,
     UpstreamDown,
+    UpstreamPaused,
     storage_error,
 )
 from mypypi.model import Digest, PackageFile
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 #: How often a transfer goes on after an interruption: in a row without a new byte, and altogether.
 FRUITLESS = 3
 _RESUMES = 50
-_PAUSE = 0.2
+_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
 _LARGEST_INFLATED = 4 * 1024**3
 _BLOCK = 256 * 1024
 
@@ -145,7 +147,7 @@ class Transfer:
                 if not self._resumable() or fruitless > FRUITLESS:
                     raise
                 self.log.info("resuming {key} at {at}: {why}", key=self._file.key, at=self._content.length, why=error)
-                await self._in_step(deferLater(self._clock, _PAUSE * 2**fruitless))
+                await self._in_step(deferLater(self._clock, _pause(error, fruitless)))
             else:
                 return
         raise Truncated("upstream's body ended early too often")
@@ -226,6 +228,12 @@ class Transfer:
         if unit != "bytes" or not rest.startswith(f"{offset}-"):
             raise Truncated("upstream resumed its body at another place")
         return 0
+
+
+def _pause(error: MyPyPiError, fruitless: int) -> float:
+    """Seconds until the next try; where upstream is left alone for a while, it comes after that."""
+    told = error.retry_after or 0 if isinstance(error, UpstreamPaused) else 0
+    return max(_PAUSE * 2.0**fruitless, min(told, _LONGEST_PAUSE))
 
 
 def whole(draft: Draft, digest: Digest) -> State:

@@ -40,17 +40,17 @@ _END = 90.0
 _FULL = r"can't be kept here|can't be read|was not stored: (a draft|a file|no room)"
 
 #: The ways in which upstream fails, by name, each for files and for pages.
-UPSTREAM: dict[str, Callable[[random.Random], Fault]] = {
-    "500": lambda _: Status(500),
-    "503": lambda _: Status(503, 1),
-    "429": lambda _: Status(429, 1),
-    "hang": lambda _: Hang(),
-    "stall": lambda chance: Stall(chance.randrange(100, 50_000)),
-    "close early": lambda chance: CloseEarly(chance.randrange(100, 50_000)),
-    "wrong length": lambda chance: WrongLength(chance.choice((-7, 7))),
-    "wrong bytes": lambda _: WrongBytes(),
-    "gzip": lambda _: Gzipped(),
-    "trickle": lambda _: Trickle(50_000, 5_000),
+UPSTREAM: dict[str, Callable[[random.Random, int], Fault]] = {
+    "500": lambda *_: Status(500),
+    "503": lambda *_: Status(503, 1),
+    "429": lambda *_: Status(429, 1),
+    "hang": lambda *_: Hang(),
+    "stall": lambda chance, size: Stall(chance.randrange(size)),
+    "close early": lambda chance, size: CloseEarly(chance.randrange(size)),
+    "wrong length": lambda chance, _: WrongLength(chance.choice((-7, 7))),
+    "wrong bytes": lambda *_: WrongBytes(),
+    "gzip": lambda *_: Gzipped(),
+    "trickle": lambda _, size: Trickle(5 * size, size // 10),
 }
 #: What a page can't be checked against: these are for files alone.
 _FILES_ONLY = {"wrong bytes", "wrong length", "gzip"}
@@ -125,16 +125,20 @@ class Chaos:
             "upstream refusing": self.upstream_refuses,
         }
         for name, make in UPSTREAM.items():
-            kinds[f"upstream {name}, file"] = self.upstream_fails(f"upstream {name}, file", "/packages/", make)
+            kinds[f"upstream {name}, file"] = self.upstream_fails(f"upstream {name}, file", "/packages/", make, 2_000)
             if name not in _FILES_ONLY:
-                kinds[f"upstream {name}, page"] = self.upstream_fails(f"upstream {name}, page", "/simple/", make)
+                kinds[f"upstream {name}, page"] = self.upstream_fails(f"upstream {name}, page", "/simple/", make, 200)
         return kinds
 
     # The disturbances
 
-    def upstream_fails(self, name: str, where: str, make: Callable[[random.Random], Fault]) -> Callable[[], None]:
+    def upstream_fails(
+        self, name: str, where: str, make: Callable[[random.Random, int], Fault], size: int
+    ) -> Callable[[], None]:
+        """What is there has at least `size` bytes."""
+
         def fail() -> None:
-            fault = self.cluster.index.fault(where, make(self.chance), times=self.chance.randrange(1, 4))
+            fault = self.cluster.index.fault(where, make(self.chance, size), times=self.chance.randrange(1, 4))
             deadline = time.monotonic() + _MET
             while not fault.served and time.monotonic() < deadline:
                 self.publish()
