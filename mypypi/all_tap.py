@@ -10,6 +10,7 @@ from twisted.logger import Logger
 from twisted.python import usage
 
 from mypypi.embedded import EmbeddedRedis, EmbeddedRedisError, NoServer, find_server
+from mypypi.listening import CannotStart
 from mypypi.options import ServerOptions
 from mypypi.parts import InOrder, Parts
 from mypypi.processes import ServerProcesses
@@ -74,7 +75,7 @@ class Everything(Service):
     def _give_up(self, failure: Any) -> None:
         if not self.running:
             return
-        if failure.check(EmbeddedRedisError):
+        if failure.check(EmbeddedRedisError, CannotStart):
             self.log.critical("{why}", why=failure.value)
         else:
             self.log.failure("could not start", failure)

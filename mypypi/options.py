@@ -44,9 +44,11 @@ class ServerOptions(SettingsOptions):
         ["listen", None, None, "Where to listen, in place of MYPYPI_LISTEN: a Twisted endpoint description."]
     ]
 
-    @property
-    def logs_elsewhere(self) -> bool:
-        """Whether twistd was told to log anywhere but to its standard output."""
+    #: Whether twistd was told to log anywhere but to its standard output.
+    logs_elsewhere = False
+
+    def postOptions(self) -> None:
         twistd: Mapping[str, Any] = self.parent or {}
         to_stdout = twistd.get("nodaemon") and twistd.get("logfile") in (None, "-")
-        return not to_stdout or bool(twistd.get("syslog") or twistd.get("logger"))
+        self.logs_elsewhere = not to_stdout or bool(twistd.get("syslog") or twistd.get("logger"))
+        super().postOptions()

@@ -17,7 +17,7 @@ from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 
 from mypypi import metrics
-from mypypi.listening import listen
+from mypypi.listening import CannotStart, listen
 from mypypi.run import Run, child_environment
 from mypypi.server import give_up, ready_line
 
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 30.0
 _GOOD_RUN = 60.0
-#: Children that end before they are ready, one after the other and with no other left, until it is given up.
-_MOST_FAILURES = 3
 
 
 @define(eq=False)
@@ -82,7 +80,10 @@ class ServerProcesses(Service):
         super().startService()
         if self._port is None:
             self.privilegedStartService()
-        self._counts = TemporaryDirectory(prefix="mypypi-metrics-", ignore_cleanup_errors=True)
+        try:
+            self._counts = TemporaryDirectory(prefix="mypypi-metrics-", ignore_cleanup_errors=True)
+        except OSError as error:
+            raise CannotStart(f"no directory can be made for what the server processes count: {error}") from error
         self._environment["PROMETHEUS_MULTIPROC_DIR"] = self._counts.name
         self._old_handler = signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self.reload))
         for place in self._places:
@@ -151,7 +152,7 @@ class ServerProcesses(Service):
                 place.pause = _FIRST_PAUSE
         else:
             self._failures += 1
-            if self._failures >= _MOST_FAILURES and not self._runs:
+            if self._failures > len(self._places) and not self._runs:  # and none had but one try
                 self._give_up(how)
                 return
         self.log.error(

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 _START_TIME = 60.0
 _END_TIME = 10.0
 
-_TWISTD = "from twisted.scripts.twistd import run; run()"
+#: Without the working directory, which ``-c`` puts first among the places where modules are looked for.
+_TWISTD = "import sys; sys.path = [*filter(None, sys.path)]; from twisted.scripts.twistd import run; run()"
 
 
 class Parent(Protocol):

@@ -92,7 +92,7 @@ class Cluster:
             "S3_SECRET_KEY": SECRET_KEY,
             "S3_REGION": REGION,
         }
-        given = {"WORKERS": "1"} | common | self.settings | settings
+        given = common | self.settings | settings
         env = {name if name == "WORKERS" else f"MYPYPI_{name}": value for name, value in given.items()}
         daemon = Daemon(plugin, self.data(host), env)
         self.daemons.append(daemon)

@@ -32,7 +32,7 @@ from tests.rig.http import Answer, SlowReader, eventually, get
 from tests.rig.index import FakeIndex
 from tests.rig.packages import Artifact, make_wheel
 
-TWO = {"WORKERS": "2", "MYPYPI_REDIS_URL": "redis://127.0.0.1:1"}
+TWO = {"WORKERS": "2", "MYPYPI_DRAIN_TIME": "30", "MYPYPI_REDIS_URL": "redis://127.0.0.1:1"}
 ALIVE = "/-/health/live"
 #: More than sockets take in for a client that does not read.
 LARGE = 20_000_000

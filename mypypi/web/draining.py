@@ -40,7 +40,7 @@ class DrainingChannel(HTTPChannel):
 
     def dataReceived(self, data: bytes) -> None:
         """Bytes came."""
-        self._asked = True
+        self._asked = self._asked or bool(data)
         super().dataReceived(data)
 
     def requestDone(self, request: Request) -> None:

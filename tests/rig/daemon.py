@@ -31,9 +31,10 @@ class Daemon:
     """
     One run of ``twistd -n <plugin>``, over a data directory that outlives it.
 
-    `env` is added to a clean minimal environment in which it listens on a free port of loopback. `options` are twistd's
-    own and `arguments` the plugin's. It is ready when its log has a line with ``ready: `` and its address. Use `start`
-    and `stop`, or as a context manager, which shows the log when the test fails.
+    `env` is added to a clean minimal environment in which it listens on a free port of loopback, in one process, and
+    waits for no client for more than a second when it stops. `options` are twistd's own and `arguments` the plugin's.
+    It is ready when its log has a line with ``ready: `` and its address. Use `start` and `stop`, or as a context
+    manager, which shows the log when the test fails.
     """
 
     def __init__(
@@ -264,4 +265,6 @@ def _clean_environment(data: Path, python_path: Sequence[Path]) -> dict[str, str
         "PYTHONUNBUFFERED": "1",
         "MYPYPI_DATA_DIRECTORY": str(data),
         "MYPYPI_LISTEN": "tcp:0:interface=127.0.0.1",
+        "MYPYPI_DRAIN_TIME": "1",
+        "WORKERS": "1",
     }

@@ -1,0 +1,327 @@
+"""When server processes are started, replaced and given up: the parent's decisions, without processes."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from io import StringIO
+from typing import Any
+from unittest.mock import patch
+
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.error import ProcessDone, ProcessExitedAlready, ProcessTerminated
+from twisted.internet.task import Clock
+from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
+from twisted.python.failure import Failure
+
+from mypypi import processes
+from mypypi.child import LIFELINE, LISTENING, PROCESS, REPORT, to_parent
+from mypypi.processes import ServerProcesses
+from mypypi.run import Run
+from mypypi.settings import Settings
+from tests.memory import MemoryTestCase
+
+
+class FakeProcess:
+    """A process that does as the test says."""
+
+    def __init__(self, reactor: FakeReactor, run: Run, env: dict[str, str], descriptors: dict[int, object]) -> None:
+        self.pid = 1000 + len(reactor.spawned)
+        self.run = run
+        self.env = env
+        self.descriptors = descriptors
+        self.signals: list[str] = []
+        self.running = True
+
+    @property
+    def number(self) -> str:
+        return self.env[PROCESS]
+
+    def signalProcess(self, name: str) -> None:
+        if not self.running:
+            raise ProcessExitedAlready
+        self.signals.append(name)
+
+    def get_ready(self) -> None:
+        self.run.childDataReceived(REPORT, b"Redis ")
+        self.run.childDataReceived(REPORT, b"answers\n")
+
+    def end(self, code: int | None = None, signal: int | None = None) -> None:
+        self.running = False
+        reason = ProcessDone(0) if code == 0 else ProcessTerminated(code, signal)
+        self.run.processExited(Failure(reason))
+
+
+class FakePort:
+    """A port that listens and says who reads from it."""
+
+    def __init__(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.fileno = self.listener.fileno
+        self.reads = True
+
+    def getHost(self) -> IPv4Address:
+        return IPv4Address("TCP", *self.listener.getsockname())
+
+    def stopReading(self) -> None:
+        self.reads = False
+
+    def stopListening(self) -> Deferred[None]:
+        self.listener.close()
+        return succeed(None)
+
+
+class FakeReactor(Clock):
+    """A clock that pretends to start processes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.port = FakePort()
+        self.spawned: list[FakeProcess] = []
+        self.stopped = False
+        self.spawns = True
+
+    def listenTCP(self, *_: object, **__: object) -> FakePort:
+        return self.port
+
+    def spawnProcess(self, run: Run, executable: str, command: list[str], env: Any, childFDs: Any) -> None:  # noqa: N803
+        if not self.spawns:
+            raise BlockingIOError("no more processes")
+        process = FakeProcess(self, run, env, childFDs)
+        self.spawned.append(process)
+        run.makeConnection(process)
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def callWhenRunning(self, function: Any) -> None:
+        function()
+
+
+class SupervisionTests(MemoryTestCase):
+    """Two children, and what becomes of them."""
+
+    def setUp(self) -> None:
+        self.reactor = FakeReactor()
+        self.addCleanup(self.reactor.port.listener.close)
+        self.said: list[str] = []
+        observer: Any = self._observe
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        settings = Settings.load({"WORKERS": "2", "MYPYPI_DRAIN_TIME": "30", "MYPYPI_LISTEN": "tcp:0"})
+        self.service = ServerProcesses(settings, self.reactor, redis_url="unix:///run/redis.sock")
+        self.service.privilegedStartService()
+        self.service.startService()
+        self.addCleanup(self._end)
+
+    def _observe(self, event: LogEvent) -> None:
+        if event.get("log_namespace", "").startswith("mypypi.processes"):
+            self.said.append(formatEvent(event))
+
+    def _end(self) -> None:
+        if self.service.running:
+            stopping = self.service.stopService()
+            for process in self.alive:
+                process.end(signal=15)
+            self.successResultOf(stopping)
+
+    @property
+    def alive(self) -> list[FakeProcess]:
+        return [process for process in self.reactor.spawned if process.running]
+
+    def all_ready(self) -> None:
+        for process in self.alive:
+            process.get_ready()
+
+    def test_each_child_has_a_number_and_the_socket(self) -> None:
+        """And what else it needs to serve as its parent would."""
+        first, second = self.reactor.spawned
+        assert [first.number, second.number] == ["1", "2"]
+        assert first.descriptors == {LIFELINE: "w", LISTENING: self.reactor.port.fileno(), REPORT: "r", 1: 1, 2: 2}
+        assert first.env["MYPYPI_LISTEN"] == "tcp:0"
+        assert first.env["MYPYPI_REDIS_URL"] == "unix:///run/redis.sock"
+        assert os.path.isdir(first.env["PROMETHEUS_MULTIPROC_DIR"])  # noqa: PTH112 - it is text
+        assert not self.reactor.port.reads
+
+    def test_ready_is_said_once_all_are(self) -> None:
+        """And not again for those that are started later."""
+        first, second = self.reactor.spawned
+        first.get_ready()
+        assert not any(line.startswith("ready: ") for line in self.said)
+        second.get_ready()
+        (line,) = [line for line in self.said if line.startswith("ready: ")]
+        assert re.match(r"ready: http://127.0.0.1:\d+/ serves .*; Redis answers$", line)
+        first.end(signal=9)
+        self.reactor.advance(0.1)
+        self.all_ready()
+        assert sum(line.startswith("ready: ") for line in self.said) == 1
+
+    def test_the_pauses_before_a_start_grow_and_begin_anew_after_a_good_run(self) -> None:
+        """One that ends again and again is not to cost a processor."""
+        self.all_ready()
+        pauses: list[float] = []
+        for _ in range(12):
+            self.reactor.spawned[-1].end(signal=11) if pauses else self.reactor.spawned[0].end(signal=11)
+            (call,) = self.reactor.getDelayedCalls()
+            pauses.append(round(call.getTime() - self.reactor.seconds(), 3))
+            self.reactor.advance(pauses[-1])
+            self.reactor.spawned[-1].get_ready()
+        assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30, 30, 30]
+        self.reactor.advance(60)
+        self.reactor.spawned[-1].end(signal=11)
+        assert self.said[-1].endswith("ended (signal 11); it is started again in 0.1 s")
+
+    def test_when_none_can_start_it_is_given_up(self) -> None:
+        """Not at the first: what kept them may pass. And not while one of them serves."""
+        given_up: list[Any] = []
+        self.patch(processes, "give_up", given_up.append)
+        for process in self.alive:
+            process.end(code=1)
+        assert given_up == []
+        self.reactor.advance(0.1)
+        for process in self.alive:
+            process.end(code=1)
+        assert given_up == [self.reactor]
+        assert self.said[-1].startswith("no server process can start: ")
+        assert "the last with exit code 1" in self.said[-1]
+        self.reactor.advance(60)
+        assert self.alive == []
+
+    def test_it_is_not_given_up_while_one_serves(self) -> None:
+        """The other one is tried for ever."""
+        given_up: list[Any] = []
+        self.patch(processes, "give_up", given_up.append)
+        self.reactor.spawned[0].get_ready()
+        for _ in range(10):
+            self.alive[-1].end(code=1)
+            self.reactor.advance(60)
+        assert given_up == []
+        assert len(self.alive) == 2
+
+    def test_one_that_does_not_get_ready_is_killed(self) -> None:
+        """After a minute."""
+        self.reactor.advance(59)
+        assert self.reactor.spawned[0].signals == []
+        self.reactor.advance(1)
+        assert self.reactor.spawned[0].signals == ["KILL"]
+
+    def test_without_a_process_to_be_had_it_is_tried_again(self) -> None:
+        """The machine is short of them for a while."""
+        self.all_ready()
+        self.reactor.spawns = False
+        self.reactor.spawned[0].end(signal=9)
+        self.reactor.pump([0.1, 0])
+        assert "not started: no more processes" in self.said[-1]
+        self.reactor.spawns = True
+        self.reactor.advance(0.2)
+        assert [process.number for process in self.alive] == ["2", "1"]
+
+    def test_a_reload_takes_one_after_the_other(self) -> None:
+        """The new one serves before the old one is told to end."""
+        self.all_ready()
+        first, second = self.alive
+        self.service.reload()
+        *_, new_first = self.alive
+        assert (len(self.alive), new_first.number, first.signals) == (3, "1", [])
+        new_first.get_ready()
+        *_, new_second = self.alive
+        assert (len(self.alive), new_second.number, first.signals, second.signals) == (4, "2", ["TERM"], [])
+        first.end(signal=15)
+        new_second.get_ready()
+        second.end(signal=15)
+        assert self.alive == [new_first, new_second]
+        self.reactor.advance(60)
+        assert self.alive == [new_first, new_second]
+
+    def test_a_reload_stops_at_one_that_does_not_start(self) -> None:
+        """Those that serve are worth more."""
+        self.all_ready()
+        before = self.alive
+        self.service.reload()
+        self.alive[-1].end(code=1)
+        self.reactor.advance(60)
+        assert self.alive == before
+        assert [process.signals for process in before] == [[], []]
+
+    def test_a_reload_during_another_is_done_after_it(self) -> None:
+        """What was changed since is not to be missed."""
+        self.all_ready()
+        self.service.reload()
+        self.service.reload()
+        for _ in range(4):
+            self.alive[-1].get_ready()
+        assert len(self.reactor.spawned) == 6
+        assert [process.number for process in self.alive if not process.signals] == ["1", "2"]
+
+    def test_one_that_dies_while_its_successor_starts_is_not_replaced_twice(self) -> None:
+        """The place is the successor's, whatever else was started for it."""
+        self.all_ready()
+        first = self.alive[0]
+        self.service.reload()
+        new = self.alive[-1]
+        first.end(signal=9)
+        new.get_ready()
+        self.reactor.advance(1)
+        assert [process.number for process in self.alive if not process.signals] == ["2", "1", "2"]
+
+    def test_a_stop_waits_for_all_and_kills_those_that_do_not_end(self) -> None:
+        """Some seconds after MYPYPI_DRAIN_TIME, the time in which they are to end by themselves."""
+        self.all_ready()
+        first, second = self.alive
+        directory = first.env["PROMETHEUS_MULTIPROC_DIR"]
+        stopping = self.service.stopService()
+        assert first.signals == second.signals == ["TERM"]
+        first.end(signal=15)
+        self.reactor.advance(39)
+        assert second.signals == ["TERM"]
+        self.reactor.advance(1)
+        assert second.signals == ["TERM", "KILL"]
+        self.assertNoResult(stopping)
+        second.end(signal=9)
+        self.successResultOf(stopping)
+        assert self.reactor.getDelayedCalls() == []
+        assert not os.path.exists(directory)  # noqa: PTH110 - it is text
+
+    def test_a_stop_in_the_middle_of_a_reload_ends_all(self) -> None:
+        """The one that is only starting as well; nothing is started any more."""
+        self.all_ready()
+        self.service.reload()
+        stopping = self.service.stopService()
+        assert [process.signals for process in self.alive] == [["TERM"]] * 3
+        for process in self.alive:
+            process.end(signal=15)
+        self.successResultOf(stopping)
+        assert self.reactor.getDelayedCalls() == []
+        assert self.alive == []
+
+
+class RelayTests(MemoryTestCase):
+    """What children say, in the log of their parent."""
+
+    def test_a_line_keeps_its_level_time_and_place(self) -> None:
+        """And has the number of who said it; what is no event is a line all the same."""
+        heard: list[LogEvent] = []
+        observer: Any = heard.append
+        run = Run(None, 2, self.clock, 30)  # type: ignore[arg-type] # nobody is told anything
+        said: LogEvent = {
+            "log_format": "it is {what}",
+            "what": "late",
+            "log_time": 7.0,
+            "log_namespace": "mypypi.x",
+            "log_level": LogLevel.warn,
+        }
+        out = StringIO()
+        with patch("sys.stdout", out):
+            to_parent()(said)
+        data = out.getvalue().encode()
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        run.childDataReceived(1, data[:20])
+        run.childDataReceived(1, data[20:] + b"Traceback")
+        run.childDataReceived(1, b" of something\n")
+        event, line = heard
+        assert (formatEvent(event), event["log_time"], event["log_level"]) == ("it is late", 7.0, LogLevel.warn)
+        assert event["log_system"] == "2:mypypi.x#warn"
+        assert formatEvent(line) == "child 2: Traceback of something"
