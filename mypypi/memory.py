@@ -167,6 +167,7 @@ class _Entry:
     """A job that waits or is worked on: nobody else gets it until then."""
 
     job: Job
+    since: float
     claimed_until: float = 0.0
 
 
@@ -181,8 +182,8 @@ class QueuedJobs:
     dead: dict[str, DeadJob] = field(factory=dict)
     idle: list[Deferred[None]] = field(factory=list)
 
-    def add(self, job: Job) -> None:
-        self.entries[str(next(self.ids))] = _Entry(job)
+    def add(self, job: Job, now: float) -> None:
+        self.entries[str(next(self.ids))] = _Entry(job, now)
         idle, self.idle = self.idle, []
         for each in idle:
             each.callback(None)
@@ -217,7 +218,7 @@ class MemoryQueue:
         await self.check()
         if _marker(job) not in self._jobs.queued:
             self._jobs.queued.add(_marker(job))
-            self._jobs.add(evolve(job, about=dict(job.about)))
+            self._jobs.add(evolve(job, about=dict(job.about)), self._clock.seconds())
 
     async def take(self, count: int) -> list[Taken]:
         """See `IQueue.take`."""
@@ -265,7 +266,7 @@ class MemoryQueue:
         """See `IQueue.hand_back`."""
         await self.check()
         if self._jobs.entries.pop(taken.id, None) is not None:
-            self._jobs.add(taken.job)
+            self._jobs.add(taken.job, self._clock.seconds())
 
     async def dead(self) -> list[DeadJob]:
         """See `IQueue.dead`."""
@@ -288,9 +289,10 @@ class MemoryQueue:
     async def state(self, *, everywhere: bool = False) -> QueueState:
         """See `IQueue.state`."""
         await self.check()
-        waiting = sum(everywhere or self._sees(entry.job) for entry in self._jobs.entries.values())
+        since = [entry.since for entry in self._jobs.entries.values() if everywhere or self._sees(entry.job)]
         later = sum(everywhere or self._sees(job) for _, job in self._jobs.later)
-        return QueueState(waiting, later, len(self._jobs.dead))
+        now = self._clock.seconds()
+        return QueueState(len(since), later, len(self._jobs.dead), now - min(since, default=now))
 
     async def check(self) -> None:
         """See `IQueue.check`."""
@@ -305,7 +307,7 @@ class MemoryQueue:
         due = [job for when, job in self._jobs.later if when <= now]
         self._jobs.later = [each for each in self._jobs.later if each[0] > now]
         for job in due:
-            self._jobs.add(job)
+            self._jobs.add(job, now)
         free = [
             Taken(entry.job, entry.job.disk, name)
             for name, entry in self._jobs.entries.items()

@@ -303,8 +303,12 @@ class DeadJob:
 
 @frozen
 class QueueState:
-    """How many jobs wait or are being worked on, how many wait for their next try, and how many were set aside."""
+    """
+    How many jobs wait or are being worked on, how many wait for their next try, and how many were set aside; and how
+    many seconds ago the oldest of the first was queued or came again, 0 where there is none.
+    """
 
     waiting: int
     later: int
     dead: int
+    oldest: float = field(default=0.0, eq=False)  # it is another one whenever one looks

@@ -98,6 +98,22 @@ if redis.call('SET', KEYS[3], '1', 'NX', 'EX', ARGV[3]) then redis.call('XADD', 
 return 1
 """
 
+#: KEYS dead, then streams; of each its jobs that come later are beside it. An entry's id begins with when it was added,
+#: on Redis's clock in milliseconds, so that no other clock has to agree with it.
+_STATE = """
+local waiting, later, oldest = 0, 0, -1
+for i = 2, #KEYS do
+  waiting = waiting + redis.call('XLEN', KEYS[i])
+  later = later + redis.call('ZCARD', KEYS[i] .. ':later')
+  local first = redis.call('XRANGE', KEYS[i], '-', '+', 'COUNT', 1)[1]
+  local added = first and tonumber(string.match(first[1], '^%d+'))
+  if added and (oldest < 0 or added < oldest) then oldest = added end
+end
+local time = redis.call('TIME')
+local age = oldest < 0 and 0 or time[1] * 1000 + math.floor(time[2] / 1000) - oldest
+return {waiting, later, redis.call('XLEN', KEYS[1]), age}
+"""
+
 _MARKER_SECONDS = 86_400
 
 
@@ -194,9 +210,10 @@ class RedisQueue:
     async def state(self, *, everywhere: bool = False) -> QueueState:
         """See `IQueue.state`."""
         streams = await self._all_streams() if everywhere else self._streams()
-        waiting = sum([int(await self._client.call("XLEN", stream)) for stream in streams])
-        later = sum([int(await self._client.call("ZCARD", f"{stream}:later")) for stream in streams])
-        return QueueState(waiting, later, int(await self._client.call("XLEN", f"{self._base}:dead")))
+        waiting, later, dead, age = await self._client.call(
+            "EVAL", _STATE, 1 + len(streams), f"{self._base}:dead", *streams
+        )
+        return QueueState(int(waiting), int(later), int(dead), max(0.0, int(age) / 1000))
 
     async def check(self) -> None:
         """See `IQueue.check`."""

@@ -69,6 +69,10 @@ class QueuePromises:
             await queue.failed(await self.take_one(queue), "no luck")
             await self.passes(AN_HOUR)
 
+    async def grow_old(self, queue: IQueue) -> None:
+        """Let an hour pass for the job that waits."""
+        await self.passes(AN_HOUR)
+
     def test_provides_the_interface(self) -> None:
         """It has every method that IQueue names, with the arguments that it names."""
         assert verifyObject(IQueue, self.worker())
@@ -342,6 +346,19 @@ class QueuePromises:
         for queue in (here, elsewhere, nowhere):
             assert await queue.state(everywhere=True) == QueueState(3, 1, 1)
 
+    async def test_state_tells_how_old_the_oldest_job_is(self) -> None:
+        """What waits or is worked on, for the disks that are seen; nothing is of no age."""
+        queue = self.worker()
+        assert (await queue.state()).oldest == 0
+        await queue.put(UPLOAD)
+        assert (await queue.state()).oldest == 0  # a disk that it does not see
+        await queue.put(FETCH)
+        await self.grow_old(queue)
+        await queue.put(Job("fetch", "new"))
+        assert (await queue.state()).oldest >= AN_HOUR
+        await queue.done(await self.take_one(queue))
+        assert (await queue.state()).oldest < AN_HOUR
+
     async def test_two_hundred_jobs_survive_workers_that_vanish(self) -> None:
         """Four workers, one of which never comes back now and then: every job is done, and nothing is left over."""
         chance = random.Random(4)  # noqa: S311 - which worker vanishes when, the same in every run
@@ -453,6 +470,13 @@ class RedisQueueTests(QueuePromises, TestCase):
                 for identity, holder, idle, _ in await self.client.call("XPENDING", stream, "workers", "-", "+", 1000):
                     age = idle + int(seconds * 1000)
                     await self.client.call("XCLAIM", stream, "workers", holder, 0, identity, "IDLE", age, "JUSTID")
+
+    async def grow_old(self, queue: IQueue) -> None:
+        """Redis knows no other clock than its own: what waits is put there as it was an hour ago."""
+        stream = "test:queue:pypi"
+        ((identity, fields),) = await self.client.call("XRANGE", stream, "-", "+")
+        await self.client.call("DEL", stream)
+        await self.client.call("XADD", stream, f"{int(identity.split(b'-')[0]) - int(AN_HOUR * 1000)}-0", *fields)
 
     async def has_group(self, stream: bytes) -> bool:
         return bool(await self.client.call("XINFO", "GROUPS", stream))
