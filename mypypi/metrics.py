@@ -8,9 +8,12 @@ Knows names and units. Must never know what happens, or ask anybody.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
 
+from attrs import Factory, frozen
 from prometheus_client import REGISTRY as OWN
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 #: As the Prometheus text format is called.
@@ -54,16 +57,6 @@ TAKE_OVERS = Counter("mypypi_fetch_take_overs", "Fetches taken over from a proce
 LEASE_WAITS = Counter("mypypi_lease_waits", "Times that a lease of somebody else was waited for", ["kind"])
 
 HOT_PAGES_BYTES = Gauge("mypypi_hot_pages_bytes", "Memory that hot pages take", multiprocess_mode="livesum")
-DEGRADED = Gauge(
-    "mypypi_degraded",
-    "Whether this part is in trouble (redis, storage, upstream, queue)",
-    ["part"],
-    multiprocess_mode="livemax",
-)
-QUEUE_JOBS = Gauge(
-    "mypypi_queue_jobs", "Jobs, by state (waiting, later, dead)", ["state"], multiprocess_mode="mostrecent"
-)
-QUEUE_OLDEST = Gauge("mypypi_queue_oldest_seconds", "Age of the oldest job that waits", multiprocess_mode="mostrecent")
 
 
 def forget_process(pid: int, directory: str) -> None:
@@ -71,10 +64,43 @@ def forget_process(pid: int, directory: str) -> None:
     mark_process_dead(pid, directory)
 
 
-def latest() -> bytes:
-    """All numbers in the text format, of all processes that count together. Blocks where those are several."""
-    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-        return generate_latest(OWN)
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry)
-    return generate_latest(registry)
+@frozen(eq=False)  # a registry keeps its collectors by what they are
+class Asked:
+    """
+    What is asked for when somebody wants to know, and not counted before: of the process that was asked alone, so that
+    no other one's older answer stands beside it. What could not be found out is not there.
+
+    `degraded` says of each part (redis, storage, upstream, queue) whether it is in trouble; `jobs` how many there are
+    in each state (waiting, later, dead), `oldest` how many seconds the oldest of those that wait has waited.
+    """
+
+    degraded: Mapping[str, bool] = Factory(dict)
+    jobs: Mapping[str, int] = Factory(dict)
+    oldest: float | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        """As a registry of prometheus_client has it from its collectors."""
+        degraded = GaugeMetricFamily("mypypi_degraded", "Whether this part is in trouble", labels=["part"])
+        for part, value in self.degraded.items():
+            degraded.add_metric([part], value)
+        yield degraded
+        jobs = GaugeMetricFamily("mypypi_queue_jobs", "Jobs, by state (waiting, later, dead)", labels=["state"])
+        for state, number in self.jobs.items():
+            jobs.add_metric([state], number)
+        yield jobs
+        if self.oldest is not None:
+            yield GaugeMetricFamily("mypypi_queue_oldest_seconds", "Age of the oldest job that waits", self.oldest)
+
+
+def latest(asked: Asked | None = None) -> bytes:
+    """
+    All numbers in the text format, of all processes that count together, and what was asked. Blocks where those are
+    several.
+    """
+    registry = OWN
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)
+    answers = CollectorRegistry()
+    answers.register(asked or Asked())
+    return generate_latest(registry) + generate_latest(answers)

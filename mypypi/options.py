@@ -8,6 +8,7 @@ from typing import Any
 
 from twisted.python import usage
 
+from mypypi.logs import PROCESS, CannotLog, Chosen
 from mypypi.settings import Settings, SettingsError, describe
 
 
@@ -31,7 +32,19 @@ class SettingsOptions(usage.Options):
             self.settings = Settings.load(environ, embedded=self.embedded)
         except SettingsError as error:
             raise usage.UsageError(str(error)) from None
+        self._set_log_format(environ.get(PROCESS))
         self.check(self.settings)
+
+    def _set_log_format(self, process: str | None) -> None:
+        """Twistd reads its option ``--logger`` after this; where nobody gave it, it is ours to give."""
+        if self.parent is None:
+            return
+        try:
+            logger = Chosen.name(self.parent, self.settings.log_format, process)
+        except CannotLog as error:
+            raise usage.UsageError(str(error)) from None
+        if logger is not None:
+            self.parent["logger"] = logger
 
     def check(self, settings: Settings) -> None:
         """Raises UsageError for what this daemon can't start with."""

@@ -17,9 +17,10 @@ from twisted.web.resource import IResource, Resource
 
 from mypypi.cold import Cold, ColdFiles
 from mypypi.ecosystems import ECOSYSTEMS
-from mypypi.errors import JobsFailed
+from mypypi.errors import CatalogDown, JobsFailed
 from mypypi.leases import Leases
 from mypypi.listening import address_of, adopt, listen
+from mypypi.metrics import Asked, latest
 from mypypi.pages import Pages
 from mypypi.press import Press
 from mypypi.proxy import Proxy
@@ -35,9 +36,12 @@ from mypypi.web.site import WebSite
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IListeningPort
 
+    from mypypi.model import QueueState
     from mypypi.parts import Parts
     from mypypi.settings import Settings
 
+#: Seconds for which a scrape waits to hear of the queue.
+_QUEUE_PATIENCE = 3.0
 _ROUTES: dict[str, type[PyPIRoutes | NPMRoutes]] = {"pypi": PyPIRoutes, "npm": NPMRoutes}
 
 
@@ -93,8 +97,29 @@ def make_resource(parts: Parts) -> IResource:
         "upstream": pages.check,
         "queue": check_queue,
     }
-    trunk = _Trunk(routes.app.resource(), OperatorRoutes(Health(checks)).app.resource())
+    operator = OperatorRoutes(Health(checks, reactor), lambda outcomes: _scrape(parts, outcomes))
+    trunk = _Trunk(routes.app.resource(), operator.app.resource())
     return Gate(trunk, routes.methods, scoped=ecosystem.scoped)
+
+
+async def _scrape(parts: Parts, outcomes: dict[str, str]) -> bytes:
+    """What is counted, and what these checks found; how much there is in the queue where Redis can say it in time."""
+    jobs: dict[str, int] = {}
+    oldest = None
+    if outcomes["redis"] == "ok":
+        try:
+            state = await Deferred.fromCoroutine(_state(parts)).addTimeout(_QUEUE_PATIENCE, parts.reactor)
+        except (CatalogDown, TimeoutError):
+            pass
+        else:
+            jobs = {"waiting": state.waiting, "later": state.later, "dead": state.dead}
+            oldest = state.oldest
+    degraded = {part: outcome != "ok" for part, outcome in outcomes.items()}
+    return await parts.press_threads.run(latest, Asked(degraded, jobs, oldest))
+
+
+async def _state(parts: Parts) -> QueueState:
+    return await parts.queue.state()
 
 
 class _Trunk(Resource):
@@ -131,7 +156,9 @@ class Server(Service):
     def privilegedStartService(self) -> None:
         """Bind, before twistd gives up privileges. Raises CannotStart with what keeps it from listening."""
         parts, description = self._parts, self._parts.settings.listen
-        self._site = site = WebSite(make_resource(parts), parts.reactor)
+        self._site = site = WebSite(
+            make_resource(parts), parts.reactor, per_address=parts.settings.connections_per_address
+        )
         if self._adopted is None:
             listen(parts.reactor, description, site, self._listening)
         else:

@@ -261,13 +261,17 @@ class _Endpoint:
 class Connection(StringTransport):
     """A client's connection to a server in memory: what it has got, and whether it was broken."""
 
-    def __init__(self, site: Site, request: bytes = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n") -> None:
-        super().__init__()
+    def __init__(
+        self, site: Site, request: bytes = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n", host: str = "192.0.2.1"
+    ) -> None:
+        address = IPv4Address("TCP", host, 50_000)
+        super().__init__(peerAddress=address)
         self.aborted = self.closed = False
-        self.channel = site.buildProtocol(IPv4Address("TCP", "192.0.2.1", 50_000))
+        self.channel = site.buildProtocol(address)
         assert self.channel is not None
         self.channel.makeConnection(self)
-        self.channel.dataReceived(request)
+        if request:
+            self.channel.dataReceived(request)
 
     @property
     def head(self) -> str:

@@ -25,6 +25,7 @@ from tests.rig.host import FaultT, FileHost
 from tests.rig.http import Answer, SlowReader, get
 from tests.rig.wire import BOUND, Request
 
+_MARKS = count()
 _NAMES = (f"thing{number}" for number in count())
 
 
@@ -84,8 +85,10 @@ class Site:
         return SlowReader(self.url(thing))
 
     def settle(self) -> None:
-        """Wait until the daemon has seen whatever clients did before, such as leaving."""
-        assert get(f"{self.daemon.url}/-/health/live").status == 200
+        """Wait until the daemon has seen whatever clients did before, such as leaving, and its log been read so far."""
+        mark = f"settled-{next(_MARKS)}"
+        assert get(f"{self.daemon.url}/-/health/live", {"X-Request-ID": mark}).status == 200
+        self.daemon.wait_for_log(rf"{mark}\b")
 
     def health(self) -> Any:
         """What it says of itself."""

@@ -26,7 +26,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"receiver", "leases", "shelf"}),
     frozenset({"press", "upstream", "redis", "queue", "memory", "storage", "drafts", "hot"}),
     frozenset({"breaker"}),
-    frozenset({"ecosystems", "bodies", "content", "once", "threads", "settings", "texts", "agent", "turns", "pauses"}),
+    frozenset(
+        {"ecosystems", "bodies", "content", "once", "threads", "settings", "texts", "logs", "agent", "turns", "pauses"}
+    ),
     frozenset({"interfaces"}),
     frozenset({"model", "errors", "metrics", ""}),
 )

@@ -52,6 +52,8 @@ TAKEN: dict[str, tuple[str, object]] = {
     "MYPYPI_DRAIN_TIME": ("0", 0),
     "MYPYPI_STALE_AFTER": ("1", 1),
     "MYPYPI_HOT_PAGES_BYTES": ("1000000", 1_000_000),
+    "MYPYPI_LOG_FORMAT": ("json", "json"),
+    "MYPYPI_CONNECTIONS_PER_ADDRESS": ("20", 20),
 }
 
 

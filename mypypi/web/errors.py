@@ -10,6 +10,7 @@ from twisted.logger import Logger
 from werkzeug.exceptions import HTTPException
 
 from mypypi.errors import MyPyPiError
+from mypypi.web.lines import id_of, method_of, path_of
 
 if TYPE_CHECKING:
     from twisted.python.failure import Failure
@@ -27,7 +28,13 @@ def answer_failure(request: Request, failure: Failure) -> bytes:
         return answer(request, error.status, str(error), error.retry_after)
     if isinstance(error, HTTPException):
         return answer(request, error.code or 404, "there is nothing at this address: see / for what is served")
-    log.failure("a request failed: {method} {path}", failure, method=request.method, path=request.path)
+    log.failure(
+        "request {request_id} failed: {method} {path}",
+        failure,
+        request_id=id_of(request),
+        method=method_of(request.method),
+        path=path_of(request.uri),
+    )
     return answer(request, 500, "this should not have happened; the server's log says more")
 
 

@@ -13,6 +13,7 @@ from mypypi.errors import NotFound, UpstreamRefused
 from mypypi.proxy import Proxy
 from mypypi.web.conditions import Unsatisfiable, etag_matches, needs_total, range_applies, ranges_of
 from mypypi.web.errors import answer
+from mypypi.web.lines import mark
 from mypypi.web.passing import pass_on, pass_through
 from mypypi.web.reader import Reader, Span
 
@@ -43,6 +44,7 @@ class Files:
 
         Raises what `Proxy.file` does, and BadRequest.
         """
+        mark(request, "file")
         found = await self.proxy.file(link, describe=request.method == b"HEAD")
         if isinstance(found, Served):
             return await self._serve(request, found)

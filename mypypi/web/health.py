@@ -7,13 +7,15 @@ does not take the server out of service: sending clients away would turn it into
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from attrs import frozen
 from klein import Klein
+from twisted.internet.defer import Deferred
 
 from mypypi.errors import MyPyPiError
+from mypypi.metrics import CONTENT_TYPE
 from mypypi.web.errors import answer_failure
 
 if TYPE_CHECKING:
@@ -24,25 +26,42 @@ if TYPE_CHECKING:
 Check = Callable[[], Awaitable[None]]
 
 
+#: All numbers, in the Prometheus text format.
+Metrics = Callable[[dict[str, str]], Awaitable[bytes]]
+
+
 @frozen
 class Health:
-    """The checks by name, in the order in which they are told."""
+    """The checks by name, in the order in which they are told. Each has some seconds on `clock`."""
 
     checks: dict[str, Check]
+    clock: Any
+    #: Seconds after which what does not answer counts as in trouble.
+    patience: float = 5.0
 
     async def report(self) -> dict[str, object]:
         """``{"status": "ok" | "degraded", "checks": {name: "ok" | reason}}``."""
-        found = {name: await _outcome(check) for name, check in self.checks.items()}
+        found = await self.outcomes()
         status = "ok" if all(outcome == "ok" for outcome in found.values()) else "degraded"
         return {"status": status, "checks": found}
 
+    async def outcomes(self) -> dict[str, str]:
+        """``{name: "ok" | reason}``. All checks are made at the same time."""
+        started = {name: Deferred.fromCoroutine(self._outcome(check)) for name, check in self.checks.items()}
+        return {name: await outcome for name, outcome in started.items()}
 
-async def _outcome(check: Check) -> str:
-    try:
-        await check()
-    except MyPyPiError as error:
-        return str(error)
-    return "ok"
+    async def _outcome(self, check: Check) -> str:
+        try:
+            await Deferred.fromCoroutine(_made(check)).addTimeout(self.patience, self.clock)
+        except MyPyPiError as error:
+            return str(error)
+        except TimeoutError:
+            return f"no answer within {self.patience:g} s"
+        return "ok"
+
+
+async def _made(check: Check) -> None:
+    await check()
 
 
 class OperatorRoutes:
@@ -50,8 +69,10 @@ class OperatorRoutes:
 
     app = Klein()
 
-    def __init__(self, health: Health) -> None:
+    def __init__(self, health: Health, metrics: Metrics) -> None:
+        """`metrics` makes the answer to a scrape, given the outcomes of the checks."""
         self._health = health
+        self._metrics = metrics
 
     @app.handle_errors(Exception)  # type: ignore[arg-type] # Klein takes a plain method as well
     def failed(self, request: Request, failure: Failure) -> bytes:
@@ -67,6 +88,15 @@ class OperatorRoutes:
     async def ready(self, request: Request) -> bytes:
         """What it stands on is in order, or else what is not."""
         return _json(request, await self._health.report())
+
+    @app.route("/metrics")
+    async def metrics(self, request: Request) -> bytes:
+        """What is counted, for Prometheus."""
+        body = await self._metrics(await self._health.outcomes())
+        request.setHeader(b"content-type", CONTENT_TYPE)
+        request.setHeader(b"cache-control", b"no-store")
+        request.setHeader(b"content-length", b"%d" % len(body))
+        return body
 
 
 def _json(request: Request, value: object) -> bytes:

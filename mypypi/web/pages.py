@@ -19,6 +19,7 @@ from mypypi.model import BASE_PLACEHOLDER, Form, PageId
 from mypypi.once import Once
 from mypypi.press import gzip
 from mypypi.web.conditions import accepts_gzip, choose_type, etag_matches
+from mypypi.web.lines import mark
 from mypypi.web.sending import inflated, send, slices
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class PageResponses:
 
         Raises NotAcceptable, BadRequest, NotFound, and what `Proxy.page` does.
         """
+        mark(request, "page")
         media_type = choose_type(_wanted(request), offered)
         answer = await self._proxy.page(page)
         form = answer.page.forms[offered[media_type]]

@@ -1,0 +1,109 @@
+"""How a log line looks: as twistd writes it, or one JSON object for each event.
+
+Where lines go (standard output, a file and its rotation) is twistd's business, and its options. Knows events and
+twistd's loggers. Must never know what is logged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from functools import partial
+from typing import Any, ClassVar
+
+import msgspec
+from twisted.logger import (
+    FileLogObserver,
+    ILogObserver,
+    LogEvent,
+    formatEvent,
+    formatEventAsClassicLogText,
+    formatTime,
+)
+from twisted.scripts._twistd_unix import UnixAppLogger
+
+#: The variable in which a server's processes are told their number, where there are several.
+PROCESS = "SERVER_PROCESS"
+
+
+class CannotLog(ValueError):
+    """What twistd is asked for does not go with the form of lines."""
+
+
+class Chosen:
+    """
+    The observer that the command line and the settings ask for. twistd takes the name of what makes one, and gives it
+    no argument: so this is kept here, once for a process.
+    """
+
+    NAME = f"{__name__}.Chosen.make"
+    _make: ClassVar[Callable[[], ILogObserver]]
+
+    @classmethod
+    def name(cls, options: Mapping[str, Any], log_format: str, process: str | None = None) -> str | None:
+        """
+        What twistd's option ``--logger`` is to be, given its `options`: None where that is right as it is.
+
+        Raises CannotLog.
+        """
+        if options.get("logger") is not None or (log_format == "text" and process is None):
+            return None
+        if options.get("syslog"):
+            raise CannotLog(f"--syslog does not go with MYPYPI_LOG_FORMAT={log_format} here: let it write to a file")
+        line = partial(json_line if log_format == "json" else text_line, process)
+        cls._make = partial(_observer, options, line)
+        return cls.NAME
+
+    @classmethod
+    def make(cls) -> ILogObserver:
+        """The observer."""
+        return cls._make()
+
+
+def _observer(options: Mapping[str, Any], line: Callable[[LogEvent], str]) -> ILogObserver:
+    """Twistd's own observer, with its choice of a file, rotation and SIGUSR1 included; the lines alone are ours."""
+    observer: FileLogObserver = UnixAppLogger(options)._getLogObserver()  # noqa: SLF001 - else all of it would be copied
+    observer.formatEvent = line
+    return observer
+
+
+def text_line(process: str | None, event: LogEvent) -> str:
+    """The line as twistd writes it, before it the number of the process."""
+    text = formatEventAsClassicLogText(event, formatTime)
+    return f"{process or '-'}: {text}" if text else ""
+
+
+def json_line(process: str | None, event: LogEvent) -> str:
+    """
+    ``{"time", "level", "logger", "process", "message"}``, and what a record that is logged (a `msgspec.Struct` called
+    ``record``) consists of, or ``{"exception", "traceback"}`` of a failure.
+    """
+    level, failure, record = event.get("log_level"), event.get("log_failure"), event.get("record")
+    line = {
+        "time": datetime.fromtimestamp(event["log_time"], timezone.utc).isoformat(timespec="milliseconds"),
+        "level": level.name if level is not None else "info",
+        "logger": event.get("log_namespace", "-"),
+    }
+    if process is not None:
+        line["process"] = process
+    if isinstance(record, msgspec.Struct):
+        line["message"] = str(record)
+        line |= msgspec.structs.asdict(record)
+    elif failure is None:
+        line["message"] = formatEvent(event)
+    else:
+        line["message"] = formatEvent(event) or str(failure.value)
+        line["exception"] = failure.type.__name__
+        line["traceback"] = failure.getTraceback()
+    return _encoded(line) + "\n"
+
+
+def _encoded(line: dict[str, Any]) -> str:
+    try:
+        return msgspec.json.encode(line).decode()
+    except UnicodeEncodeError:  # a file name that is not UTF-8 holds surrogates
+        return msgspec.json.encode({name: _printable(value) for name, value in line.items()}).decode()
+
+
+def _printable(value: Any) -> Any:
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

@@ -1,0 +1,196 @@
+"""Promises of the log: one line for each event, as text or as JSON, and never a secret in it."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from twisted.logger import LogEvent, Logger
+from twisted.python.failure import Failure
+
+from mypypi.logs import PROCESS, CannotLog, Chosen, json_line, text_line
+from tests.conftest import DaemonFactory
+from tests.rig.daemon import Daemon
+from tests.rig.http import eventually, get
+from tests.rig.index import FakeIndex
+from tests.rig.packages import make_wheel
+from tests.rig.redis import Redis
+
+
+class Record(msgspec.Struct):
+    path: str
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.path} of {self.size}"
+
+
+def event_of(text: str, **fields: Any) -> LogEvent:
+    """The event that a logger makes of this."""
+    events: list[LogEvent] = []
+    log = Logger("thing", observer=events.append)  # type: ignore[arg-type] # any callable is an observer
+    if "failure" in fields:
+        log.failure(text, **fields)
+    else:
+        log.warn(text, **fields)
+    return events[0] | {"log_time": 1_793_000_000.25}
+
+
+def objects(text: str) -> list[dict[str, Any]]:
+    """Every line is an object of its own."""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+class TestJSON:
+    def test_event(self) -> None:
+        """Time, level, logger and message; the process where there are several."""
+        line = json_line(None, event_of("{who} came\nhere", who="he"))
+        assert line.count("\n") == 1
+        assert json.loads(line) == {
+            "time": "2026-10-26T07:33:20.250+00:00",
+            "level": "warn",
+            "logger": "thing",
+            "message": "he came\nhere",
+        }
+        assert json.loads(json_line("3", event_of("x")))["process"] == "3"
+
+    def test_record(self) -> None:
+        """What it consists of, each by its name."""
+        told = json.loads(json_line(None, event_of("{record}", record=Record("/a", 7))))
+        assert (told["message"], told["path"], told["size"]) == ("/a of 7", "/a", 7)
+
+    def test_failure(self) -> None:
+        """One object with the traceback in it."""
+        try:
+            raise ValueError("odd")
+        except ValueError:
+            (told,) = objects(json_line(None, event_of("it failed", failure=Failure())))
+        assert (told["message"], told["exception"], told["level"]) == ("it failed", "ValueError", "critical")
+        assert "test_failure" in told["traceback"]
+
+    def test_any_text(self) -> None:
+        """A file's name that is not UTF-8, and what can't be formatted, is told as far as it can be."""
+        assert json.loads(json_line(None, event_of("{name}", name="a\udcff")))["message"] == "a\\udcff"
+        assert "nothing" in json.loads(json_line(None, event_of("{nothing}")))["message"]
+
+    def test_text_names_the_process(self) -> None:
+        assert re.fullmatch(r"3: \S+ \[thing#warn\] x\n", text_line("3", event_of("x")))
+
+    def test_what_twistd_is_left_to_do(self) -> None:
+        """Its own lines where those are right, and whatever its user asked for."""
+        assert Chosen.name({}, "text") is None
+        assert Chosen.name({"logger": print}, "json") is None
+        with pytest.raises(CannotLog):
+            Chosen.name({"syslog": True}, "json")
+
+
+class TestDaemons:
+    """Every daemon, wherever it logs to."""
+
+    @pytest.mark.parametrize("plugin", ["mypypi", "mypypi-server", "mypypi-worker"])
+    def test_json_on_standard_output(self, plugin: str, redis: Redis, index: FakeIndex, tmp_path: Path) -> None:
+        """From the first line to the last."""
+        env = {"MYPYPI_LOG_FORMAT": "json", "MYPYPI_UPSTREAM_URL": index.url, PROCESS: "7", "WORKERS": "1"}
+        env |= {"MYPYPI_REDIS_URL": redis.url} if plugin != "mypypi" else {}
+        daemon = Daemon(plugin, tmp_path / "data", env)
+        daemon.launch()
+        try:
+            daemon.wait_for_log("ready: .*")
+        finally:
+            daemon.stop()
+        told = objects(daemon.log)
+        assert told[-1]["message"] == "Server Shut Down."
+        assert {each["process"] for each in told} == {"7"}
+        assert all(each.keys() >= {"time", "level", "logger", "message"} for each in told)
+
+    def test_json_in_a_file_that_is_rotated(self, index: FakeIndex, tmp_path: Path) -> None:
+        """As twistd does it with any log: by SIGUSR1, and by itself."""
+        file = tmp_path / "log"
+        env = {"MYPYPI_LOG_FORMAT": "json", "MYPYPI_UPSTREAM_URL": index.url}
+        daemon = Daemon("mypypi", tmp_path / "data", env, options=["--logfile", str(file)])
+        daemon.launch()
+        try:
+            eventually(lambda: file.exists() and file.read_text(), lambda text: "ready: " in (text or ""))
+            before = file.read_text()
+            daemon._running().send_signal(signal.SIGUSR1)
+            eventually(lambda: [path.name for path in tmp_path.glob("log*")], lambda names: len(names) == 2)
+        finally:
+            daemon.stop()
+        assert objects(before)
+        assert objects(file.read_text())[-1]["message"] == "Server Shut Down."
+        assert daemon.log == ""
+
+    @pytest.mark.parametrize("log_format", ["text", "json"])
+    def test_no_secret_is_logged(
+        self, log_format: str, index: FakeIndex, daemon_factory: DaemonFactory, tmp_path: Path
+    ) -> None:
+        """Neither upstream's credentials, nor S3's, nor any that a client sends, nor a link's signature."""
+        wheel = make_wheel("thing")
+        index.add(wheel)
+        index.auth = ("me", "s3cret-upstream")
+        daemon = daemon_factory(
+            env={
+                "MYPYPI_LOG_FORMAT": log_format,
+                "MYPYPI_UPSTREAM_USERNAME": "me",
+                "MYPYPI_UPSTREAM_PASSWORD": "s3cret-upstream",
+                "MYPYPI_FILE_STORAGE_DRIVER": "s3",
+                "MYPYPI_S3_BUCKET": "bucket",
+                "MYPYPI_S3_ENDPOINT_URL": "http://127.0.0.1:9",
+                "MYPYPI_S3_ACCESS_KEY": "s3cret-access",
+                "MYPYPI_S3_SECRET_KEY": "s3cret-secret",
+                "MYPYPI_S3_REGION": "here-1",
+            }
+        )
+        headers = {"Authorization": "Bearer s3cret-token", "X-Request-ID": "mine", "Cookie": "a=s3cret-cookie"}
+        paths = [
+            "/simple/thing/?token=s3cret-query",
+            f"/file/{index.url_of(wheel.filename).replace('://', '/')}?X-Amz-Signature=s3cret-signature",
+            "/-/health/ready?s3cret-query",
+            "/nothing?s3cret-query",
+        ]
+        for path in paths:
+            get(daemon.url + path, headers)
+        assert get(daemon.url + paths[0], headers).status == 200
+        daemon.stop()
+        asked = [line for line in daemon.log.splitlines() if re.search(r"mine\b", line)]
+        assert len(asked) == len(paths) + 1
+        assert "s3cret" not in daemon.log
+        assert "bWU6" not in daemon.log  # "me:" in base64
+
+    def test_line_of_a_request_in_json(self, index: FakeIndex, daemon_factory: DaemonFactory) -> None:
+        """All that there is to know of a request, by name, and an id that joins it with the client's own log."""
+        index.add(make_wheel("thing"))
+        daemon = daemon_factory(env={"MYPYPI_LOG_FORMAT": "json"})
+        for _ in range(2):
+            answer = get(f"{daemon.url}/simple/thing/?a=b", {"X-Request-ID": "build-7"})
+            assert answer.headers["X-Request-ID"] == "build-7"
+        daemon.stop()
+        first, second = [each for each in objects(daemon.log) if each.get("request_id") == "build-7"]
+        assert (first["cache"], second["cache"]) == ("miss", "hit")
+        del second["time"], second["message"], second["seconds"]
+        assert second == {
+            "level": "info",
+            "logger": "mypypi.requests",
+            "client": "127.0.0.1",
+            "method": "GET",
+            "path": "/simple/thing/",
+            "status": 200,
+            "size": len(answer.body),
+            "cache": "hit",
+            "kind": "page",
+            "request_id": "build-7",
+            "broken": False,
+        }
+
+    def test_syslog_is_refused(self, tmp_path: Path) -> None:
+        """Twistd's syslog takes text alone: said at the start, rather than logged as something else."""
+        env = {"MYPYPI_LOG_FORMAT": "json"}
+        daemon = Daemon("mypypi-worker", tmp_path / "data", env, options=["--syslog"])
+        daemon.launch()
+        assert daemon.wait_ended() == 1
+        assert "--syslog does not go with MYPYPI_LOG_FORMAT=json" in daemon.log

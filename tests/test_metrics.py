@@ -1,0 +1,111 @@
+"""Promises of ``/-/metrics``: what happened is counted, of all processes together; trouble is seen when one looks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from mypypi.metrics import Asked, latest
+from tests.conftest import DaemonFactory
+from tests.rig.daemon import Daemon
+from tests.rig.http import get
+from tests.rig.index import FakeIndex
+from tests.rig.packages import make_wheel
+from tests.rig.redis import Redis
+
+Samples = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def parsed(text: str) -> Samples:
+    """Every number, by name and labels. Raises ValueError where Prometheus could not read it."""
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def scrape(daemon: Daemon) -> Samples:
+    answer = get(f"{daemon.url}/-/metrics")
+    assert answer.status == 200
+    assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    return parsed(answer.body.decode())
+
+
+def value(samples: Samples, name: str, **labels: str) -> float | None:
+    return samples.get((f"mypypi_{name}", frozenset(labels.items())))
+
+
+def test_what_is_asked_is_told_beside_what_is_counted() -> None:
+    """And is not there where it could not be found out: no number is better than an old one."""
+    told = parsed(latest(Asked({"redis": True, "storage": False}, {"waiting": 3}, 7.5)).decode())
+    assert value(told, "degraded", part="redis") == 1
+    assert value(told, "degraded", part="storage") == 0
+    assert value(told, "queue_jobs", state="waiting") == 3
+    assert value(told, "queue_oldest_seconds") == 7.5
+    assert value(told, "connections") is not None
+    untold = parsed(latest(Asked({"redis": True})).decode())
+    assert [name for name, _ in untold if "queue" in name] == []
+
+
+def test_requests_are_counted(index: FakeIndex, daemon_factory: DaemonFactory) -> None:
+    """By kind, by how the cache served them, and by status; the bytes that clients got, and how long it took."""
+    wheel = make_wheel("thing")
+    index.add(wheel)
+    daemon = daemon_factory()
+    for _ in range(3):
+        page = get(f"{daemon.url}/simple/thing/")
+    path = f"/file/{index.url_of(wheel.filename).replace('://', '/')}"
+    assert get(daemon.url + path).body == wheel.content
+    daemon.wait_for_log("stored ")
+    assert get(daemon.url + path).body == wheel.content
+    assert get(f"{daemon.url}/simple/nothing/").status == 404
+    told = scrape(daemon)
+    assert value(told, "requests_total", kind="page", cache="miss", status="200") == 1
+    assert value(told, "requests_total", kind="page", cache="hit", status="200") == 2
+    assert value(told, "requests_total", kind="file", cache="miss", status="200") == 1
+    assert value(told, "requests_total", kind="file", cache="hit", status="200") == 1
+    assert value(told, "requests_total", kind="page", cache="none", status="404") == 1
+    assert value(told, "sent_bytes_total", cache="hit") == 2 * len(page.body) + len(wheel.content)
+    assert value(told, "request_seconds_count", kind="file") == 2
+    assert value(told, "connections") == 1
+    assert value(told, "degraded", part="redis") == 0
+    assert value(told, "queue_jobs", state="dead") == 0
+    assert value(told, "queue_oldest_seconds") is not None
+
+
+def test_there_are_no_more_series_than_kinds(daemon_factory: DaemonFactory) -> None:
+    """Whatever clients ask for: a path, a method or a header of theirs makes no series."""
+    daemon = daemon_factory()
+    get(f"{daemon.url}/simple/nothing0/")
+    get(daemon.url, method="M0")
+    before = scrape(daemon).keys()
+    for number in range(1, 20):
+        get(f"{daemon.url}/simple/nothing{number}/", {"X-Request-ID": str(number), "X-Forwarded-Host": f"h{number}"})
+        get(daemon.url, method=f"M{number}")
+    assert {key for key in scrape(daemon).keys() - before if ("kind", "other") not in key[1]} == set()
+
+
+def test_processes_add_up(index: FakeIndex, redis: Redis, daemon_factory: DaemonFactory, tmp_path: Path) -> None:
+    """Whichever of several is asked. What is asked for at that moment is there once."""
+    index.add(make_wheel("thing"))
+    place = tmp_path / "numbers"
+    place.mkdir()
+    env = {"PROMETHEUS_MULTIPROC_DIR": str(place), "WORKERS": "1", "MYPYPI_REDIS_URL": redis.url}
+    daemons = [
+        daemon_factory("mypypi-server", data=tmp_path / name, env={**env, "MYPYPI_REDIS_PREFIX": "adding-up"})
+        for name in ("one", "two")
+    ]
+    for daemon, times in zip(daemons, (2, 3), strict=True):
+        for _ in range(times):
+            assert get(f"{daemon.url}/simple/thing/").status == 200
+    for daemon in daemons:
+        told = scrape(daemon)
+        pages = [number for (name, labels), number in told.items()
+                 if name == "mypypi_requests_total" and ("kind", "page") in labels]  # fmt: skip
+        assert sum(pages) == 5
+        assert value(told, "request_seconds_count", kind="page") == 5
+        assert value(told, "connections") == 1
+        assert value(told, "degraded", part="redis") == 0
