@@ -26,37 +26,41 @@ if TYPE_CHECKING:
 Check = Callable[[], Awaitable[None]]
 
 
+#: Seconds that a check has: who asks how things stand wants the reason, and S3 takes a while to be given up; Prometheus
+#: gives up after ten.
+_PATIENCE = 20.0
+_SCRAPE_PATIENCE = 5.0
+
 #: All numbers, in the Prometheus text format.
 Metrics = Callable[[dict[str, str]], Awaitable[bytes]]
 
 
 @frozen
 class Health:
-    """The checks by name, in the order in which they are told. Each has some seconds on `clock`."""
+    """The checks by name, in the order in which they are told, on `clock`."""
 
     checks: dict[str, Check]
     clock: Any
-    #: Seconds after which what does not answer counts as in trouble.
-    patience: float = 5.0
 
     async def report(self) -> dict[str, object]:
         """``{"status": "ok" | "degraded", "checks": {name: "ok" | reason}}``."""
-        found = await self.outcomes()
+        found = await self.outcomes(_PATIENCE)
         status = "ok" if all(outcome == "ok" for outcome in found.values()) else "degraded"
         return {"status": status, "checks": found}
 
-    async def outcomes(self) -> dict[str, str]:
-        """``{name: "ok" | reason}``. All checks are made at the same time."""
-        started = {name: Deferred.fromCoroutine(self._outcome(check)) for name, check in self.checks.items()}
+    async def outcomes(self, seconds: float) -> dict[str, str]:
+        """``{name: "ok" | reason}``: what takes longer than so many seconds is in trouble. All are asked at once."""
+        asked = self.checks.items()
+        started = {name: Deferred.fromCoroutine(self._outcome(check, seconds)) for name, check in asked}
         return {name: await outcome for name, outcome in started.items()}
 
-    async def _outcome(self, check: Check) -> str:
+    async def _outcome(self, check: Check, seconds: float) -> str:
         try:
-            await Deferred.fromCoroutine(_made(check)).addTimeout(self.patience, self.clock)
+            await Deferred.fromCoroutine(_made(check)).addTimeout(seconds, self.clock)
         except MyPyPiError as error:
             return str(error)
         except TimeoutError:
-            return f"no answer within {self.patience:g} s"
+            return f"no answer within {seconds:g} s"
         return "ok"
 
 
@@ -92,7 +96,7 @@ class OperatorRoutes:
     @app.route("/metrics")
     async def metrics(self, request: Request) -> bytes:
         """What is counted, for Prometheus."""
-        body = await self._metrics(await self._health.outcomes())
+        body = await self._metrics(await self._health.outcomes(_SCRAPE_PATIENCE))
         request.setHeader(b"content-type", CONTENT_TYPE)
         request.setHeader(b"cache-control", b"no-store")
         request.setHeader(b"content-length", b"%d" % len(body))
