@@ -86,7 +86,8 @@ class Parts(Service):
         self.press_threads = Threads(reactor, "press", _PRESS_THREADS)
         bucket_threads = settings.worker_concurrency + _ASKING_THREADS
         self.bucket_threads = Threads(reactor, "bucket", bucket_threads, _BUCKET_PATIENCE)
-        self.redis = RedisClient(reactor, redis_url)
+        probe = ("SET", f"{settings.redis_prefix}:check", "1", "EX", "60")
+        self.redis = RedisClient(reactor, redis_url, probe=probe)
         #: For the worker's reads alone, which block.
         self._queue_redis = RedisClient(reactor, redis_url, timeout=_QUEUE_TIMEOUT, connections=1, quiet=True)
         self.disk = disk_id(settings.data_directory)

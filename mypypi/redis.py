@@ -37,8 +37,10 @@ Reply: TypeAlias = Any
 
 #: Seconds before the first try to connect again, and the most that the pause grows to.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
-#: Seconds between two log lines about commands that fail although Redis can be reached.
+#: Seconds between two log lines about commands that fail although Redis can be reached, and between two looks whether
+#: that is over.
 _COMPLAIN_EVERY = 60.0
+_LOOK_EVERY = 2.0
 _REASON_LENGTH = 200
 
 
@@ -50,12 +52,22 @@ class RedisClient:
     until another one succeeds. Every command and every try has `timeout` seconds. txredisapi's protocol is used, and
     not its pool: that waits for ever for a Redis that is down, gives up for ever after a refused password, and logs
     every try. One client of several to the same Redis is not `quiet`, and says when that goes away and comes back.
+
+    `probe` is the command by which it is found out whether all is well. It should write where writing matters: a Redis
+    whose memory is full, or that is a replica, answers everything else.
     """
 
     log = Logger()
 
     def __init__(
-        self, reactor: Any, url: RedisUrl, timeout: float = 2.0, connections: int = 4, *, quiet: bool = False
+        self,
+        reactor: Any,
+        url: RedisUrl,
+        timeout: float = 2.0,
+        connections: int = 4,
+        *,
+        quiet: bool = False,
+        probe: tuple[str, ...] = ("PING",),
     ) -> None:
         self._reactor = reactor
         self._quiet = quiet
@@ -72,7 +84,9 @@ class RedisClient:
         self._stopping: list[Deferred[None]] = []
         self._started = False
         self._down_because = "not started"
+        self._probe = probe
         self._complained_at = float("-inf")
+        self._look: IDelayedCall | None = None
 
     def start(self) -> None:
         """Begin to connect. Nothing is raised when Redis is not there: it is used when it comes."""
@@ -88,6 +102,9 @@ class RedisClient:
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
+        if self._look is not None and self._look.active():
+            self._look.cancel()
+        self._look = None
         if self._attempt is not None:
             self._attempt.cancel()
         for connection in list(self._open):
@@ -99,8 +116,8 @@ class RedisClient:
         return stopped
 
     async def check(self) -> None:
-        """Raises CatalogDown with a reason when Redis does not answer a PING."""
-        await self.call("PING")
+        """Raises CatalogDown with a reason when Redis does not do what it is probed with."""
+        await self.call(*self._probe)
 
     async def call(self, *command: str | bytes | int) -> Reply:
         """
@@ -233,9 +250,26 @@ class RedisClient:
 
     def _complain(self, what: str) -> None:
         now = self._reactor.seconds()
-        if now - self._complained_at >= _COMPLAIN_EVERY:
+        if self._started and self._look is None and now - self._complained_at >= _COMPLAIN_EVERY:
             self._complained_at = now
             self.log.warn("Redis at {where} {what}", where=str(self._url), what=what)
+            self._look = self._reactor.callLater(_LOOK_EVERY, self._look_again)
+
+    def _look_again(self) -> None:
+        """Is it over? Commands that succeed do not tell: reading may well go on while writing can't."""
+        looking = Deferred.fromCoroutine(self.check())
+        looking.addCallbacks(self._is_well, self._is_unwell)
+        looking.addErrback(lambda failure: self.log.failure("Redis could not be probed", failure))
+
+    def _is_well(self, _: None) -> None:
+        if self._started:
+            self._look = None
+            self.log.info("Redis at {where} does again what it is asked", where=str(self._url))
+
+    def _is_unwell(self, failure: Failure) -> None:
+        failure.trap(CatalogDown)
+        if self._started:
+            self._look = self._reactor.callLater(_LOOK_EVERY, self._look_again)
 
     def _in_time(self, deferred: Deferred[T]) -> Deferred[T]:
         return deferred.addTimeout(self._timeout, self._reactor, self._too_late)
