@@ -49,6 +49,7 @@ LONGER = {
     "redis": "connections, scripts and records of the one thing that may speak to Redis",
     "embedded": "finding, starting, watching and stopping a server is one life",
     "upstream": "every step of one request: its turn, credentials, tries, redirects, time, status",
+    "model": "every word of the domain that is a value",
     "memory": "three doubles, each held to the tests of the real one",
     "storage.s3": "every question to a bucket, and both ways to upload to it",
 }

@@ -49,11 +49,11 @@ TAKEN: dict[str, tuple[str, object]] = {
     "MYPYPI_NEGATIVE_CACHE_TIME": ("5", 5),
     "MYPYPI_UPSTREAM_CONCURRENCY": ("3", 3),
     "MYPYPI_UPSTREAM_TIMEOUT": ("30", 30),
+    "MYPYPI_LOG_FORMAT": ("json", "json"),
+    "MYPYPI_CONNECTIONS_PER_ADDRESS": ("20", 20),
     "MYPYPI_DRAIN_TIME": ("0", 0),
     "MYPYPI_STALE_AFTER": ("1", 1),
     "MYPYPI_HOT_PAGES_BYTES": ("1000000", 1_000_000),
-    "MYPYPI_LOG_FORMAT": ("json", "json"),
-    "MYPYPI_CONNECTIONS_PER_ADDRESS": ("20", 20),
 }
 
 
