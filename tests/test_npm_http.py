@@ -534,9 +534,10 @@ class TestQuestions(OverHTTP):
         assert document(self._audit(site, "advisories/bulk", b"{}")) == {}
 
     @pytest.mark.parametrize("status", [400, 404, 429, 500])
-    def test_upstreams_answer_is_the_answer(self, site: Site, registry: FakeRegistry, status: int) -> None:
-        """Whatever it is; a time to come again included."""
-        fault = registry.fault("/-/npm/v1/security/advisories/bulk", Status(status, retry_after=7), times=1)
+    def test_upstreams_answer_is_the_answer(self, sites: Sites, status: int) -> None:
+        """Whatever it is; a time to come again included, which is kept: others do not share this daemon."""
+        site = sites(self.kind, NEGATIVE_CACHE_TIME=str(status))
+        fault = site.upstream.fault("/-/npm/v1/security/advisories/bulk", Status(status, retry_after=7), times=1)
         answer = self._audit(site, "advisories/bulk", b"{}")
         fault.wait_served()
         assert (answer.status, answer.headers["Retry-After"]) == (status, "7")
@@ -682,7 +683,7 @@ class TestRefusals(OverHTTP):
         with registry.refusing():
             answer = ask(site, path.format(name, name))
         assert (answer.status, int(answer.headers["Retry-After"]) > 0) == (503, True)
-        assert reason(answer).startswith("upstream can't be reached")
+        assert "upstream can't be reached" in reason(answer)
 
     @pytest.mark.parametrize("kind", TestQuestions.AUDITS)
     def test_an_audit_of_an_upstream_that_is_gone_is_503(self, site: Site, registry: FakeRegistry, kind: str) -> None:

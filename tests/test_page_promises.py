@@ -455,6 +455,7 @@ class PagePromises:
             for _ in range(3):
                 assert Package.new(volatile.site).page().status == 503
         assert Package.new(volatile.site).page().status == 404
+        volatile.site.daemon.wait_for_log("upstream answers again", start=start)
         log = volatile.site.daemon.log[start:]
         assert (log.count("upstream fails"), log.count("upstream answers again")) == (1, 1)
 
