@@ -22,12 +22,12 @@ from twisted.python.failure import Failure
 from twisted.web.client import Agent, HTTPConnectionPool
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IResponse
-from werkzeug.http import parse_date
 
 from mypypi import __version__, metrics
 from mypypi.agent import RAW_ENCODING, Undecoded, quiet_pool
 from mypypi.bodies import Collector, Nobody, Sink
 from mypypi.breaker import origin_of
+from mypypi.dates import parse_date
 from mypypi.errors import NotFound, UpstreamBroken, UpstreamDown, UpstreamRefused, UpstreamSilent
 from mypypi.model import Source
 from mypypi.turns import Turns

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from attrs import evolve, field, frozen
 from cachetools import LRUCache
-from werkzeug.http import parse_date
 
 from mypypi import metrics
+from mypypi.dates import parse_date
 from mypypi.model import BASE_PLACEHOLDER, Form, PageId
 from mypypi.once import Once
 from mypypi.press import gzip
@@ -68,7 +68,7 @@ class PageResponses:
             form = await self._derive(form, self._addresses.base(request) if form.based else "", cut)
         request.setHeader(b"content-type", _content_type(media_type).encode())
         _set_freshness(request, answer)
-        if answer.page.modified:
+        if parse_date(answer.page.modified) is not None:  # upstream may say anything
             request.setHeader(b"last-modified", answer.page.modified.encode())
         return await _send_form(request, form)
 
