@@ -362,7 +362,9 @@ class Upstream:
         location = _first(response.headers, "location")
         try:
             target = urljoin(url, location)
-            scheme = urlsplit(target).scheme if origin_of(target) else ""
+            parts = urlsplit(target)
+            # Twisted would take a user in it for a part of the host's name.
+            scheme = parts.scheme if origin_of(target) and "@" not in parts.netloc else ""
         except ValueError:
             scheme = ""
         downgrade = urlsplit(url).scheme == "https" and scheme != "https"
