@@ -19,8 +19,14 @@ if TYPE_CHECKING:
 
 Network = IPv4Network | IPv6Network
 
-_HOST = re.compile(r"[A-Za-z0-9.\-_]+(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](?::[0-9]{1,5})?")
+_LABEL = "[A-Za-z0-9_-]{1,63}"
+_HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*\.?|\[[0-9A-Fa-f:.]+\])(?::[0-9]{{1,5}})?")
 _PREFIX = re.compile(r"(?:/(?!\.\.?(?:/|$))[A-Za-z0-9.\-_~]+)*")
+
+
+def is_host(text: str) -> bool:
+    """Whether this is what a Host header may hold: a name or an address, and a port where there is one."""
+    return _HOST.fullmatch(text) is not None
 
 
 @frozen
@@ -41,7 +47,7 @@ class Addresses:
             told = _told(request)
             scheme, host, prefix = told.get("proto", scheme), told.get("host", host), told.get("prefix", "")
         scheme, prefix = scheme.lower(), prefix.rstrip("/")
-        if scheme not in ("http", "https") or not _HOST.fullmatch(host) or not _PREFIX.fullmatch(prefix):
+        if scheme not in ("http", "https") or not is_host(host) or not _PREFIX.fullmatch(prefix):
             raise BadRequest("the Host header, or what a proxy forwards of it, is not an address")
         return f"{scheme}://{host}{prefix}"
 

@@ -13,6 +13,7 @@ from urllib.parse import unquote_to_bytes
 from twisted.web.resource import IResource, Resource
 
 from mypypi.errors import BadRequest, MyPyPiError
+from mypypi.web.address import is_host
 from mypypi.web.errors import answer
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Gate(Resource):
     def render(self, request: Request) -> bytes | int:
         """Answer here what can't mean anything, pass on the rest."""
         try:
+            _check_host(request)
             segments = segments_of(request, scoped=self._scoped)
         except MyPyPiError as error:
             return answer(request, error.status, str(error))
@@ -82,6 +84,13 @@ def segments_of(request: Request, *, scoped: bool = False) -> list[str]:
     if "" in segments[:-1] or "." in segments or ".." in segments:
         raise BadRequest("the address has an empty segment, '.' or '..' in it")
     return segments
+
+
+def _check_host(request: Request) -> None:
+    """Raises BadRequest for what can't be a host (RFC 9112, section 3.2); whoever sends none has nothing to say."""
+    hosts = request.requestHeaders.getRawHeaders(b"host", [])
+    if len(hosts) > 1 or (hosts and hosts[0] and not is_host(hosts[0].decode("latin-1"))):
+        raise BadRequest("the Host header is not a host")
 
 
 def _decoded(segment: bytes) -> str:

@@ -6,7 +6,7 @@ Knows Twisted's HTTP classes. Must never know routes or what is served.
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, AnyStr
 
 from cachetools import TTLCache
 from twisted.internet.interfaces import IAddress, IHalfCloseableDescriptor
@@ -164,6 +164,13 @@ class WebRequest(Request):
     begun_at: float | None = None
     _received = 0
     _refused = False
+
+    def getHeader(self, key: AnyStr) -> AnyStr | None:
+        """A header's last value. Any bytes are read as text (RFC 9110, section 5.5), which Twisted takes for UTF-8."""
+        if isinstance(key, bytes):
+            return super().getHeader(key)
+        value = super().getHeader(key.encode())
+        return None if value is None else value.decode("latin-1")
 
     def gotLength(self, length: int | None) -> None:
         """A body of this many bytes comes; None where nobody knows."""
