@@ -29,8 +29,6 @@ BASE_PLACEHOLDER = b"http://base.mypypi.invalid"
 #: Longest name of a file or directory that the usual file systems take, in bytes.
 _MAX_SEGMENT = 255
 _MAX_KEY = 2048
-#: A slash, or an ASCII control character.
-_UNSAFE = re.compile(r"[/\x00-\x1f\x7f]")
 _HOST = re.compile(r"(?:[0-9a-zA-Z_][0-9a-zA-Z._-]*|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -84,7 +82,7 @@ def key_of(url: str) -> str:
     the same however the URL was percent-encoded, and safe as a relative file path.
 
     Raises ValueError where a URL has no such name: another scheme, credentials in it, an empty segment, ``..``,
-    an encoded slash or NUL, or a segment that is too long for a file system.
+    an encoded slash, a backslash, what can't be printed, or a segment that is too long for a file system.
     """
     parts = urlsplit(url)
     if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or "@" in parts.netloc:
@@ -94,8 +92,18 @@ def key_of(url: str) -> str:
         host = f"{host}:{parts.port}"
     segments = [unquote(segment, errors="strict") for segment in parts.path.split("/")[1:]] or [""]
     if parts.query:
-        segments[-1] += f"?{parts.query}"
+        segments[-1] += f"?{as_uri(parts.query)}"
     return key_from_segments([parts.scheme, host, *segments])
+
+
+def as_uri(text: str) -> str:
+    """A URL, or a part of one, with all that RFC 3986 has no place for percent-encoded; what is encoded stays so."""
+    return quote(text, safe="%:/?#[]@!$&'()*+,;=~")
+
+
+def is_segment(text: str) -> bool:
+    """Whether this, decoded, can be a segment of a path here: what the gate lets through, and a file may be called."""
+    return text not in ("", ".", "..") and not re.search(r"[/\\]", text) and text.isprintable()
 
 
 def key_from_segments(segments: list[str]) -> str:
@@ -106,7 +114,7 @@ def key_from_segments(segments: list[str]) -> str:
         raise ValueError(f"not a host: {segments[1]!r}")
     quoted = [segments[0], segments[1].lower()]
     for segment in segments[2:]:
-        if segment in ("", ".", "..") or _UNSAFE.search(segment):
+        if not is_segment(segment):
             raise ValueError(f"not a segment of a file's path: {segment!r}")
         quoted.append(quote(segment, safe="~@+!$&'()*,;=:"))
         if len(quoted[-1]) > _MAX_SEGMENT:

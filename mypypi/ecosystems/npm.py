@@ -23,7 +23,18 @@ from zope.interface import implementer
 
 from mypypi.errors import BadRequest, NotFound, UpstreamBroken
 from mypypi.interfaces import IEcosystem
-from mypypi.model import BASE_PLACEHOLDER, Digest, PackageFile, PageId, PageRequest, Pressed, Rendered, Source, key_of
+from mypypi.model import (
+    BASE_PLACEHOLDER,
+    Digest,
+    PackageFile,
+    PageId,
+    PageRequest,
+    Pressed,
+    Rendered,
+    Source,
+    is_segment,
+    key_of,
+)
 
 FULL = "application/json"
 ABBREVIATED = "application/vnd.npm.install-v1+json"
@@ -49,6 +60,9 @@ _SURROGATES = re.compile(
 _INTEGRITY = re.compile(r"(sha512|sha384|sha256|sha1)-([A-Za-z0-9+/]+={0,2})")
 
 Members = dict[str, msgspec.Raw]
+
+#: What the parser says of bytes that are no JSON, no UTF-8, or nested too deeply.
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class _Packument(msgspec.Struct):
@@ -98,10 +112,13 @@ class NPM:
 
     def press(self, page: PageId, source: Source, withheld: frozenset[str]) -> Pressed:
         """See `IEcosystem.press`."""
-        if page.kind == "packument":
+        if page.kind != "packument":
+            _decode(source.body, dict[str, Any])
+            return Pressed({"full": Rendered(FULL, source.body)})
+        try:
             return _press_packument(page.project, source)
-        _decode(source.body, dict[str, Any])
-        return Pressed({"full": Rendered(FULL, source.body)})
+        except RecursionError:  # what could just be read can be too deep to be written
+            raise UpstreamBroken("upstream's answer can't be read: it is nested too deeply") from None
 
     def listing_form(self, page: PageId) -> str | None:
         """See `IEcosystem.listing_form`."""
@@ -179,7 +196,9 @@ def _take_dist(
     A lock file that was written against upstream may name the tarball as upstream does, so that name leads here too.
     A link that can't be served from here stays as it is.
     """
-    if not isinstance(dist.tarball, str):
+    unscoped = name.rpartition("/")[2]
+    filename = f"{unscoped}-{version}.tgz"
+    if not isinstance(dist.tarball, str) or not is_segment(filename):
         return
     try:
         url = urljoin(base, dist.tarball)
@@ -187,8 +206,7 @@ def _take_dist(
     except ValueError:
         return
     digest = str(_digest(dist) or "")
-    unscoped = name.rpartition("/")[2]
-    link = f"{name}/-/{unscoped}-{version}.tgz"
+    link = f"{name}/-/{filename}"
     links[dist.tarball] = f"{BASE_PLACEHOLDER.decode()}/{quote(link, safe='@/+')}"
     files[link] = (link, url, digest)
     upstreams = f"{name}/-/{unquote(urlsplit(url).path.rpartition('/')[2])}"
@@ -212,7 +230,7 @@ def _with_links(body: bytes, links: Mapping[str, str]) -> bytes:
     def replaced(match: re.Match[bytes]) -> bytes:
         try:
             old = msgspec.json.decode(b'"' + match[2] + b'"', type=str)
-        except msgspec.DecodeError:
+        except _UNREADABLE:
             return match[0]
         new = links.get(old)
         return match[0] if new is None else match[1] + msgspec.json.encode(new)
@@ -234,7 +252,7 @@ def _abbreviated_version(members: Members) -> dict[str, object]:
     if "hasInstallScript" not in version and "scripts" in members:
         try:
             scripts = msgspec.json.decode(members["scripts"], type=dict[str, msgspec.Raw])
-        except msgspec.MsgspecError:
+        except _UNREADABLE:
             return version
         if any(script in scripts for script in _INSTALL_SCRIPTS):
             version["hasInstallScript"] = True
@@ -252,7 +270,10 @@ def _modified(time: object) -> str:
         return ""
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=timezone.utc)
-    return format_datetime(moment.astimezone(timezone.utc), usegmt=True)
+    try:
+        return format_datetime(moment.astimezone(timezone.utc), usegmt=True)
+    except OverflowError:  # of the first or the last day that there is, and elsewhere it is another one
+        return ""
 
 
 def _escaped(name: str) -> str:
@@ -263,9 +284,9 @@ def _escaped(name: str) -> str:
 def _decode(body: bytes, kind: type[Any]) -> Any:
     try:
         return msgspec.json.decode(body, type=kind)
-    except (msgspec.MsgspecError, RecursionError):
+    except _UNREADABLE:
         pass  # readmes are cut to a length, in the middle of a character if need be
     try:
         return msgspec.json.decode(_SURROGATES.sub(lambda match: match[1] or rb"\ufffd", body), type=kind)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except _UNREADABLE as error:
         raise UpstreamBroken(f"upstream's answer can't be read: {error}") from None

@@ -46,6 +46,7 @@ _ACCEPT = f"{_JSON}, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
 _TO_FILES = "../../file/"
 #: A link shorter than this has no segment that would grow too long for a file system (see `key_of`).
 _LONG_LINK = 240
+_BARE_PERCENT = re.compile("%(?![0-9a-fA-F]{2})")
 _SCHEME = re.compile("https?://", re.IGNORECASE)
 
 
@@ -111,7 +112,13 @@ class PyPI:
     def listing(self, page: PageId, forms: Mapping[str, bytes]) -> dict[str, PackageFile]:
         """Each file that can be had here, and the ``.metadata`` file of each that advertises one (PEP 658)."""
         form = self.listing_form(page)
-        return {} if form is None else {file.link: file for file in _listed(_LISTING.decode(forms[form]).files)}
+        if form is None:
+            return {}
+        try:
+            files = _LISTING.decode(forms[form]).files
+        except RecursionError:  # a child that pressed it may have had more room
+            raise UpstreamBroken(f"Upstream's page {page} can't be read: it is nested too deeply") from None
+        return {file.link: file for file in _listed(files)}
 
     def pages_for(self, link: str) -> tuple[PageId, ...]:
         """Read off the filename; legacy names with dashes can be several projects' (PEP 625 ended that)."""
@@ -262,7 +269,7 @@ def _served(url: str) -> tuple[str, str] | None:
     except ValueError:
         return None
     scheme, host, _ = link.split("/", 2)
-    return link, f"{scheme}/{host}{parts.path}" + (f"?{parts.query}" if parts.query else "")
+    return link, f"{scheme}/{host}{_BARE_PERCENT.sub('%25', parts.path)}" + (f"?{parts.query}" if parts.query else "")
 
 
 def _can_have_metadata(link: str, url: str) -> bool:

@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 
 from mypypi.answers import Described, Elsewhere, Linked, PassedThrough, Served
 from mypypi.errors import NotFound, UpstreamRefused
+from mypypi.model import as_uri
 from mypypi.proxy import Proxy
 from mypypi.web.conditions import Unsatisfiable, etag_matches, needs_total, range_applies, ranges_of
 from mypypi.web.errors import answer
@@ -58,7 +59,7 @@ class Files:
         request.setHeader(b"cache-status", b"MyPyPi; fwd=bypass")
         if isinstance(found, Elsewhere):
             body = answer(request, 302, "the file is at upstream")
-            request.setHeader(b"location", found.url.encode())
+            request.setHeader(b"location", as_uri(found.url).encode())
             return body
         assert isinstance(found, PassedThrough)
         await pass_through(request, found.file, self.upstream, self.reactor)

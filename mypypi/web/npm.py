@@ -91,8 +91,9 @@ class NPMRoutes:
         passed = await self._upstream.pass_on(method, target, headers, request.content.read())
         request.setResponseCode(passed.status)
         for name in _RETURNED:
-            if name in passed.headers:
-                request.setHeader(name, passed.headers[name])
+            value = passed.headers.get(name, "")
+            if value and value.isascii() and value.isprintable():
+                request.setHeader(name, value)
         request.setHeader(b"cache-control", b"no-store")
         request.setHeader(b"cache-status", b"MyPyPi; fwd=bypass")
         request.setHeader(b"content-length", b"%d" % len(passed.body))

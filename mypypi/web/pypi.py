@@ -7,12 +7,13 @@ decide what is served.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from klein import Klein
 
 from mypypi.ecosystems.pypi import normalise
 from mypypi.errors import NotFound
-from mypypi.model import PageId, key_from_segments
+from mypypi.model import PageId, as_uri, key_from_segments
 from mypypi.web.errors import answer, answer_failure
 from mypypi.web.gate import segments_of
 
@@ -104,16 +105,16 @@ class PyPIRoutes:
         """One release of a project in the JSON API."""
         name = normalise(project)
         if name != project:
-            return _redirect(request, f"../../{name}/{segments_of(request)[2]}/json")
+            return _redirect(request, f"../../{name}/{quote(version, safe='')}/json")
         return await self._pages.serve(request, PageId("json", name, version), JSON_TYPES)
 
     @app.route("/file/<path:path>")
     async def file(self, request: Request, path: str) -> bytes:
         """A package file, named by scheme, host and path of its upstream URL."""
         segments = segments_of(request)[1:]
-        query = request.uri.partition(b"?")[2].decode("latin-1")
+        query = request.uri.partition(b"?")[2].decode(errors="replace")
         if query:
-            segments[-1] += f"?{query}"
+            segments[-1] += f"?{as_uri(query)}"
         try:
             link = key_from_segments(segments)
         except ValueError:
