@@ -1,0 +1,287 @@
+"""What the fuzz tests run: a whole server in memory, an upstream that answers as told, and what must hold of it all.
+
+Knows the server's parts, the wire, and HTTP as a strict client reads it. Must never know how inputs come about.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+from unittest.mock import patch
+
+from attrs import define, field, frozen
+from twisted.internet import error
+from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import ILogObserver, LogEvent, LogLevel, globalLogPublisher
+from twisted.python.failure import Failure
+
+from mypypi.memory import MemoryCatalog, MemoryQueue
+from mypypi.parts import Parts
+from mypypi.server import make_resource
+from mypypi.settings import Settings
+from mypypi.texts import RedisUrl
+from mypypi.upstream import Credentials, Upstream
+from mypypi.web.site import WebSite
+from tests.memory import NOW, AtOnce, Connection, Exchange, Reply, Wire
+
+UPSTREAM_HOST = "up.example"
+UPSTREAM = f"https://{UPSTREAM_HOST}"
+PASSWORD = "correct-horse"
+_TOKEN = base64.b64encode(f"somebody:{PASSWORD}".encode()).decode()
+#: Steps of the clock, each to the next thing that is due: more than any transfer with all its pauses takes.
+_STEPS = 2000
+
+_STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2}) [\x20-\x7e]*")
+#: field-line of RFC 9112, section 5, in visible ASCII: nothing that is served here has need of more.
+_FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+): ?([\x20-\x7e]*)")
+_CHUNK = re.compile(rb"([0-9a-fA-F]+)\r\n")
+#: Statuses without a body (RFC 9112, section 6.3).
+_BODILESS = (204, 304)
+
+
+class Broken(AssertionError):
+    """Something that must never happen."""
+
+
+@frozen
+class Answer:
+    """A response as a strict client reads it; with `whole`, every byte of it came."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    whole: bool
+
+
+def read_answer(data: bytes, *, head: bool = False) -> Answer:
+    """The first response in what a client got. Raises Broken where it is none."""
+    top, end, rest = data.partition(b"\r\n\r\n")
+    lines = top.split(b"\r\n")
+    started = _STATUS_LINE.fullmatch(lines[0])
+    if not end or started is None:
+        raise Broken(f"not a response: {data[:200]!r}")
+    fields = [_FIELD.fullmatch(line) for line in lines[1:]]
+    if not all(fields):
+        raise Broken(f"not a header, or with more than ASCII in it: {top!r}")
+    headers = {found[1].decode().lower(): found[2].decode().strip() for found in fields if found}
+    status = int(started[1])
+    for name in ("content-length", "location", "content-type", "etag", "transfer-encoding"):
+        if sum(found is not None and found[1].decode().lower() == name for found in fields) > 1:
+            raise Broken(f"{name} comes twice: {top!r}")
+    if head or status in _BODILESS:
+        return Answer(status, headers, b"", whole=True)
+    if headers.get("transfer-encoding") == "chunked":
+        return Answer(status, headers, *_chunks(rest))
+    if "content-length" in headers:
+        length = int(headers["content-length"])
+        return Answer(status, headers, rest[:length], whole=len(rest) >= length)
+    return Answer(status, headers, rest, whole=True)
+
+
+def _chunks(data: bytes) -> tuple[bytes, bool]:
+    body = b""
+    while data:
+        size = _CHUNK.match(data)
+        if size is None:
+            raise Broken(f"not a chunk: {data[:80]!r}")
+        count = int(size[1], 16)
+        data = data[size.end() :]
+        if count == 0:
+            return body, data.startswith(b"\r\n")
+        if len(data) > count and not data[count:].startswith(b"\r\n"[: len(data) - count]):
+            raise Broken("a chunk is longer than it says")
+        body += data[:count]
+        data = data[count + 2 :]
+    return body, False
+
+
+@frozen
+class Said:
+    """What upstream sends on one connection: these bytes, in pieces of this size, after which it may hang up."""
+
+    data: bytes
+    piece: int = 1 << 16
+    cut: bool = False
+
+    def to(self, exchange: Exchange) -> None:
+        for start in range(0, len(self.data), self.piece):
+            if exchange.closed or exchange.disconnecting or exchange.paused:
+                break
+            exchange.send(self.data[start : start + self.piece])
+        if exchange.paused:
+            exchange._wire.clock.callLater(0, Said(self.data[start:], self.piece, self.cut).to, exchange)
+        elif self.cut:
+            exchange.end()
+
+
+class _Replies(dict[str, Reply]):
+    """Asks the world what to answer, whatever the path, and once on each connection."""
+
+    def __init__(self, answer: Callable[[Exchange], Said]) -> None:
+        super().__init__()
+        self._answer = answer
+        self._answered: set[int] = set()
+
+    def __contains__(self, path: object) -> bool:
+        return True
+
+    def __getitem__(self, path: str) -> Reply:
+        return cast("Reply", self)
+
+    def to(self, exchange: Exchange) -> None:
+        if id(exchange) not in self._answered:
+            self._answered.add(id(exchange))
+            self._answer(exchange).to(exchange)
+
+
+class Client(Connection):
+    """A client whose connection is closed as a socket is: it hears of that afterwards."""
+
+    def __init__(self, site: WebSite, reactor: MemoryReactorClock, pieces: list[bytes]) -> None:
+        self._reactor = reactor
+        self.over = False
+        super().__init__(site, b"")
+        for piece in pieces:
+            if not self.over:
+                cast("Any", self.channel).dataReceived(piece)
+
+    def loseConnection(self) -> None:
+        self._end(error.ConnectionDone())
+
+    def abortConnection(self) -> None:
+        self.aborted = True
+        self._end(error.ConnectionAborted())
+
+    def hang_up(self) -> None:
+        """The client has seen enough."""
+        self._end(error.ConnectionLost())
+
+    def _end(self, reason: Exception) -> None:
+        if not self.over:
+            self.over = True
+            self._reactor.callLater(0, self._lost, reason)
+
+    def write(self, data: bytes) -> None:
+        if not self.aborted:
+            super().write(data)
+
+
+@define
+class World:
+    """
+    A server of this package type over `directory`, before an upstream of which `upstream` says what it answers.
+
+    `allowed` says whether a connection to this origin (``https://host:443``) may be made.
+    """
+
+    package_type: str
+    directory: Path
+    upstream: Callable[[Exchange], Said]
+    allowed: Callable[[str], bool]
+    more: dict[str, str] = field(factory=dict)
+    reactor: MemoryReactorClock = field(init=False)
+    wire: Wire = field(init=False)
+    site: WebSite = field(init=False)
+    logged: list[LogEvent] = field(init=False, factory=list)
+
+    def __attrs_post_init__(self) -> None:
+        self.reactor = MemoryReactorClock()
+        self.reactor.rightNow = NOW
+        self.wire = Wire(self.reactor)
+        self.wire.replies = _Replies(self.upstream)
+        self.site = WebSite(make_resource(self._parts()), self.reactor)
+
+    def _parts(self) -> Parts:
+        texts = {
+            "MYPYPI_PACKAGE_TYPE": self.package_type,
+            "MYPYPI_UPSTREAM_URL": UPSTREAM,
+            "MYPYPI_UPSTREAM_USERNAME": "somebody",
+            "MYPYPI_UPSTREAM_PASSWORD": PASSWORD,
+            "MYPYPI_DATA_DIRECTORY": str(self.directory),
+            "MYPYPI_TRUSTED_PROXIES": "192.0.2.0/24",
+            **self.more,
+        }
+        upstream = Upstream(
+            self.reactor, UPSTREAM, credentials=Credentials("somebody", PASSWORD), agent=self.wire.agent
+        )
+        with patch.multiple(
+            "mypypi.parts",
+            RedisCatalog=lambda *_args, **_kwargs: MemoryCatalog(self.reactor),
+            RedisQueue=lambda *_args, **_kwargs: MemoryQueue(self.reactor),
+            Threads=lambda *_args, **_kwargs: AtOnce(),
+            make_upstream=lambda *_args, **_kwargs: upstream,
+        ):
+            return Parts(Settings.load(texts), RedisUrl(kind="tcp"), self.reactor)
+
+    def ask(self, *pieces: bytes, leave: bool = False) -> bytes:
+        """
+        What a client gets that sends these bytes, once nothing more happens. With `leave`, it goes away as soon as
+        the first byte of an answer has come. Raises Broken where something happened that must not.
+        """
+        with observed(self.logged):
+            client = Client(self.site, self.reactor, list(pieces))
+            for _ in range(_STEPS):
+                if leave and client.value():
+                    client.hang_up()
+                calls = self.reactor.getDelayedCalls()
+                if not calls:
+                    break
+                self.reactor.advance(max(0.0, min(call.getTime() for call in calls) - self.reactor.seconds()))
+            else:
+                raise Broken(f"it goes on and on: {self.reactor.getDelayedCalls()}")
+            if not client.over:
+                raise Broken(f"a connection that is never closed: {client.value()[:200]!r}")
+        data: bytes = client.value()
+        self._check(data)
+        return data
+
+    def get(self, target: str | bytes, method: bytes = b"GET", **headers: str) -> Answer:
+        """The answer to a request as clients make them; of status 0 where the connection is broken at once."""
+        fields = {"Host": "here.example", "Connection": "close"} | headers
+        lines = [f"{name.replace('_', '-')}: {value}".encode() for name, value in fields.items()]
+        path = target.encode() if isinstance(target, str) else target
+        data = self.ask(b"\r\n".join([b"%s %s HTTP/1.1" % (method, path), *lines, b"", b""]))
+        return read_answer(data, head=method == b"HEAD") if data else Answer(0, {}, b"", whole=False)
+
+    def _check(self, data: bytes) -> None:
+        check_log(self.logged)
+        if PASSWORD.encode() in data or _TOKEN.encode() in data:
+            raise Broken(f"a client is told the password: {data!r}")
+        passed_on = b"fwd=bypass" in data
+        if b"this should not have happened" in data or (data.startswith(b"HTTP/1.1 500") and not passed_on):
+            raise Broken(f"an error that nobody thought of: {data[:500]!r}")
+        for exchange in self.wire.exchanges:
+            if not exchange.closed:
+                raise Broken(f"a connection to {exchange.origin} that is never closed")
+            if not self.allowed(exchange.origin):
+                raise Broken(f"a connection to {exchange.origin}")
+            sent: bytes = exchange.value()
+            secret = PASSWORD.encode() in sent or _TOKEN.encode() in sent or "authorization" in exchange.headers
+            if secret and exchange.origin not in (UPSTREAM, f"{UPSTREAM}:443"):
+                raise Broken(f"credentials for {exchange.origin}: {sent!r}")
+            if sent.count(b"\r\n\r\n") != 1 and not sent.startswith(b"POST"):
+                raise Broken(f"more than one request to upstream: {sent!r}")
+
+
+@contextmanager
+def observed(events: list[LogEvent]) -> Iterator[None]:
+    """Collect what is logged meanwhile."""
+    observer = cast("ILogObserver", events.append)
+    globalLogPublisher.addObserver(observer)
+    try:
+        yield
+    finally:
+        globalLogPublisher.removeObserver(observer)
+
+
+def check_log(events: list[LogEvent]) -> None:
+    """Raises Broken for what is logged where an exception was not foreseen, or with a secret in it."""
+    for event in events:
+        failure: Failure | None = event.get("log_failure")
+        if failure is not None or event.get("log_level") == LogLevel.critical:
+            trace = failure.getTraceback() if failure is not None else ""
+            raise Broken(f"logged: {event.get('log_format') or event.get('why') or event}\n{trace}")
