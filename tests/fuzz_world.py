@@ -9,6 +9,7 @@ import base64
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 from unittest.mock import patch
@@ -24,14 +25,15 @@ from mypypi.parts import Parts
 from mypypi.server import make_resource
 from mypypi.settings import Settings
 from mypypi.texts import RedisUrl
-from mypypi.upstream import Credentials, Upstream
+from mypypi.upstream import Upstream
 from mypypi.web.site import WebSite
 from tests.memory import NOW, AtOnce, Connection, Exchange, Reply, Wire
 
 UPSTREAM_HOST = "up.example"
 UPSTREAM = f"https://{UPSTREAM_HOST}"
+USER = "somebody"
 PASSWORD = "correct-horse"
-_TOKEN = base64.b64encode(f"somebody:{PASSWORD}".encode()).decode()
+_TOKEN = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
 #: Steps of the clock, each to the next thing that is due: more than any transfer with all its pauses takes.
 _STEPS = 2000
 
@@ -199,21 +201,18 @@ class World:
         texts = {
             "MYPYPI_PACKAGE_TYPE": self.package_type,
             "MYPYPI_UPSTREAM_URL": UPSTREAM,
-            "MYPYPI_UPSTREAM_USERNAME": "somebody",
+            "MYPYPI_UPSTREAM_USERNAME": USER,
             "MYPYPI_UPSTREAM_PASSWORD": PASSWORD,
             "MYPYPI_DATA_DIRECTORY": str(self.directory),
             "MYPYPI_TRUSTED_PROXIES": "192.0.2.0/24",
             **self.more,
         }
-        upstream = Upstream(
-            self.reactor, UPSTREAM, credentials=Credentials("somebody", PASSWORD), agent=self.wire.agent
-        )
         with patch.multiple(
             "mypypi.parts",
             RedisCatalog=lambda *_args, **_kwargs: MemoryCatalog(self.reactor),
             RedisQueue=lambda *_args, **_kwargs: MemoryQueue(self.reactor),
             Threads=lambda *_args, **_kwargs: AtOnce(),
-            make_upstream=lambda *_args, **_kwargs: upstream,
+            Upstream=partial(Upstream, agent=self.wire.agent),
         ):
             return Parts(Settings.load(texts), RedisUrl(kind="tcp"), self.reactor)
 
