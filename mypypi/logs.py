@@ -77,6 +77,8 @@ def json_line(process: str | None, event: LogEvent) -> str:
     """
     ``{"time", "level", "logger", "process", "message"}``, and what a record that is logged (a `msgspec.Struct` called
     ``record``) consists of, or ``{"exception", "traceback"}`` of a failure.
+
+    An event that a server's process handed to its parent names the process, and has the fields of its record alone.
     """
     level, failure, record = event.get("log_level"), event.get("log_failure"), event.get("record")
     line = {
@@ -84,9 +86,12 @@ def json_line(process: str | None, event: LogEvent) -> str:
         "level": level.name if level is not None else "info",
         "logger": event.get("log_namespace", "-"),
     }
-    if process is not None:
-        line["process"] = process
-    if isinstance(record, msgspec.Struct):
+    if process is not None or "process" in event:
+        line["process"] = process or event["process"]
+    if isinstance(record, dict):
+        line["message"] = formatEvent(event)
+        line |= record
+    elif isinstance(record, msgspec.Struct):
         line["message"] = str(record)
         line |= msgspec.structs.asdict(record)
     elif failure is None:

@@ -19,7 +19,8 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger, eventFromJSON, globalLogPublisher
 from twisted.python.failure import Failure
 
-from mypypi.child import LIFELINE, LISTENING, PROCESS, REPORT
+from mypypi.child import LIFELINE, LISTENING, REPORT
+from mypypi.logs import PROCESS
 
 if TYPE_CHECKING:
     from mypypi.settings import Settings
@@ -124,6 +125,7 @@ class Run(ProcessProtocol):
             with suppress(ValueError):
                 event = eventFromJSON(line[1:])
                 level = getattr(event.get("log_level"), "name", "info")
+                event["process"] = str(self.number)
                 event["log_system"] = f"{self.number}:{event.get('log_namespace', '-')}#{level}"
                 globalLogPublisher(event)
                 return

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime as dt
 import http.client
+import json
 import os
 import re
 import signal
@@ -185,12 +186,28 @@ class TestServing:
         assert daemon.leftovers() == []
 
     def test_they_count_together(self, daemon_factory: DaemonFactory) -> None:
-        """In one directory, made for them and gone with them."""
+        """In one directory, made for them and gone with them; one that died counts with what it did, and no more."""
         daemon = start(daemon_factory)
+        for number in (1, 2):
+            with only(daemon, number):
+                assert served(daemon).status == 200
+        for number in (1, 2):
+            with only(daemon, number):
+                counted = served(daemon, "/-/metrics").text
+            assert number_of(counted, 'mypypi_requests_total{cache="none",kind="other",status="200"}') >= 2
         (directory,) = {child.environ()["PROMETHEUS_MULTIPROC_DIR"] for child in children(daemon).values()}
-        assert Path(directory).is_dir()
+        dead = children(daemon)[1]
+        assert list(Path(directory).glob(f"gauge_live*_{dead.pid}.db"))
+        dead.kill()
+        eventually(lambda: list(Path(directory).glob(f"gauge_live*_{dead.pid}.db")), lambda found: found == [])
+        assert list(Path(directory).glob(f"counter_{dead.pid}.db"))
         daemon.stop()
         assert not Path(directory).exists()
+
+
+def number_of(counted: str, name: str) -> float:
+    """What Prometheus is told of this."""
+    return sum(float(line.rpartition(" ")[2]) for line in counted.splitlines() if line.startswith(f"{name} "))
 
 
 class TestReplacing:
@@ -446,6 +463,39 @@ def certificate_of(port: int) -> str:
 
 
 class TestLogs:
+    def test_lines_on_standard_output_begin_with_the_child(self, daemon_factory: DaemonFactory) -> None:
+        """Which writes them itself; those of the parent do not."""
+        daemon = start(daemon_factory)
+        for number in (1, 2):
+            with only(daemon, number):
+                assert served(daemon, f"{ALIVE}?{number}").status == 200
+            daemon.wait_for_log(rf"\n{number}: \S+ \[mypypi\.requests#info\] .*GET /-/health/live 200")
+        assert re.search(r"\n2\S+ \[mypypi\.processes\.\S+#info\] ready: ", daemon.log)
+
+    @pytest.mark.parametrize("in_file", [False, True])
+    def test_lines_in_json_have_the_child(self, in_file: bool, index: FakeIndex, tmp_path: Path) -> None:  # noqa: FBT001
+        """Written by itself or by the parent, with all the fields of a request."""
+        path = tmp_path / "mypypi.log"
+        env = {**TWO, "MYPYPI_UPSTREAM_URL": index.url, "MYPYPI_LOG_FORMAT": "json"}
+        options = ["--logfile", str(path)] if in_file else []
+        daemon = Daemon("mypypi-server", tmp_path / "data", env, options=options)
+
+        def log() -> str:
+            return path.read_text() if in_file and path.exists() else daemon.log
+
+        with ExitStack() as ending:
+            ending.callback(daemon.sweep)
+            daemon.launch()
+            ending.callback(daemon.stop)
+            text = eventually(log, ready)
+            port = int(re.findall(r"http://127\.0\.0\.1:(\d+)/ serves", text)[0])
+            assert get(f"http://127.0.0.1:{port}{ALIVE}").status == 200
+            text = eventually(log, lambda text: ALIVE in text)
+        (line,) = [json.loads(line) for line in text.splitlines() if ALIVE in line]
+        assert line["process"] in ("1", "2")
+        assert (line["logger"], line["path"], line["status"]) == ("mypypi.requests", ALIVE, 200)
+        assert line["message"].startswith("127.0.0.1 GET /-/health/live 200")
+
     def test_a_log_file_is_the_parents(self, index: FakeIndex, tmp_path: Path) -> None:
         """What children say is written there by it, with their number."""
         path = tmp_path / "mypypi.log"

@@ -17,7 +17,8 @@ from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
 from mypypi import processes
-from mypypi.child import LIFELINE, LISTENING, PROCESS, REPORT, to_parent
+from mypypi.child import LIFELINE, LISTENING, REPORT, to_parent
+from mypypi.logs import PROCESS
 from mypypi.processes import ServerProcesses
 from mypypi.run import Run
 from mypypi.settings import Settings
