@@ -43,7 +43,10 @@ UPSTREAM_WAITING = Gauge(
 )
 UPSTREAM_REFUSED = Counter("mypypi_upstream_refused", "Requests to upstream that were refused here, too many waiting")
 BREAKER_OPEN = Gauge(
-    "mypypi_breaker_open", "Whether an upstream is not asked for now, since it fails", ["host"], multiprocess_mode="max"
+    "mypypi_breaker_open",
+    "Whether an upstream is not asked for now, since it fails",
+    ["host"],
+    multiprocess_mode="livemax",
 )
 
 FETCHES = Counter("mypypi_fetches", "Fetches of package files that ended, by outcome (stored, failed)", ["outcome"])
