@@ -14,6 +14,8 @@ from urllib.parse import quote, unquote, urlsplit
 
 from attrs import Factory, field, frozen
 
+from mypypi.uris import as_uri, is_segment
+
 if TYPE_CHECKING:
     from hashlib import _Hash
 
@@ -94,16 +96,6 @@ def key_of(url: str) -> str:
     if parts.query:
         segments[-1] += f"?{as_uri(parts.query)}"
     return key_from_segments([parts.scheme, host, *segments])
-
-
-def as_uri(text: str) -> str:
-    """A URL, or a part of one, with all that RFC 3986 has no place for percent-encoded; what is encoded stays so."""
-    return quote(text, safe="%:/?#[]@!$&'()*+,;=~")
-
-
-def is_segment(text: str) -> bool:
-    """Whether this, decoded, can be a segment of a path here: what the gate lets through, and a file may be called."""
-    return text not in ("", ".", "..") and not re.search(r"[/\\]", text) and text.isprintable()
 
 
 def key_from_segments(segments: list[str]) -> str:

@@ -32,9 +32,9 @@ from mypypi.model import (
     Pressed,
     Rendered,
     Source,
-    is_segment,
     key_of,
 )
+from mypypi.uris import is_segment
 
 FULL = "application/json"
 ABBREVIATED = "application/vnd.npm.install-v1+json"

@@ -13,7 +13,8 @@ from klein import Klein
 
 from mypypi.ecosystems.pypi import normalise
 from mypypi.errors import NotFound
-from mypypi.model import PageId, as_uri, key_from_segments
+from mypypi.model import PageId, key_from_segments
+from mypypi.uris import as_uri
 from mypypi.web.errors import answer, answer_failure
 from mypypi.web.gate import segments_of
 
@@ -105,7 +106,7 @@ class PyPIRoutes:
         """One release of a project in the JSON API."""
         name = normalise(project)
         if name != project:
-            return _redirect(request, f"../../{name}/{quote(version, safe='')}/json")
+            return _redirect(request, f"../../{name}/{quote(version, safe="!$&'()*+,;=:@")}/json")
         return await self._pages.serve(request, PageId("json", name, version), JSON_TYPES)
 
     @app.route("/file/<path:path>")
