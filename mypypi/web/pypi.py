@@ -106,7 +106,8 @@ class PyPIRoutes:
         """One release of a project in the JSON API."""
         name = normalise(project)
         if name != project:
-            return _redirect(request, f"../../{name}/{quote(version, safe="!$&'()*+,;=:@")}/json")
+            release = quote(version, safe="!$&'()*+,;=:@")
+            return _redirect(request, f"../../{name}/{release}/json")
         return await self._pages.serve(request, PageId("json", name, version), JSON_TYPES)
 
     @app.route("/file/<path:path>")
