@@ -336,6 +336,21 @@ class TestEnding:
         assert psutil.wait_procs(running, 20)[1] == []
         assert daemon.log.count("the process that started this one is gone") == 2
 
+    def test_children_end_also_where_their_log_goes_with_the_parent(self, index: FakeIndex, tmp_path: Path) -> None:
+        """There is nobody left to tell, and they end all the same."""
+        path = tmp_path / "mypypi.log"
+        env = {**TWO, "MYPYPI_UPSTREAM_URL": index.url}
+        daemon = Daemon("mypypi-server", tmp_path / "data", env, options=["--logfile", str(path)])
+        with ExitStack() as ending:
+            ending.callback(daemon.sweep)
+            daemon.launch()
+            ending.callback(daemon.stop)
+            eventually(lambda: path.exists() and path.read_text(), lambda text: ready(text or ""))
+            running = psutil.Process(daemon.pid).children()
+            daemon.kill()
+            assert len(running) == 2
+            assert psutil.wait_procs(running, 20)[1] == []
+
     def test_children_that_can_not_start_end_the_parent(self, index: FakeIndex, tmp_path: Path) -> None:
         """With a line that says so, and an exit code that whoever started it understands."""
         with failing(index, tmp_path) as (daemon, broken):
