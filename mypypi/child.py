@@ -5,9 +5,11 @@ Knows descriptors and variables. Must never know how children are started, or wh
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from contextlib import suppress
+from shutil import rmtree
 from typing import Any
 
 import msgspec
@@ -71,6 +73,8 @@ class Membership(Service):
         self._reactor.removeReader(self)
         if self.running:
             self.log.error("the process that started this one is gone; this one ends")
+            if "PROMETHEUS_MULTIPROC_DIR" in os.environ:  # nobody else is left to take it away
+                atexit.register(rmtree, os.environ["PROMETHEUS_MULTIPROC_DIR"], ignore_errors=True)
             self._reactor.stop()
 
 

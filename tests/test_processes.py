@@ -329,11 +329,14 @@ class TestEnding:
         assert daemon.ended_in_order
 
     def test_children_end_with_a_parent_that_is_killed(self, daemon_factory: DaemonFactory) -> None:
-        """By themselves, and in order."""
+        """By themselves, and in order; what they counted in is taken away."""
         daemon = start(daemon_factory)
         running = list(children(daemon).values())
+        counts = Path(running[0].environ()["PROMETHEUS_MULTIPROC_DIR"])
+        assert counts.is_dir()
         daemon.kill()
         assert psutil.wait_procs(running, 20)[1] == []
+        assert not counts.exists()
         assert daemon.log.count("the process that started this one is gone") == 2
 
     def test_children_end_also_where_their_log_goes_with_the_parent(self, index: FakeIndex, tmp_path: Path) -> None:
