@@ -12,14 +12,13 @@ from contextlib import suppress
 from shutil import rmtree
 from typing import Any
 
-import msgspec
 from twisted.application.service import Service
 from twisted.internet.interfaces import IReadDescriptor
-from twisted.logger import FileLogObserver, ILogObserver, LogEvent, Logger, eventAsJSON, formatEvent
+from twisted.logger import FileLogObserver, ILogObserver, Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from mypypi.logs import PROCESS
+from mypypi.logs import PROCESS, for_parent
 
 #: Its descriptors: one that ends with its parent, the listening socket, and one for a line that says that it is ready.
 LIFELINE, LISTENING, REPORT = 0, 3, 4
@@ -79,16 +78,5 @@ class Membership(Service):
 
 
 def to_parent() -> ILogObserver:
-    """For twistd's ``--logger``: every event to the parent, which writes it where, and how, its own log is written."""
-    return FileLogObserver(sys.stdout, event_line)
-
-
-def event_line(event: LogEvent) -> str:
-    """
-    The event as one line of JSON behind a record separator, which tells it from what is printed by whatever else.
-
-    `twisted.logger.eventFromJSON` reads it. Of a record that was logged, its fields are left.
-    """
-    record = event.get("record")
-    fields = msgspec.structs.asdict(record) if isinstance(record, msgspec.Struct) else record
-    return f"\x1e{eventAsJSON({**event, 'log_format': '{said}', 'said': formatEvent(event), 'record': fields})}\n"
+    """For twistd's ``--logger``: every event to the parent, which writes it where its own log goes."""
+    return FileLogObserver(sys.stdout, for_parent)

@@ -16,13 +16,14 @@ from twisted.logger import (
     FileLogObserver,
     ILogObserver,
     LogEvent,
+    eventAsJSON,
     formatEvent,
     formatEventAsClassicLogText,
     formatTime,
 )
 from twisted.scripts._twistd_unix import UnixAppLogger
 
-#: The variable in which a server's processes are told their number, where there are several.
+#: The variable that tells one of several server processes its number, from 1 on. Whoever has it is a child.
 PROCESS = "SERVER_PROCESS"
 
 
@@ -68,9 +69,23 @@ def _observer(options: Mapping[str, Any], line: Callable[[LogEvent], str]) -> IL
 
 
 def text_line(process: str | None, event: LogEvent) -> str:
-    """The line as twistd writes it, before it the number of the process."""
-    text = formatEventAsClassicLogText(event, formatTime)
-    return f"{process or '-'}: {text}" if text else ""
+    """The line as twistd writes it; before the logger's name the number of the process."""
+    return formatEventAsClassicLogText(marked(event, process), formatTime) or ""
+
+
+def marked(event: LogEvent, process: str | None) -> LogEvent:
+    """The event as one of this process: told from others' in text and in JSON."""
+    level = getattr(event.get("log_level"), "name", "info")
+    system = f"{process or '-'}:{event.get('log_namespace', '-')}#{level}"
+    return {**event, "log_system": system, "log_process": process}
+
+
+def for_parent(event: LogEvent) -> str:
+    """The event as a line for another process, which makes its own line of it; a record's parts by their names."""
+    record = event.get("record")
+    if isinstance(record, msgspec.Struct):
+        event = {**event, "record": str(record), "log_record": msgspec.structs.asdict(record)}
+    return f"\x1e{eventAsJSON(event)}\n"
 
 
 def json_line(process: str | None, event: LogEvent) -> str:
@@ -81,21 +96,23 @@ def json_line(process: str | None, event: LogEvent) -> str:
     An event that a server's process handed to its parent names the process, and has the fields of its record alone.
     """
     level, failure, record = event.get("log_level"), event.get("log_failure"), event.get("record")
+    process = event.get("log_process", process)
+    if isinstance(record, msgspec.Struct):
+        record = msgspec.structs.asdict(record)
+    elif "log_record" in event:
+        record = event["log_record"]
+    else:
+        record = None
     line = {
         "time": datetime.fromtimestamp(event["log_time"], timezone.utc).isoformat(timespec="milliseconds"),
         "level": level.name if level is not None else "info",
         "logger": event.get("log_namespace", "-"),
     }
-    if process is not None or "process" in event:
-        line["process"] = process or event["process"]
-    if isinstance(record, dict):
+    if process is not None:
+        line["process"] = process
+    if failure is None:
         line["message"] = formatEvent(event)
-        line |= record
-    elif isinstance(record, msgspec.Struct):
-        line["message"] = str(record)
-        line |= msgspec.structs.asdict(record)
-    elif failure is None:
-        line["message"] = formatEvent(event)
+        line |= record or {}
     else:
         line["message"] = formatEvent(event) or str(failure.value)
         line["exception"] = failure.type.__name__

@@ -203,8 +203,7 @@ class Rendered:
 @frozen
 class Pressed:
     """What an ecosystem makes of a `Source`: the page's forms by name, the links (see `PackageFile.link`) which nobody
-    could trace back to this page from the link alone, and when the page was changed last, as an HTTP date, where it
-    says so itself."""
+    could trace back to this page from the link alone, and when it was changed last (an HTTP date), if it says so."""
 
     forms: Mapping[str, Rendered]
     strays: tuple[str, ...] = ()
@@ -303,10 +302,7 @@ class DeadJob:
 
 @frozen
 class QueueState:
-    """
-    How many jobs wait or are being worked on, how many wait for their next try, and how many were set aside; and how
-    many seconds ago the oldest of the first was queued or came again, 0 where there is none.
-    """
+    """How many jobs wait or are worked on, wait for their next try, were set aside; seconds since the oldest came."""
 
     waiting: int
     later: int

@@ -20,7 +20,7 @@ from twisted.logger import Logger, eventFromJSON, globalLogPublisher
 from twisted.python.failure import Failure
 
 from mypypi.child import LIFELINE, LISTENING, REPORT
-from mypypi.logs import PROCESS
+from mypypi.logs import PROCESS, marked
 
 if TYPE_CHECKING:
     from mypypi.settings import Settings
@@ -124,10 +124,7 @@ class Run(ProcessProtocol):
         if line.startswith("\x1e"):
             with suppress(ValueError):
                 event = eventFromJSON(line[1:])
-                level = getattr(event.get("log_level"), "name", "info")
-                event["process"] = str(self.number)
-                event["log_system"] = f"{self.number}:{event.get('log_namespace', '-')}#{level}"
-                globalLogPublisher(event)
+                globalLogPublisher(marked(event, str(self.number)))
                 return
         self.log.info("child {number}: {line}", number=self.number, line=line)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 import subprocess
@@ -70,7 +71,8 @@ def test_connection_too_many_over_tls(daemon_factory: DaemonFactory, tmp_path: P
     command = f"openssl req -x509 -newkey rsa:2048 -nodes -keyout {key} -out {certificate} -days 2 -subj /CN=localhost"
     subprocess.run(command.split(), check=True, capture_output=True)
     listen = f"ssl:0:interface=127.0.0.1:privateKey={key}:certKey={certificate}"
-    daemon = daemon_factory(env={"MYPYPI_CONNECTIONS_PER_ADDRESS": "1", "MYPYPI_LISTEN": listen})
+    env = {"MYPYPI_CONNECTIONS_PER_ADDRESS": "1", "MYPYPI_LISTEN": listen}
+    daemon = daemon_factory(env=env, ready=re.compile(r"https://127\.0\.0\.1:(\d+)/"))
     trusting = ssl.create_default_context(cafile=str(certificate))
     with connected(daemon) as plain, trusting.wrap_socket(plain, server_hostname="localhost") as first:
         assert is_turned_away(daemon)

@@ -10,16 +10,16 @@ from typing import Any
 
 import msgspec
 import pytest
-from twisted.logger import LogEvent, Logger
+from twisted.logger import LogEvent, Logger, eventFromJSON
 from twisted.python.failure import Failure
 
-from mypypi.logs import CannotLog, Chosen, json_line, text_line
+from mypypi.logs import CannotLog, Chosen, for_parent, json_line, marked, text_line
 from tests.conftest import DaemonFactory
 from tests.rig.daemon import Daemon
 from tests.rig.http import eventually, get
 from tests.rig.index import FakeIndex
 from tests.rig.packages import make_wheel
-from tests.rig.redis import Redis
+from tests.rig.redis import Redis, free_port
 
 
 class Record(msgspec.Struct):
@@ -79,7 +79,14 @@ class TestJSON:
         assert "nothing" in json.loads(json_line(None, event_of("{nothing}")))["message"]
 
     def test_text_names_the_process(self) -> None:
-        assert re.fullmatch(r"3: \S+ \[thing#warn\] x\n", text_line("3", event_of("x")))
+        assert re.fullmatch(r"\S+ \[3:thing#warn\] x\n", text_line("3", event_of("x")))
+
+    def test_event_of_a_child(self) -> None:
+        """What a parent writes for its child is what the child would have written."""
+        event = event_of("{record}", record=Record("/a", 7))
+        relayed = marked(eventFromJSON(for_parent(event)[1:]), "3")
+        assert json_line(None, relayed) == json_line("3", event)
+        assert text_line("3", relayed) == text_line("3", event)
 
     def test_what_twistd_is_left_to_do(self) -> None:
         """Its own lines where those are right, and whatever its user asked for."""
@@ -95,7 +102,7 @@ class TestDaemons:
     @pytest.mark.parametrize("plugin", ["mypypi", "mypypi-server", "mypypi-worker"])
     def test_json_on_standard_output(self, plugin: str, redis: Redis, index: FakeIndex, tmp_path: Path) -> None:
         """From the first line to the last."""
-        env = {"MYPYPI_LOG_FORMAT": "json", "MYPYPI_UPSTREAM_URL": index.url}
+        env = {"MYPYPI_LOG_FORMAT": "json", "MYPYPI_UPSTREAM_URL": index.url, "WORKERS": "1"}
         env |= {"MYPYPI_REDIS_URL": redis.url} if plugin != "mypypi" else {}
         daemon = Daemon(plugin, tmp_path / "data", env)
         daemon.launch()
@@ -105,8 +112,43 @@ class TestDaemons:
             daemon.stop()
         told = objects(daemon.log)
         assert told[-1]["message"] == "Server Shut Down."
-        assert not any("process" in each for each in told)  # there is but one
+        assert not any("process" in each for each in told)
         assert all(each.keys() >= {"time", "level", "logger", "message"} for each in told)
+
+    @pytest.mark.parametrize("log_format", ["text", "json"])
+    @pytest.mark.parametrize("to_file", [False, True])
+    def test_lines_of_several_processes(
+        self, log_format: str, redis: Redis, index: FakeIndex, tmp_path: Path, *, to_file: bool
+    ) -> None:
+        """Each says which one spoke, whether it writes by itself or its parent does; a request's line is the same."""
+        index.add(make_wheel("thing"))
+        file = tmp_path / "log"
+        env = {"MYPYPI_LOG_FORMAT": log_format, "MYPYPI_UPSTREAM_URL": index.url, "WORKERS": "2"}
+        env |= {"MYPYPI_REDIS_URL": redis.url, "MYPYPI_REDIS_PREFIX": f"{log_format}-{to_file}"}
+        port = free_port()
+        env["MYPYPI_LISTEN"] = f"tcp:{port}:interface=127.0.0.1"
+        options = ["--logfile", str(file)] if to_file else []
+        daemon = Daemon("mypypi-server", tmp_path / "data", env, options=options)
+
+        def log() -> str:
+            return file.read_text() if to_file and file.exists() else daemon.log
+
+        daemon.launch()
+        try:
+            eventually(log, lambda text: "ready: " in text)
+            get(f"http://127.0.0.1:{port}/simple/thing/?s3cret", {"X-Request-ID": "build-7"})
+            eventually(log, lambda text: "build-7" in text)
+        finally:
+            daemon.stop()
+        (line,) = [line for line in log().splitlines() if "build-7" in line]
+        assert "s3cret" not in log()
+        if log_format == "text":
+            assert re.search(r" \[[12]:mypypi\.requests#info\] 127\.0\.0\.1 GET /simple/thing/ 200 ", line)
+        else:
+            told = json.loads(line)
+            assert told["process"] in ("1", "2")
+            assert (told["path"], told["status"], told["kind"]) == ("/simple/thing/", 200, "page")
+            assert len(objects(log())) > 5
 
     def test_json_in_a_file_that_is_rotated(self, index: FakeIndex, tmp_path: Path) -> None:
         """As twistd does it with any log: by SIGUSR1, and by itself."""
