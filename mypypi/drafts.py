@@ -29,6 +29,8 @@ _NOTE_SIZE = 4096
 _LONGEST_MESSAGE = 1000
 #: Seconds for which a draft that nobody fills is left for whoever wants to go on with it.
 ABANDONED = 15.0
+#: Bytes that there must be room for: a disk is as good as full before it has not a byte left.
+_PROBE = 64 * 1024
 
 
 @frozen
@@ -188,7 +190,7 @@ class Drafts:
         """Write a file there that is gone at once. Blocks; raises OSError."""
         self._directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=self._directory) as probe:
-            probe.write(b"can be written")
+            probe.write(bytes(_PROBE))
 
     def sweep(self) -> int:
         """Remove the drafts that nobody has filled for a while; how many there were. Blocks; raises OSError."""
