@@ -227,6 +227,15 @@ class Settings:
         SECONDS,
         "Seconds for connecting and for the response head; the body has an idle limit of the same length.",
     )
+    log_format: Literal["text", "json"] = _setting(
+        "text", choice("text", "json"), "``text`` or ``json``: how log lines are written, one of them for each request."
+    )
+    connections_per_address: int = _setting(
+        "0",
+        number("a whole number", 0),
+        "Connections that one address may have at once, per process; more of them are closed; ``0`` is any number, "
+        "which it must be behind a proxy, whose address all clients have.",
+    )
 
     drain_time: int = _setting(
         "30",
@@ -242,15 +251,6 @@ class Settings:
         "134217728",
         number("a whole number of bytes", 1_000_000, 999_999_999_999),
         "Memory for pages, per server process; a quarter of it is for pages with the clients' address in their links.",
-    )
-    log_format: Literal["text", "json"] = _setting(
-        "text", choice("text", "json"), "``text`` or ``json``: how log lines are written, one of them for each request."
-    )
-    connections_per_address: int = _setting(
-        "0",
-        number("a whole number", 0),
-        "Connections that one address may have at once, per process; more of them are closed; ``0`` is any number, "
-        "which it must be behind a proxy, whose address all clients have.",
     )
 
     @classmethod
