@@ -224,26 +224,27 @@ class Fetches:
 
         Raises what `Transfer.run` and `IStorage.commit` do, FetchedElsewhere, LookAgain and Stopped.
         """
-        draft, key, lease_for = fetch.draft, fetch.file.key, 0.0
+        draft, key, lease = fetch.draft, fetch.file.key, fetch_lease(fetch.file.key)
         metrics.FETCHES_RUNNING.inc()
         try:
-            await self._claim(fetch)
+            await self._claim(fetch, lease)
             digest = await fetch.transfer.run()
             draft.tell(whole(draft, digest))
             draft.content.finish(digest)
+            if self._storage.passes_on:  # before it begins to: who ends that releases the lease
+                await self._leases.leave(lease, self._storage.passes_on)
             await self._storage.commit(key, draft.path, digest)
-            lease_for = self._storage.passes_on
             metrics.FETCHES.labels("stored").inc()
             self.log.info("stored {key}, {size} bytes", key=key, size=draft.content.length)
             draft.drop()
         except (FetchedElsewhere, LookAgain) as error:
-            lease_for = self._storage.passes_on
             self._give_up(fetch, error)
             raise
         except MyPyPiError as error:
             metrics.FETCHES.labels("failed").inc()
             self.log.warn("{key} was not stored: {why}", key=key, why=error)
             self._give_up(fetch, error)
+            await self._leases.release(lease)
             raise
         except Stopped:
             raise
@@ -252,18 +253,22 @@ class Fetches:
             raise
         finally:
             metrics.FETCHES_RUNNING.dec()
-            await self._leases.let_go(fetch_lease(key), lease_for)
+            await self._leases.let_go(lease)
 
-    async def _claim(self, fetch: Fetch) -> None:
-        """Take the lease of the file, where Redis can be asked; then see whether it is still to be fetched."""
-        key = fetch.file.key
+    async def _claim(self, fetch: Fetch, lease: str) -> None:
+        """See that the file is still to be fetched, and take its lease, where Redis can be asked."""
+        await self._look_again(fetch)
         with suppress(CatalogDown):
-            held = await self._leases.take(fetch_lease(key), fetch.seconds_left)
+            held = await self._leases.take(lease, fetch.seconds_left)
             if held is not None:
                 metrics.LEASE_WAITS.labels("file").inc()
                 elsewhere = FetchedElsewhere("another host is fetching the file: try again")
                 elsewhere.retry_after = int(held.about) if held.about.isdigit() else math.ceil(held.left)
                 raise elsewhere
+        if self._storage.passes_on:  # what another host has done since, it did before it let go of the lease
+            await self._look_again(fetch)
+
+    async def _look_again(self, fetch: Fetch) -> None:
         if not fetch.anew and await self._is_stored(fetch.file):
             raise LookAgain("the file has just been fetched: try again")
 

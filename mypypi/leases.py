@@ -44,16 +44,28 @@ class Leases:
             renewal.start(_RENEW, now=False)
         return held
 
-    async def let_go(self, name: str, after: float = 0.0) -> None:
-        """Hold it no more: at once, or `after` so many seconds, for whoever has the same owner to go on with."""
+    async def let_go(self, name: str) -> None:
+        """Hold it no more, where it is held."""
+        if name in self._renewals:
+            await self.release(name)
+
+    async def release(self, name: str) -> None:
+        """Let go of it, and of what was left of it."""
+        self._end_renewal(name)
+        with suppress(CatalogDown):  # it runs out
+            await self._catalog.release_lease(name, self._owner)
+
+    async def leave(self, name: str, seconds: float) -> None:
+        """Hold it for so many seconds and no more, or until whoever has the same owner releases it."""
+        if self._end_renewal(name):
+            with suppress(CatalogDown):
+                await self._catalog.take_lease(name, self._owner, seconds)
+
+    def _end_renewal(self, name: str) -> bool:
         renewal = self._renewals.pop(name, None)
         if renewal is not None:
             renewal.stop()
-        with suppress(CatalogDown):  # it runs out
-            if after:
-                await self._catalog.take_lease(name, self._owner, after)
-            else:
-                await self._catalog.release_lease(name, self._owner)
+        return renewal is not None
 
     async def _renew(self, name: str, about: Callable[[], str]) -> None:
         with suppress(CatalogDown):  # until it is back

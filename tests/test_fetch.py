@@ -7,6 +7,7 @@ import fcntl
 import os
 import zlib
 from collections.abc import Awaitable
+from pathlib import Path
 from typing import Any, cast
 from unittest import mock
 
@@ -929,6 +930,30 @@ class SharedTest(FetchTestCase):
         held = self.now(cast("Awaitable[Held | None]", self.catalog.take_lease(fetch_lease(listed().key), "x", 1)))
         assert held is not None
         self.assertEqual(900, held.left)
+
+    def test_lease_is_free_once_the_file_was_passed_on(self) -> None:
+        """However soon that was: the one who passed it on released the lease, and it stays so."""
+        commit = self.storage.commit
+
+        async def passed_on_at_once(key: str, draft: Path, digest: Digest) -> StoredFile:
+            stored = await commit(key, draft, digest)
+            await self.catalog.release_lease(fetch_lease(key), "disk")
+            return stored
+
+        with mock.patch.multiple(self.storage, passes_on=900.0, commit=passed_on_at_once):
+            self.fetch()
+            self.wire.last.answer(body=DATA)
+        self.assert_stored()
+        self.assertIsNone(self.now(self.catalog.take_lease(fetch_lease(listed().key), "x", 1)))
+
+    def test_lease_is_free_where_the_file_could_not_be_kept(self) -> None:
+        """Another host may have more luck."""
+        with mock.patch.multiple(
+            self.storage, passes_on=900.0, commit=mock.AsyncMock(side_effect=StorageDown("no luck"))
+        ):
+            self.fetch()
+            self.wire.last.answer(body=DATA)
+        self.assertIsNone(self.now(self.catalog.take_lease(fetch_lease(listed().key), "x", 1)))
 
     def test_without_redis_each_host_fetches_for_itself(self) -> None:
         """Promise 8: a catalog that is down keeps nobody from fetching."""

@@ -38,11 +38,19 @@ class LeasesTest(MemoryTestCase):
     def test_a_lease_can_be_left_to_ones_own(self) -> None:
         """For a while, after which it runs out: whoever has the same owner goes on with it."""
         self.now(self.mine.take(NAME))
-        self.now(self.mine.let_go(NAME, 900))
+        self.now(self.mine.leave(NAME, 900))
         self.clock.advance(899)
         self.assertIsNotNone(self.now(self.yours.take(NAME)))
         self.clock.advance(1)
         self.assertIsNone(self.now(self.yours.take(NAME)))
+
+    def test_letting_go_of_what_is_not_held_changes_nothing(self) -> None:
+        """What was left to one's own stays left."""
+        self.now(self.mine.take(NAME))
+        self.now(self.mine.leave(NAME, 900))
+        self.now(self.mine.let_go(NAME))
+        self.now(self.yours.let_go(NAME))
+        self.assertIsNotNone(self.now(self.yours.take(NAME)))
 
     def test_a_lease_whose_owner_is_gone_runs_out(self) -> None:
         """Within its expiry, which is far shorter than a fetch may take."""

@@ -138,7 +138,7 @@ class Chaos:
         """What is there has at least `size` bytes."""
 
         def fail() -> None:
-            fault = self.cluster.index.fault(where, make(self.chance, size), times=self.chance.randrange(1, 4))
+            fault = self.cluster.index.fault(where, make(self.chance, size))
             deadline = time.monotonic() + _MET
             while not fault.served and time.monotonic() < deadline:
                 self.publish()
