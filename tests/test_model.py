@@ -6,7 +6,8 @@ import hashlib
 
 import pytest
 
-from mypypi.model import Digest, PackageFile, PageId, StoredFile, key_from_segments, key_of, new_hasher
+from mypypi.keys import key_from_segments, key_of
+from mypypi.model import Digest, PackageFile, PageId, StoredFile, new_hasher
 
 HEX = hashlib.sha256(b"").hexdigest()
 OTHER = hashlib.sha256(b"other").hexdigest()

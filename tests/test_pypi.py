@@ -18,7 +18,8 @@ from mypypi.ecosystems import ECOSYSTEMS
 from mypypi.ecosystems.pypi import PyPI, normalise
 from mypypi.errors import BadRequest, UpstreamBroken
 from mypypi.interfaces import IEcosystem
-from mypypi.model import BASE_PLACEHOLDER, Digest, PageId, PageRequest, Pressed, Source, key_from_segments, key_of
+from mypypi.keys import key_from_segments, key_of
+from mypypi.model import BASE_PLACEHOLDER, Digest, PageId, PageRequest, Pressed, Source
 
 SIMPLE_JSON = "application/vnd.pypi.simple.v1+json"
 SHA256, OTHER_SHA256, SHA512 = "a1" * 32, "b2" * 32, "c3" * 64

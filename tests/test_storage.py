@@ -14,8 +14,9 @@ from zope.interface.verify import verifyObject
 
 from mypypi.errors import CatalogDown, StorageDown, StorageFull
 from mypypi.interfaces import IStorage
+from mypypi.keys import key_of
 from mypypi.memory import MemoryStorage
-from mypypi.model import Digest, Link, StoredFile, key_of
+from mypypi.model import Digest, Link, StoredFile
 from mypypi.storage.disk import DiskStorage
 from mypypi.storage.remote import BucketStorage
 from tests.buckets import KEY, LARGE, BucketTestCase

@@ -23,6 +23,7 @@ from zope.interface import implementer
 
 from mypypi.errors import BadRequest, NotFound, UpstreamBroken
 from mypypi.interfaces import IEcosystem
+from mypypi.keys import is_segment, key_of
 from mypypi.model import (
     BASE_PLACEHOLDER,
     Digest,
@@ -32,9 +33,7 @@ from mypypi.model import (
     Pressed,
     Rendered,
     Source,
-    key_of,
 )
-from mypypi.uris import is_segment
 
 FULL = "application/json"
 ABBREVIATED = "application/vnd.npm.install-v1+json"

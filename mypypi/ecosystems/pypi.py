@@ -22,6 +22,7 @@ from mypypi.ecosystems.pypi_names import normalise, projects_of
 from mypypi.ecosystems.simple_html import CORE_METADATA, Document, has_metadata
 from mypypi.errors import BadRequest, UpstreamBroken
 from mypypi.interfaces import IEcosystem
+from mypypi.keys import key_from_segments, key_of
 from mypypi.model import (
     BASE_PLACEHOLDER,
     Digest,
@@ -31,8 +32,6 @@ from mypypi.model import (
     Pressed,
     Rendered,
     Source,
-    key_from_segments,
-    key_of,
 )
 
 __all__ = ["PyPI", "normalise"]

@@ -10,8 +10,8 @@ from twisted.internet.defer import Deferred
 
 from mypypi.answers import Described, Elsewhere, Linked, PassedThrough, Served
 from mypypi.errors import NotFound, UpstreamRefused
+from mypypi.keys import as_uri
 from mypypi.proxy import Proxy
-from mypypi.uris import as_uri
 from mypypi.web.conditions import Unsatisfiable, etag_matches, needs_total, range_applies, ranges_of
 from mypypi.web.errors import answer
 from mypypi.web.lines import mark

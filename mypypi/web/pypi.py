@@ -13,8 +13,8 @@ from klein import Klein
 
 from mypypi.ecosystems.pypi import normalise
 from mypypi.errors import NotFound
-from mypypi.model import PageId, key_from_segments
-from mypypi.uris import as_uri
+from mypypi.keys import as_uri, key_from_segments
+from mypypi.model import PageId
 from mypypi.web.errors import answer, answer_failure
 from mypypi.web.gate import segments_of
 
@@ -34,6 +34,8 @@ SIMPLE_TYPES = {
     "application/vnd.pypi.simple.latest+json": "json",
     "application/vnd.pypi.simple.latest+html": "html",
 }
+#: Characters that a segment of a path has as they are, beside letters, digits and a few more (RFC 3986, section 3.3).
+_IN_SEGMENTS = "!$&'()*+,;=:@"
 JSON_TYPES = {"application/json": "json"}
 
 _WELCOME = """\
@@ -106,8 +108,7 @@ class PyPIRoutes:
         """One release of a project in the JSON API."""
         name = normalise(project)
         if name != project:
-            release = quote(version, safe="!$&'()*+,;=:@")
-            return _redirect(request, f"../../{name}/{release}/json")
+            return _redirect(request, f"../../{name}/{quote(version, safe=_IN_SEGMENTS)}/json")
         return await self._pages.serve(request, PageId("json", name, version), JSON_TYPES)
 
     @app.route("/file/<path:path>")
