@@ -34,18 +34,22 @@ class NotAcceptable(MyPyPiError):
     status = 406
 
 
-class UpstreamDown(MyPyPiError):
-    """
-    Upstream can't be reached, took too long, or answers that it can't serve now (5xx, 429).
-
-    503 and not 502 or 504, since every client but one tries again after it.
-    """
+class NotNow(MyPyPiError):
+    """It can't be had now: whoever asks is to come back in `retry_after` seconds."""
 
     status = 503
 
     def __init__(self, message: str, retry_after: int = 5) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class UpstreamDown(NotNow):
+    """
+    Upstream can't be reached, took too long, or answers that it can't serve now (5xx, 429).
+
+    503 and not 502 or 504, since every client but one tries again after it.
+    """
 
 
 class UpstreamSilent(UpstreamDown):
@@ -82,42 +86,24 @@ class Interrupted(Truncated):
     """A body ended before its end. It may be resumed."""
 
 
-class NotYet(MyPyPiError):
+class NotYet(NotNow):
     """The file is on its way; strict mode answers this instead of an unchecked byte."""
 
-    status = 503
 
-    def __init__(self, message: str, retry_after: int) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
+class FetchedElsewhere(NotNow):
+    """Another host holds the lease of the file's fetch, which should be done by then as far as is known."""
 
 
-class FetchedElsewhere(MyPyPiError):
-    """Another host holds the lease of the file's fetch. `retry_after`: until it should be done, as far as is known."""
-
-    status = 503
-    retry_after = 5
-
-
-class LookAgain(MyPyPiError):
+class LookAgain(NotNow):
     """The file came into the storage just when it was to be fetched."""
 
-    status = 503
-    retry_after = 1
 
-
-class CatalogDown(MyPyPiError):
+class CatalogDown(NotNow):
     """Redis can't be reached or answers with an error."""
 
-    status = 503
-    retry_after = 5
 
-
-class StorageDown(MyPyPiError):
+class StorageDown(NotNow):
     """The file storage can't be read or written."""
-
-    status = 503
-    retry_after = 5
 
 
 class StorageFull(StorageDown):
@@ -139,6 +125,6 @@ def revived(name: str, message: str, retry_after: int | None) -> MyPyPiError:
     kind = globals().get(name)
     if not (isinstance(kind, type) and issubclass(kind, MyPyPiError)):
         kind = UpstreamBroken
-    error: MyPyPiError = kind.__new__(kind, message)
-    error.retry_after = retry_after
-    return error
+    if issubclass(kind, NotNow) and retry_after is not None:
+        return kind(message, retry_after)
+    return kind(message)

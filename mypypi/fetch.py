@@ -262,9 +262,8 @@ class Fetches:
             held = await self._leases.take(lease, fetch.seconds_left)
             if held is not None:
                 metrics.LEASE_WAITS.labels("file").inc()
-                elsewhere = FetchedElsewhere("another host is fetching the file: try again")
-                elsewhere.retry_after = int(held.about) if held.about.isdigit() else math.ceil(held.left)
-                raise elsewhere
+                seconds = int(held.about) if held.about.isdigit() else math.ceil(held.left)
+                raise FetchedElsewhere("another host is fetching the file: try again", seconds)
         if self._storage.passes_on:  # what another host has done since, it did before it let go of the lease
             await self._look_again(fetch)
 
