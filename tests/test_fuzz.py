@@ -303,17 +303,20 @@ def links_of(kind: str, answer: Answer, page_url: str) -> list[str]:
     """The targets of the files on a page, as clients ask for them."""
     if answer.status != 200 or not answer.whole:
         return []
-    document = json.loads(answer.body)
+    try:
+        document = json.loads(answer.body.decode(errors="replace"))  # as JavaScript reads it
+    except RecursionError:
+        return []
     if kind == "simple":
         urls = [file["url"] for file in document["files"] if file["url"].startswith("../../file/")]
     else:
         # "tarball" may be of any type where upstream's was
-        dists = [version.get("dist") for version in document["versions"].values() if isinstance(version, dict)]
+        dists = [version.get("dist") for version in document.get("versions", {}).values() if isinstance(version, dict)]
         urls = [dist.get("tarball") for dist in dists if isinstance(dist, dict)]
     found = []
     for url in urls:
         with suppress(ValueError):  # no address: no client could ask for it
-            whole = urljoin(page_url, url) if isinstance(url, str) else ""
+            whole = urljoin(page_url, url) if kind == "simple" else str(url)  # npm's clients want it whole
             if whole.startswith("http://here.example/"):
                 found.append(whole.removeprefix("http://here.example"))
     return found
