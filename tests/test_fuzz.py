@@ -513,3 +513,8 @@ class TestFound:
         """The answer to a search is, without it."""
         answer = serving("npm", {"/-/v1/search": b"{}"}, content_type="text/\xff").get("/-/v1/search")
         assert (answer.status, answer.body) == (200, b"{}")
+
+    def test_a_status_that_is_none_is_not_handed_on(self, tmp_path: Path) -> None:
+        """Upstream's search answered 999."""
+        world = World("npm", tmp_path, lambda _: Said(response(999, b"{}")), fixed_hosts)
+        assert world.get("/-/v1/search").status == 502

@@ -12,7 +12,7 @@ from klein import Klein
 from werkzeug.http import parse_accept_header
 
 from mypypi.ecosystems.npm import ABBREVIATED, FULL, check_name, dist_tags, manifest
-from mypypi.errors import NotFound
+from mypypi.errors import NotFound, UpstreamBroken
 from mypypi.model import PageId
 from mypypi.web.errors import answer, answer_failure
 from mypypi.web.gate import segments_of
@@ -89,6 +89,8 @@ class NPMRoutes:
         assert request.content is not None
         method, target = request.method.decode(), request.uri.decode("latin-1")
         passed = await self._upstream.pass_on(method, target, headers, request.content.read())
+        if passed.status > 599:  # noqa: PLR2004 - nothing is defined beyond (RFC 9110, section 15)
+            raise UpstreamBroken(f"upstream answered {passed.status}")
         request.setResponseCode(passed.status)
         for name in _RETURNED:
             value = passed.headers.get(name, "")
