@@ -24,7 +24,7 @@ from twisted.logger import (
 from twisted.scripts._twistd_unix import UnixAppLogger
 
 #: The variable that tells one of several server processes its number, from 1 on. Whoever has it is a child.
-PROCESS = "SERVER_PROCESS"
+PROCESS = "_MYPYPI_PROCESS"
 
 
 class CannotLog(ValueError):

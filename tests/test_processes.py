@@ -274,7 +274,7 @@ def failing(index: FakeIndex, tmp_path: Path) -> Iterator[tuple[Daemon, Path]]:
     place = tmp_path / "first"
     place.mkdir()
     (place / "sitecustomize.py").write_text(
-        f"import os\nif 'SERVER_PROCESS' in os.environ and os.path.exists({str(broken)!r}):\n    os._exit(3)\n"
+        f"import os\nif '_MYPYPI_PROCESS' in os.environ and os.path.exists({str(broken)!r}):\n    os._exit(3)\n"
     )
     env = {**TWO, "MYPYPI_UPSTREAM_URL": index.url}
     root = Path(__file__).resolve().parents[1]

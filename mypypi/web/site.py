@@ -60,8 +60,6 @@ class Channel(DrainingChannel):
         """It is gone."""
         metrics.CONNECTIONS.dec()
         self._be_patient(None)
-        site: Any = self.factory
-        site.gone(self)
         super().connectionLost(reason)
 
     def dataReceived(self, data: bytes) -> None:
@@ -251,8 +249,9 @@ class WebSite(DrainingSite):
         built: Protocol | None = super().buildProtocol(addr)
         return built
 
-    def gone(self, channel: Channel) -> None:
-        """This connection has ended."""
+    def went(self, channel: DrainingChannel) -> None:
+        """There is one connection less."""
+        super().went(channel)
         host = getattr(channel.getPeer(), "host", None)
         if self._per_address and host is not None:
             self._connected[host] -= 1
