@@ -32,7 +32,7 @@ def key_of(url: str) -> str:
     if parts.port is not None and parts.port != _DEFAULT_PORTS[parts.scheme]:
         host = f"{host}:{parts.port}"
     segments = [unquote(segment, errors="strict") for segment in parts.path.split("/")[1:]] or [""]
-    if parts.query:
+    if parts.query and segments[-1] not in (".", ".."):  # which are refused with a query as well
         segments[-1] += f"?{as_uri(parts.query)}"
     return key_from_segments([parts.scheme, host, *segments])
 
