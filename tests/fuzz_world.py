@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 from unittest.mock import patch
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 from twisted.internet import error
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import ILogObserver, LogEvent, LogLevel, globalLogPublisher
@@ -36,6 +36,8 @@ PASSWORD = "correct-horse"
 _TOKEN = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
 #: Steps of the clock, each to the next thing that is due: more than any transfer with all its pauses takes.
 _STEPS = 2000
+#: Seconds after which upstream looks again whether it may go on.
+_PAUSE = 0.1
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2}) [\x20-\x7e]*")
 #: field-line of RFC 9112, section 5, in visible ASCII: nothing that is served here has need of more.
@@ -110,12 +112,15 @@ class Said:
     cut: bool = False
 
     def to(self, exchange: Exchange) -> None:
-        for start in range(0, len(self.data), self.piece):
-            if exchange.closed or exchange.disconnecting or exchange.paused:
-                break
-            exchange.send(self.data[start : start + self.piece])
-        if exchange.paused:
-            exchange._wire.clock.callLater(0, Said(self.data[start:], self.piece, self.cut).to, exchange)
+        """Send what the exchange takes now, and the rest when it takes more."""
+        rest = self.data
+        while rest and not (exchange.closed or exchange.disconnecting or exchange.paused):
+            exchange.send(rest[: self.piece])
+            rest = rest[self.piece :]
+        if exchange.closed or exchange.disconnecting:
+            return
+        if rest:
+            exchange._wire.clock.callLater(_PAUSE, evolve(self, data=rest).to, exchange)
         elif self.cut:
             exchange.end()
 

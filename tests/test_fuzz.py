@@ -289,7 +289,8 @@ class Upstream:
         here = urlsplit(exchange.origin).hostname == UPSTREAM_HOST
         queue = self._pages if here and exchange.path.partition("?")[0] in self._page_paths else self._files
         sent = queue.pop(0) if len(queue) > 1 else queue[0]
-        self._said += html.unescape(re.sub(r"[\t\r\n]|\\[trn]", "", sent.says)).lower()
+        said = html.unescape(re.sub(r"[\t\r\n]|\\[trn]", "", sent.says)).lower()
+        self._said += re.sub(":0+(?=[0-9])", ":", said)
         return Said(sent.data, self._piece, sent.cut)
 
     def allows(self, origin: str) -> bool:
@@ -478,12 +479,12 @@ class TestFound:
         link = page["files"][0]["url"].removeprefix("../..")
         assert world.get(quote(link, safe="%/:?=")).body == b"0123456789"
 
-    @pytest.mark.parametrize("path", ["a\\b", "a\u2028b", "a%5Cb", "%00"])
+    @pytest.mark.parametrize("path", ["a\\b/x.whl", "a\u2028b/x.whl", "a%5Cb/x.whl", "%00/x.whl", "a/.?x=1"])
     def test_a_link_that_this_server_would_refuse_stays_upstreams(
         self, serving: Callable[..., World], path: str
     ) -> None:
         """Where the client finds the file."""
-        url = f"https://files.example/{path}/{WHEEL}"
+        url = f"https://files.example/{path}"
         page = json.loads(serving("pypi", listing(url)).get(f"/simple/{PROJECT}/", Accept=_SIMPLE_JSON).body)
         assert [file["url"] for file in page["files"]] == [url]
 
