@@ -18,6 +18,7 @@ from twisted.logger import FileLogObserver, ILogObserver, Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from mypypi.counts import DIRECTORY
 from mypypi.logs import PROCESS, for_parent
 
 #: Its descriptors: one that ends with its parent, the listening socket, and one for a line that says that it is ready.
@@ -72,8 +73,8 @@ class Membership(Service):
         self._reactor.removeReader(self)
         if self.running:
             self.log.error("the process that started this one is gone; this one ends")
-            if "PROMETHEUS_MULTIPROC_DIR" in os.environ:  # nobody else is left to take it away
-                atexit.register(rmtree, os.environ["PROMETHEUS_MULTIPROC_DIR"], ignore_errors=True)
+            if DIRECTORY in os.environ:  # nobody else is left to take it away
+                atexit.register(rmtree, os.environ[DIRECTORY], ignore_errors=True)
             self._reactor.stop()
 
 

@@ -11,10 +11,15 @@ import os
 from collections.abc import Iterator, Mapping
 
 from attrs import Factory, frozen
-from prometheus_client import REGISTRY as OWN
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from mypypi.counts import DIRECTORY, make_files
+
+make_files()  # before prometheus_client is imported, which decides then where it counts
+
+from prometheus_client import REGISTRY as OWN  # noqa: E402
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest  # noqa: E402
+from prometheus_client.core import GaugeMetricFamily, Metric  # noqa: E402
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead  # noqa: E402
 
 #: As the Prometheus text format is called.
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
@@ -101,7 +106,7 @@ def latest(asked: Asked | None = None) -> bytes:
     several.
     """
     registry = OWN
-    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+    if DIRECTORY in os.environ:
         registry = CollectorRegistry()
         MultiProcessCollector(registry)
     answers = CollectorRegistry()

@@ -6,7 +6,6 @@ Knows when a child is to start and to end. Must never accept a connection, or kn
 from __future__ import annotations
 
 import signal
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from attrs import define
@@ -17,11 +16,14 @@ from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 
 from mypypi import metrics
+from mypypi.counts import DIRECTORY, make_directory
 from mypypi.listening import CannotStart, listen
 from mypypi.run import Run, child_environment
 from mypypi.server import give_up, ready_line
 
 if TYPE_CHECKING:
+    from tempfile import TemporaryDirectory
+
     from twisted.internet.interfaces import IListeningPort
 
     from mypypi.settings import Settings
@@ -81,10 +83,10 @@ class ServerProcesses(Service):
         if self._port is None:
             self.privilegedStartService()
         try:
-            self._counts = TemporaryDirectory(prefix="mypypi-metrics-", ignore_cleanup_errors=True)
+            self._counts = make_directory()
         except OSError as error:
             raise CannotStart(f"no directory can be made for what the server processes count: {error}") from error
-        self._environment["PROMETHEUS_MULTIPROC_DIR"] = self._counts.name
+        self._environment[DIRECTORY] = self._counts.name
         self._old_handler = signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self.reload))
         for place in self._places:
             self._start(place)

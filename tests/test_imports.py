@@ -30,7 +30,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         {"ecosystems", "bodies", "content", "once", "threads", "settings", "texts", "logs", "agent", "turns", "pauses"}
     ),
     frozenset({"interfaces"}),
-    frozenset({"model", "errors", "dates", "keys", "metrics", ""}),
+    frozenset({"model", "errors", "dates", "keys", "metrics", "counts", ""}),
 )
 #: A library that one module knows, and no other.
 ONLY = {

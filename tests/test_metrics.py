@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Mapping
 from pathlib import Path
 
+import psutil
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from mypypi.metrics import Asked, latest
@@ -109,3 +112,21 @@ def test_processes_add_up(index: FakeIndex, redis: Redis, daemon_factory: Daemon
         assert value(told, "request_seconds_count", kind="page") == 5
         assert value(told, "connections") == 1
         assert value(told, "degraded", part="redis") == 0
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="the limit of another process is Linux's")
+def test_full_disk_keeps_nobody_from_being_served_and_counted(
+    index: FakeIndex, redis: Redis, daemon_factory: DaemonFactory
+) -> None:
+    """Where processes count together, they do so in files, which have all that they need before the first request."""
+    index.add(make_wheel("thing"))
+    daemon = daemon_factory("mypypi-server", env={"WORKERS": "2", "MYPYPI_REDIS_URL": redis.url})
+    children = psutil.Process(daemon.pid).children()
+    files = set(Path(children[0].environ()["PROMETHEUS_MULTIPROC_DIR"]).iterdir())
+    for child in children:
+        resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    for _ in range(8):
+        assert get(f"{daemon.url}/simple/thing/").status == 200
+    assert get(f"{daemon.url}/simple/nothing/").status == 404
+    assert value(scrape(daemon), "request_seconds_count", kind="page") == 9
+    assert set(Path(children[0].environ()["PROMETHEUS_MULTIPROC_DIR"]).iterdir()) == files
