@@ -16,7 +16,7 @@ from mypypi.errors import CatalogDown, StorageDown, StorageFull
 from mypypi.interfaces import IStorage
 from mypypi.keys import key_of
 from mypypi.memory import MemoryStorage
-from mypypi.model import Digest, Link, StoredFile
+from mypypi.model import Digest, Link, StoredFile, fetch_lease
 from mypypi.storage.disk import DiskStorage
 from mypypi.storage.remote import BucketStorage
 from tests.buckets import KEY, LARGE, BucketTestCase
@@ -499,6 +499,18 @@ class MotoStorageTest(BucketPromises):
         self.assertEqual([], self.queued())
         self.now(self.storage.sweep())
         self.assertEqual([self.upload_job()], self.queued())
+
+    def test_file_on_its_way_is_no_other_hosts_to_fetch(self) -> None:
+        """A sweep sees to it for as long as the file waits; what was uploaded while it looked is everybody's."""
+        self.keep(b"a wheel")
+        gone = f"{KEY}-gone"
+        with mock.patch.object(self.waiting, "keys", return_value=[KEY, gone]):
+            self.now(self.storage.sweep())
+        self.assertIsNotNone(self.now(self.catalog.take_lease(fetch_lease(KEY), "another", 1)))
+        self.assertIsNone(self.now(self.catalog.take_lease(fetch_lease(gone), "another", 1)))
+        self.assertEqual([self.upload_job()], self.queued())
+        self.upload()
+        self.assertIsNone(self.now(self.catalog.take_lease(fetch_lease(KEY), "another", 1)))
 
     def test_file_waits_while_the_catalog_is_down(self) -> None:
         """What can't be noted is not thrown away; the job that is done again notes it."""

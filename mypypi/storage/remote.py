@@ -167,9 +167,12 @@ class BucketStorage:
     async def sweep(self) -> None:
         """Queue what waits on the disk and has no job, as where the queue was lost. No other host is to fetch it."""
         for key in await self._threads.run(self._waiting.keys):
-            await self.queue_upload(key)
             with suppress(CatalogDown):
                 await self._catalog.take_lease(fetch_lease(key), self._disk, self.passes_on)
+                if await self._waiting.find(key) is None:  # it was uploaded meanwhile
+                    await self._catalog.release_lease(fetch_lease(key), self._disk)
+                    continue
+            await self.queue_upload(key)
 
     async def sweep_records(self) -> None:
         """Forget what is noted and not there any more. Raises StorageDown, CatalogDown."""
