@@ -18,18 +18,23 @@ if TYPE_CHECKING:
     from mypypi.interfaces import ICatalog
     from mypypi.model import Held
 
-#: Seconds for which a lease holds, and between two renewals by its holder.
+#: Seconds for which a lease holds where nothing else is said.
 LEASE_SECONDS = 15.0
-_RENEW = 5.0
 
 
 class Leases:
-    """The leases of this `owner`, in the catalog that all share. Whoever has the same owner has the same leases."""
+    """
+    The leases of this `owner`, in the catalog that all share. Whoever has the same owner has the same leases.
 
-    def __init__(self, catalog: ICatalog, owner: str, clock: Any) -> None:
+    Each holds for so many `seconds`, for which others wait in vain where its holder is gone, and is renewed three times
+    as often.
+    """
+
+    def __init__(self, catalog: ICatalog, owner: str, clock: Any, seconds: float = LEASE_SECONDS) -> None:
         self._catalog = catalog
         self._owner = owner
         self._clock = clock
+        self._seconds = seconds
         self._renewals: dict[str, LoopingCall] = {}
 
     async def take(self, name: str, about: Callable[[], str] = str) -> Held | None:
@@ -37,11 +42,11 @@ class Leases:
         Hold a lease until it is let go of: None; else who holds it. `about` is what others are told, asked for anew at
         each renewal. Raises CatalogDown.
         """
-        held = await self._catalog.take_lease(name, self._owner, LEASE_SECONDS, about())
+        held = await self._catalog.take_lease(name, self._owner, self._seconds, about())
         if held is None and name not in self._renewals:
             renewal = self._renewals[name] = LoopingCall(self._renew, name, about)
             renewal.clock = self._clock
-            renewal.start(_RENEW, now=False)
+            renewal.start(self._seconds / 3, now=False)
         return held
 
     async def let_go(self, name: str) -> None:
@@ -69,4 +74,4 @@ class Leases:
 
     async def _renew(self, name: str, about: Callable[[], str]) -> None:
         with suppress(CatalogDown):  # until it is back
-            await self._catalog.take_lease(name, self._owner, LEASE_SECONDS, about())
+            await self._catalog.take_lease(name, self._owner, self._seconds, about())

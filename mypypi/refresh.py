@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from mypypi.threads import Threads
     from mypypi.upstream import Upstream
 
+#: Seconds for which the lease of a page holds: so long clients wait where the process that asks upstream is killed, and
+#: they give up reading after 15 s (pip, poetry).
+PAGE_LEASE = 4.5
 #: Seconds between two looks at what another process has come to, and for how long it is waited for.
 _LOOK = 0.1
 _LONGEST_WAIT = 120.0

@@ -24,6 +24,7 @@ from mypypi.metrics import Asked, latest
 from mypypi.pages import Pages
 from mypypi.press import Press
 from mypypi.proxy import Proxy
+from mypypi.refresh import PAGE_LEASE
 from mypypi.web.address import Addresses
 from mypypi.web.files import Files
 from mypypi.web.gate import Gate
@@ -57,7 +58,7 @@ def make_resource(parts: Parts) -> IResource:
         Press(settings.package_type, settings.upstream_url, parts.press_threads),
         parts.press_threads,
         reactor,
-        Leases(parts.catalog, parts.process, reactor),
+        Leases(parts.catalog, parts.process, reactor, PAGE_LEASE),
         parts.pauses,
         cache_time=settings.cache_time,
         negative_cache_time=settings.negative_cache_time,

@@ -19,6 +19,7 @@ from mypypi.model import Page, PageId
 from mypypi.pages import PageAnswer, Pages
 from mypypi.pauses import Pauses
 from mypypi.press import Press
+from mypypi.refresh import PAGE_LEASE
 from mypypi.threads import Threads
 from mypypi.upstream import Upstream
 from tests.memory import NOW, AtOnce, MemoryTestCase, WhenTold, Wire, simple_page
@@ -76,7 +77,7 @@ class PagesTestCase(MemoryTestCase):
             Press("pypi", URL, AtOnce()),
             threads or AtOnce(),
             self.clock,
-            Leases(self.catalog, f"process {next(self.processes)}", self.clock),
+            Leases(self.catalog, f"process {next(self.processes)}", self.clock, PAGE_LEASE),
             Pauses(self.catalog, self.clock),
             cache_time=cache_time,
             negative_cache_time=NEGATIVE_CACHE_TIME,

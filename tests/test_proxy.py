@@ -26,6 +26,7 @@ from mypypi.pages import Pages
 from mypypi.pauses import Pauses
 from mypypi.press import Press
 from mypypi.proxy import Proxy
+from mypypi.refresh import PAGE_LEASE
 from mypypi.storage.disk import DiskStorage
 from mypypi.upstream import Credentials, Upstream
 from tests.memory import AtOnce, MemoryTestCase, Wire, open_descriptors, response, sha256, simple_page
@@ -84,7 +85,7 @@ class ProxyTestCase(MemoryTestCase):
             press,
             threads,
             self.clock,
-            Leases(self.catalog, str(next(self.processes)), self.clock),
+            Leases(self.catalog, str(next(self.processes)), self.clock, PAGE_LEASE),
             Pauses(self.catalog, self.clock),
             cache_time=300,
             negative_cache_time=60,

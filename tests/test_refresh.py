@@ -9,9 +9,9 @@ from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 
 from mypypi import metrics
 from mypypi.errors import NotFound, UpstreamBroken, UpstreamDown
-from mypypi.leases import LEASE_SECONDS
 from mypypi.model import PageId
 from mypypi.pages import PageAnswer
+from mypypi.refresh import PAGE_LEASE
 from tests.test_pages import CACHE_TIME, NEGATIVE_CACHE_TIME, STALE_AFTER, THING, PagesTestCase, page_of, versions
 
 LEASE = f"page:{THING}"
@@ -143,9 +143,9 @@ class HolderTest(FleetTestCase):
 
     def test_process_that_dies_is_followed_by_another(self) -> None:
         """Within the lease's expiry, and with one request."""
-        self.now(self.catalog.take_lease(LEASE, "a process that dies", LEASE_SECONDS))
+        self.now(self.catalog.take_lease(LEASE, "a process that dies", PAGE_LEASE))
         waiting = [self.start(pages.get(THING)) for pages in (self.pages, self.other)]
-        self.clock.pump([SOON] * round((LEASE_SECONDS - 1) / SOON))
+        self.clock.pump([SOON] * round((PAGE_LEASE - 1) / SOON))
         self.assertEqual(0, self.asked)
         self.clock.pump([SOON] * 20)
         self.assertEqual(1, self.asked)
