@@ -5,6 +5,7 @@ Knows Twisted's endpoints and ports. Must never know what is served there.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
@@ -105,7 +106,26 @@ class _Adopting:
         else:
             port = self._reactor.adoptStreamPort(self._fd, family, factory)
         os.close(self._fd)
+        port.socket = _Shared(port.socket.detach(), port)
+        port.fileno = port.socket.fileno
         return port  # type: ignore[no-any-return]
+
+
+class _Shared(socket.socket):
+    """A listening socket, which its owner may shut before this process has heard that all is to end."""
+
+    def __init__(self, fd: int, port: Any) -> None:
+        super().__init__(fileno=fd)
+        self._port = port
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        try:
+            return super().accept()
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # accept(2): it does not listen
+                raise
+            self._port.stopReading()
+            raise BlockingIOError(errno.EAGAIN, "nobody connects any more") from None
 
 
 def _socket_of(port: Any) -> socket.socket:
