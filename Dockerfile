@@ -35,6 +35,6 @@ WORKDIR /data
 VOLUME /data
 EXPOSE 80
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=30s --timeout=10s --start-period=30s CMD ["python", "-m", "mypypi.container", "check"]
+HEALTHCHECK --interval=30s --timeout=10s --start-period=30s CMD ["python", "-m", "mypypi.daemon.container", "check"]
 # No shell: the daemon gets the signals itself.
-CMD ["python", "-m", "mypypi.container", "run"]
+CMD ["python", "-m", "mypypi.daemon.container", "run"]

@@ -46,7 +46,7 @@ setup(
     packages=[*find_packages(include=["mypypi", "mypypi.*"]), "twisted.plugins"],
     package_data={"mypypi": ["py.typed"]},
     zip_safe=False,
-    entry_points={"console_scripts": ["mypypi = mypypi.cli:main"]},
+    entry_points={"console_scripts": ["mypypi = mypypi.cli.main:main"]},
     install_requires=[
         "attrs >= 23.2",
         "boto3 >= 1.36",

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import psutil
 
-from tests.kinds import PyPIKind
 from tests.rig.daemon import Daemon
 from tests.rig.index import FakeIndex
 from tests.rig.packages import make_wheel
+from tests.support.kinds import PyPIKind
 
 REQUESTS = 3000
 MEGABYTES = 200

@@ -27,16 +27,16 @@ from attrs import frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater, react
 
+from mypypi.daemon.backends import disk_id
 from mypypi.model import Digest, Job
-from mypypi.parts import disk_id
-from mypypi.queue import RedisQueue
-from mypypi.redis import RedisClient
-from mypypi.settings import RedisUrl
+from mypypi.redis.client import RedisClient
+from mypypi.redis.queue import RedisQueue
+from mypypi.settings.settings import RedisUrl
+from mypypi.storage.bucket import UPLOAD
 from mypypi.storage.disk import DiskStorage
-from mypypi.storage.remote import UPLOAD
-from tests.memory import AtOnce
 from tests.rig.daemon import ROOT, Daemon
 from tests.rig.redis import Redis, free_port
+from tests.support.memory import AtOnce
 
 SMALL = (300, 100_000)
 LARGE = (1, 500_000_000)

@@ -1,1 +1,1 @@
-"""Tests mirror the package: what `mypypi.x` promises is checked in `tests.test_x`."""
+"""Tests mirror the packages: `mypypi.pages.rendering` is checked in `tests.pages.test_rendering`."""

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import Cluster, cluster_of
-from tests.kinds import Kind
 from tests.rig.daemon import Daemon
 from tests.rig.index import FakeIndex
 from tests.rig.redis import Redis
 from tests.rig.s3 import S3Server
-from tests.site import Site
+from tests.support.cluster import Cluster, cluster_of
+from tests.support.kinds import Kind
+from tests.support.site import Site
 
 #: Starts a `Daemon` as that class is made, with the data directory and the upstream filled in where they are not given.
 DaemonFactory = Callable[..., Daemon]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from twisted.internet.defer import CancelledError, Deferred
 
+from mypypi.coalescing import Once
 from mypypi.errors import UpstreamDown
-from mypypi.once import Once
-from tests.memory import MemoryTestCase
+from tests.support.memory import MemoryTestCase
 
 
 class OnceTest(MemoryTestCase):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mypypi.settings import Settings, variables
+from mypypi.settings.settings import Settings, variables
 
 ROOT = Path(__file__).resolve().parents[1]
 UNITS = ROOT / "contrib" / "systemd"
@@ -90,7 +90,7 @@ def test_compose_watches_every_service_and_starts_it_again() -> None:
     """With the image's own check for the daemons, and where Redis is started here, it is the one that is used."""
     found = services(COMPOSE)
     check = found["server"]["healthcheck"]["test"]
-    assert check == ["CMD", "python", "-m", "mypypi.container", "check"]
+    assert check == ["CMD", "python", "-m", "mypypi.daemon.container", "check"]
     assert f"CMD {json.dumps(check[1:])}" in (ROOT / "Dockerfile").read_text(encoding="utf-8")
     assert all("healthcheck" in service and service["restart"] == "unless-stopped" for service in found.values())
     assert found["server"]["environment"]["MYPYPI_REDIS_URL"] == "${MYPYPI_REDIS_URL:-redis://redis:6379}"

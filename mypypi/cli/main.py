@@ -15,14 +15,14 @@ from typing import Any
 from twisted.internet.task import react
 from twisted.logger import formatTime
 
-from mypypi.embedded import socket_of, url_of
+from mypypi.daemon.embedded_redis import socket_of, url_of
 from mypypi.errors import CatalogDown
 from mypypi.interfaces import IQueue
 from mypypi.model import DeadJob
-from mypypi.queue import RedisQueue
-from mypypi.redis import RedisClient
-from mypypi.settings import Settings, SettingsError
-from mypypi.texts import RedisUrl
+from mypypi.redis.client import RedisClient
+from mypypi.redis.queue import RedisQueue
+from mypypi.settings.settings import Settings, SettingsError
+from mypypi.settings.types import RedisUrl
 
 #: Takes each line as soon as it holds, so that what was done is told even if what comes next fails.
 Say = Callable[[str], None]

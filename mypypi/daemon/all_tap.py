@@ -9,14 +9,14 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python import usage
 
-from mypypi.embedded import EmbeddedRedis, EmbeddedRedisError, NoServer, find_server
-from mypypi.listening import CannotStart
-from mypypi.options import ServerOptions
-from mypypi.parts import InOrder, Parts
-from mypypi.processes import ServerProcesses
-from mypypi.server import Server, give_up
-from mypypi.settings import Settings
-from mypypi.texts import RedisUrl
+from mypypi.daemon.backends import InOrder, Parts
+from mypypi.daemon.embedded_redis import EmbeddedRedis, EmbeddedRedisError, NoServer, find_server
+from mypypi.daemon.listening import CannotStart
+from mypypi.daemon.options import ServerOptions
+from mypypi.daemon.server import Server, give_up
+from mypypi.daemon.supervisor import ServerProcesses
+from mypypi.settings.settings import Settings
+from mypypi.settings.types import RedisUrl
 
 
 class Options(ServerOptions):

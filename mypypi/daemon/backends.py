@@ -16,24 +16,24 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from mypypi.breaker import Breaker
-from mypypi.drafts import ABANDONED, Drafts
-from mypypi.fetch import Fetches
+from mypypi.files.drafts import ABANDONED, Drafts
+from mypypi.files.fetch import Fetches
 from mypypi.interfaces import IStorage
-from mypypi.jobs import Jobs
-from mypypi.leases import Leases
-from mypypi.pauses import Pauses
-from mypypi.queue import RedisQueue
-from mypypi.redis import RedisCatalog, RedisClient
+from mypypi.redis.client import RedisCatalog, RedisClient
+from mypypi.redis.leases import Leases
+from mypypi.redis.queue import RedisQueue
+from mypypi.storage.bucket import BucketStorage
 from mypypi.storage.disk import DiskStorage
-from mypypi.storage.remote import BucketStorage
 from mypypi.threads import Threads
-from mypypi.upstream import RETRIES, Credentials, Upstream
-from mypypi.worker import Worker
+from mypypi.upstream.backoff import Pauses
+from mypypi.upstream.breaker import Breaker
+from mypypi.upstream.client import RETRIES, Credentials, Upstream
+from mypypi.worker.jobs import Jobs
+from mypypi.worker.worker import Worker
 
 if TYPE_CHECKING:
-    from mypypi.settings import Settings
-    from mypypi.texts import RedisUrl
+    from mypypi.settings.settings import Settings
+    from mypypi.settings.types import RedisUrl
 
 _DISK_THREADS = 8
 _PRESS_THREADS = 2

@@ -18,8 +18,8 @@ from twisted.logger import FileLogObserver, ILogObserver, Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from mypypi.counts import DIRECTORY
-from mypypi.logs import PROCESS, for_parent
+from mypypi.observability.logs import PROCESS, for_parent
+from mypypi.observability.multiprocess import DIRECTORY
 
 #: Its descriptors: one that ends with its parent, the listening socket, and one for a line that says that it is ready.
 LIFELINE, LISTENING, REPORT = 0, 3, 4

@@ -19,11 +19,11 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger, eventFromJSON, globalLogPublisher
 from twisted.python.failure import Failure
 
-from mypypi.child import LIFELINE, LISTENING, REPORT
-from mypypi.logs import PROCESS, marked
+from mypypi.daemon.child import LIFELINE, LISTENING, REPORT
+from mypypi.observability.logs import PROCESS, marked
 
 if TYPE_CHECKING:
-    from mypypi.settings import Settings
+    from mypypi.settings.settings import Settings
 
 #: Seconds that a child has to get ready, and beyond MYPYPI_DRAIN_TIME to end.
 _START_TIME = 60.0
@@ -68,7 +68,7 @@ class Run(ProcessProtocol):
         """Have it serve at this socket. With `relay`, it logs to this process's log."""
         command = [sys.executable, "-c", _TWISTD, "--nodaemon", "--pidfile="]
         if relay:
-            command += ["--logger", "mypypi.child.to_parent"]
+            command += ["--logger", "mypypi.daemon.child.to_parent"]
         out: dict[int, int | str] = {1: "r", 2: "r"} if relay else {1: 1, 2: 2}
         descriptors = {LIFELINE: "w", LISTENING: port_fd, REPORT: "r", **out}
         env = {**environment, PROCESS: str(self.number)}

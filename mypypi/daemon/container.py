@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from mypypi.errors import CatalogDown
-from mypypi.settings import Settings, SettingsError
-from mypypi.texts import RedisUrl
+from mypypi.settings.settings import Settings, SettingsError
+from mypypi.settings.types import RedisUrl
 
 _ALIVE = "/-/health/live"
 #: Seconds for each step of a check: connecting, and the answer.
@@ -89,7 +89,7 @@ def _check_redis(url: RedisUrl) -> None:
     # Not at the top: txredisapi installs a reactor, and `run` and the server's check do well without one.
     from twisted.internet import task  # noqa: PLC0415
 
-    from mypypi.redis import RedisClient  # noqa: PLC0415
+    from mypypi.redis.client import RedisClient  # noqa: PLC0415
 
     async def ask(reactor: Any) -> None:
         client = RedisClient(reactor, url, _TIMEOUT, connections=1)
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str]) -> None:
     """``run`` or ``check``. Raises SystemExit, with one line that says why where it did not go well."""
     actions = {"run": run, "check": check}
     if len(arguments) != 1 or arguments[0] not in actions:
-        sys.exit("usage: python -m mypypi.container run|check")
+        sys.exit("usage: python -m mypypi.daemon.container run|check")
     try:
         actions[arguments[0]](Settings.load(os.environ))
     except (SettingsError, OSError, HTTPException) as error:

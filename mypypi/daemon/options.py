@@ -8,8 +8,8 @@ from typing import Any
 
 from twisted.python import usage
 
-from mypypi.logs import PROCESS, CannotLog, Chosen
-from mypypi.settings import Settings, SettingsError, describe
+from mypypi.observability.logs import PROCESS, CannotLog, Chosen
+from mypypi.settings.settings import Settings, SettingsError, describe
 
 
 class SettingsOptions(usage.Options):

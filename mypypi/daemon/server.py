@@ -15,31 +15,31 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.web.resource import IResource, Resource
 
-from mypypi.cold import Cold, ColdFiles
+from mypypi.daemon.listening import address_of, adopt, listen
 from mypypi.ecosystems import ECOSYSTEMS
 from mypypi.errors import CatalogDown, JobsFailed
-from mypypi.leases import Leases
-from mypypi.listening import address_of, adopt, listen
-from mypypi.metrics import Asked, latest
-from mypypi.pages import Pages
-from mypypi.press import Press
-from mypypi.proxy import Proxy
-from mypypi.refresh import PAGE_LEASE
-from mypypi.web.address import Addresses
+from mypypi.observability.metrics import Asked, latest
+from mypypi.pages.page_cache import Pages
+from mypypi.pages.rendering import Press
+from mypypi.pages.revalidation import PAGE_LEASE
+from mypypi.proxy.cold_files import Cold, ColdFiles
+from mypypi.proxy.proxy import Proxy
+from mypypi.redis.leases import Leases
 from mypypi.web.files import Files
-from mypypi.web.gate import Gate
 from mypypi.web.health import Check, Health, OperatorRoutes
 from mypypi.web.npm import NPMRoutes
 from mypypi.web.pages import PageResponses
+from mypypi.web.public_address import Addresses
 from mypypi.web.pypi import PyPIRoutes
 from mypypi.web.site import WebSite
+from mypypi.web.validation import Gate
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IListeningPort
 
+    from mypypi.daemon.backends import Parts
     from mypypi.model import QueueState
-    from mypypi.parts import Parts
-    from mypypi.settings import Settings
+    from mypypi.settings.settings import Settings
 
 #: Seconds for which a scrape waits to hear of the queue.
 _QUEUE_PATIENCE = 3.0

@@ -10,13 +10,13 @@ from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from mypypi import child
+from mypypi.daemon import child
+from mypypi.daemon.backends import InOrder, Parts
+from mypypi.daemon.options import ServerOptions as Options
+from mypypi.daemon.server import Server
+from mypypi.daemon.supervisor import ServerProcesses
 from mypypi.errors import CatalogDown
-from mypypi.options import ServerOptions as Options
-from mypypi.parts import InOrder, Parts
-from mypypi.processes import ServerProcesses
-from mypypi.server import Server
-from mypypi.settings import Settings
+from mypypi.settings.settings import Settings
 
 log = Logger()
 

@@ -15,18 +15,18 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 
-from mypypi import metrics
-from mypypi.counts import DIRECTORY, make_directory
-from mypypi.listening import CannotStart, listen
-from mypypi.run import Run, child_environment
-from mypypi.server import give_up, ready_line
+from mypypi.daemon.child_process import Run, child_environment
+from mypypi.daemon.listening import CannotStart, listen
+from mypypi.daemon.server import give_up, ready_line
+from mypypi.observability import metrics
+from mypypi.observability.multiprocess import DIRECTORY, make_directory
 
 if TYPE_CHECKING:
     from tempfile import TemporaryDirectory
 
     from twisted.internet.interfaces import IListeningPort
 
-    from mypypi.settings import Settings
+    from mypypi.settings.settings import Settings
 
 #: Seconds between the end of a child and its next start: doubled each time, and the first again after a good run.
 _FIRST_PAUSE = 0.1

@@ -7,9 +7,9 @@ from typing import Any
 from twisted.application.service import IService, Service
 from twisted.logger import Logger
 
-from mypypi.options import SettingsOptions as Options
-from mypypi.parts import InOrder, Parts
-from mypypi.settings import Settings
+from mypypi.daemon.backends import InOrder, Parts
+from mypypi.daemon.options import SettingsOptions as Options
+from mypypi.settings.settings import Settings
 
 log = Logger()
 

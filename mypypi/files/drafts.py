@@ -20,8 +20,8 @@ import msgspec
 from attrs import define, field, frozen
 from twisted.logger import Logger
 
-from mypypi.content import Content
 from mypypi.errors import MyPyPiError
+from mypypi.files.content import Content
 
 _DRAFT, _NOTE = ".draft", ".note"
 #: Bytes of a note: written at once, and read at once.

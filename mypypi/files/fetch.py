@@ -17,7 +17,6 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from mypypi import metrics
 from mypypi.errors import (
     CatalogDown,
     FetchedElsewhere,
@@ -30,16 +29,17 @@ from mypypi.errors import (
     revived,
     storage_error,
 )
+from mypypi.files.transfer import Stopped, Transfer, whole
 from mypypi.model import Digest, PackageFile, fetch_lease
-from mypypi.transfer import Stopped, Transfer, whole
+from mypypi.observability import metrics
 
 if TYPE_CHECKING:
-    from mypypi.content import Content
-    from mypypi.drafts import Draft, Drafts
+    from mypypi.files.content import Content
+    from mypypi.files.drafts import Draft, Drafts
     from mypypi.interfaces import IStorage
-    from mypypi.leases import Leases
+    from mypypi.redis.leases import Leases
     from mypypi.threads import Threads
-    from mypypi.upstream import Upstream
+    from mypypi.upstream.client import Upstream
 
 #: Seconds between two looks at a draft that another process fills: more as long as nothing changes.
 _SHORTEST_LOOK, _LONGEST_LOOK = 0.01, 0.1

@@ -13,14 +13,14 @@ from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 
-from mypypi import metrics
-from mypypi.bodies import hang_up
 from mypypi.errors import Interrupted, UpstreamBroken, storage_error
+from mypypi.observability import metrics
+from mypypi.upstream.bodies import hang_up
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-    from mypypi.drafts import Draft
+    from mypypi.files.drafts import Draft
     from mypypi.threads import Threads
 
 #: Bytes that may wait for the disk before upstream is told to pause.

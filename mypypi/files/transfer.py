@@ -16,7 +16,6 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from mypypi.drafts import State, write_at
 from mypypi.errors import (
     DigestMismatch,
     Interrupted,
@@ -28,13 +27,14 @@ from mypypi.errors import (
     UpstreamPaused,
     storage_error,
 )
+from mypypi.files.drafts import State, write_at
+from mypypi.files.receiver import Receiver
 from mypypi.model import Digest, PackageFile
-from mypypi.receiver import Receiver
 
 if TYPE_CHECKING:
-    from mypypi.drafts import Draft
+    from mypypi.files.drafts import Draft
     from mypypi.threads import Threads
-    from mypypi.upstream import Body, Upstream
+    from mypypi.upstream.client import Body, Upstream
 
 #: How often a transfer goes on after an interruption: in a row without a new byte, and altogether.
 FRUITLESS = 3

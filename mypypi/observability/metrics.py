@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 
 from attrs import Factory, frozen
 
-from mypypi.counts import DIRECTORY, make_files
+from mypypi.observability.multiprocess import DIRECTORY, make_files
 
 make_files()  # before prometheus_client is imported, which decides then where it counts
 

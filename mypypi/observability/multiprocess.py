@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 #: The variable in which prometheus_client finds the directory.
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - a directory is made in it, with a name that nobody can know
-#: The kinds of instruments in `mypypi.metrics`, as they are in the names of files; those after an underscore are modes.
+#: The kinds of instruments in `metrics`, as prometheus_client names their files; gauges carry their mode.
 _KINDS = ("counter", "histogram", "gauge_livesum", "gauge_livemax")
 #: Bytes of a file: room for a thousand series, of which there are some dozens.
 _SIZE = 256 * 1024

@@ -9,8 +9,8 @@ from collections import OrderedDict
 
 from attrs import define
 
-from mypypi import metrics
 from mypypi.model import PackageFile, Page, PageId
+from mypypi.observability import metrics
 
 #: What a page takes beside its forms, and a listing for each of its files, in bytes; rounded up.
 _PAGE_BYTES = 2048

@@ -17,16 +17,16 @@ from twisted.python.failure import Failure
 
 from mypypi.errors import MyPyPiError, NotFound
 from mypypi.model import PackageFile, Page, PageId
-from mypypi.refresh import Refresh, Source
-from mypypi.shelf import LOOK_AGAIN, Shelf
+from mypypi.pages.page_store import LOOK_AGAIN, Shelf
+from mypypi.pages.revalidation import Refresh, Source
 
 if TYPE_CHECKING:
     from mypypi.interfaces import ICatalog, IEcosystem
-    from mypypi.leases import Leases
-    from mypypi.pauses import Pauses
-    from mypypi.press import Press
+    from mypypi.pages.rendering import Press
+    from mypypi.redis.leases import Leases
     from mypypi.threads import Threads
-    from mypypi.upstream import Upstream
+    from mypypi.upstream.backoff import Pauses
+    from mypypi.upstream.client import Upstream
 
 #: The share of its freshness that is left of a page when it is asked for early at most, and at least.
 _EARLY, _EARLY_AT_LEAST = 0.2, 0.05

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from attrs import evolve
 
 from mypypi.errors import CatalogDown
-from mypypi.hot import Hot, HotPages
 from mypypi.model import PackageFile, Page, PageId
+from mypypi.pages.memory_cache import Hot, HotPages
 
 if TYPE_CHECKING:
     from mypypi.interfaces import ICatalog

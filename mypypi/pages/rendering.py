@@ -1,8 +1,8 @@
 """Turns what upstream sent into a page's forms, each rendered and compressed once, off the reactor thread.
 
 Small pages are pressed in a thread. A large one would hold the interpreter for whole seconds even there, so that goes
-to a child process: ``python -m mypypi.press`` reads one page from stdin, writes its forms to stdout, and ends. Knows
-`IEcosystem.press`. Must never know upstream, catalog, or clients.
+to a child process: ``python -m mypypi.pages.rendering`` reads one page from stdin, writes its forms to stdout, and
+ends. Knows `IEcosystem.press`. Must never know upstream, catalog, or clients.
 """
 
 from __future__ import annotations
@@ -80,10 +80,10 @@ def press_in_child(
     order = (package_type, upstream_url, page, source, withheld)
     try:
         child = subprocess.run(
-            [sys.executable, "-m", "mypypi.press"],
+            [sys.executable, "-m", "mypypi.pages.rendering"],
             input=msgspec.msgpack.encode(order),
             capture_output=True,
-            cwd=Path(__file__).parent.parent,
+            cwd=Path(__file__).parents[2],
             timeout=_CHILD_SECONDS,
             check=True,
         )

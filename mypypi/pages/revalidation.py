@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from mypypi import metrics
+from mypypi.coalescing import Once
 from mypypi.errors import (
     CatalogDown,
     MyPyPiError,
@@ -28,16 +28,16 @@ from mypypi.errors import (
     UpstreamSilent,
 )
 from mypypi.model import Page, PageId, Pause
-from mypypi.once import Once
+from mypypi.observability import metrics
 
 if TYPE_CHECKING:
     from mypypi.interfaces import IEcosystem
-    from mypypi.leases import Leases
-    from mypypi.pauses import Pauses
-    from mypypi.press import Press
-    from mypypi.shelf import Shelf
+    from mypypi.pages.page_store import Shelf
+    from mypypi.pages.rendering import Press
+    from mypypi.redis.leases import Leases
     from mypypi.threads import Threads
-    from mypypi.upstream import Upstream
+    from mypypi.upstream.backoff import Pauses
+    from mypypi.upstream.client import Upstream
 
 #: Seconds for which the lease of a page holds: so long clients wait where the process that asks upstream is killed, and
 #: they give up reading after 15 s (pip, poetry).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from mypypi.content import Content
+from mypypi.files.content import Content
 from mypypi.model import Digest, Link, PackageFile, StoredFile
 
 

@@ -14,16 +14,16 @@ from twisted.internet.defer import TimeoutError as WaitedTooLong
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from mypypi.answers import Elsewhere, FileAnswer, PassedThrough, Served
 from mypypi.errors import CatalogDown, FetchedElsewhere, LookAgain, NotYet, StorageDown
-from mypypi.jobs import fetch_job
 from mypypi.model import PackageFile
+from mypypi.proxy.answers import Elsewhere, FileAnswer, PassedThrough, Served
+from mypypi.worker.jobs import fetch_job
 
 if TYPE_CHECKING:
-    from mypypi.content import Content
-    from mypypi.fetch import Fetches
+    from mypypi.files.content import Content
+    from mypypi.files.fetch import Fetches
     from mypypi.interfaces import IQueue
-    from mypypi.upstream import Upstream
+    from mypypi.upstream.client import Upstream
 
 _LONGEST_WAIT = 60
 #: Seconds between two looks whether a worker has stored a file by now.

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 from twisted.logger import Logger
 
-from mypypi.answers import Described, FileAnswer, Linked, Served
-from mypypi.content import Content
 from mypypi.errors import CatalogDown, MyPyPiError, NotFound, StorageDown, UpstreamDown, storage_error
+from mypypi.files.content import Content
 from mypypi.model import PackageFile, PageId, StoredFile
+from mypypi.proxy.answers import Described, FileAnswer, Linked, Served
 
 if TYPE_CHECKING:
-    from mypypi.cold import Cold
     from mypypi.interfaces import ICatalog, IEcosystem, IStorage
-    from mypypi.pages import PageAnswer, Pages
+    from mypypi.pages.page_cache import PageAnswer, Pages
+    from mypypi.proxy.cold_files import Cold
 
 
 class Proxy:

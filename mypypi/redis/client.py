@@ -28,7 +28,7 @@ from mypypi.interfaces import ICatalog
 from mypypi.model import Digest, Form, Held, Page, PageId, Pause, StoredFile
 
 if TYPE_CHECKING:
-    from mypypi.texts import RedisUrl
+    from mypypi.settings.types import RedisUrl
 
 T = TypeVar("T")
 

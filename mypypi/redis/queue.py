@@ -22,7 +22,7 @@ from mypypi.model import DeadJob, Job, QueueState, Taken
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
-    from mypypi.redis import RedisClient
+    from mypypi.redis.client import RedisClient
 
 _GROUP = "workers"
 #: Milliseconds without a sign of life after which another worker takes a job over.

@@ -21,7 +21,7 @@ import environ
 from attrs import Factory, fields, frozen
 from packageurl.contrib import purl2url
 
-from mypypi.texts import (
+from mypypi.settings.types import (
     BOOLEAN,
     CREDENTIAL,
     DIRECTORY,

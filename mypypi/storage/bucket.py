@@ -17,10 +17,10 @@ from twisted.internet.defer import TimeoutError as WaitedTooLong
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from mypypi.coalescing import Once
 from mypypi.errors import CatalogDown, StorageDown, storage_error
 from mypypi.interfaces import IStorage
 from mypypi.model import Digest, Job, Link, StoredFile, fetch_lease
-from mypypi.once import Once
 
 if TYPE_CHECKING:
     from mypypi.interfaces import ICatalog, IQueue

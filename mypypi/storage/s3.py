@@ -22,10 +22,10 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from mypypi.errors import StorageDown
 from mypypi.model import Digest, StoredFile
-from mypypi.storage.section import Interrupt, Section, Stopped
+from mypypi.storage.s3_upload import Interrupt, Section, Stopped
 
 if TYPE_CHECKING:
-    from mypypi.settings import Settings
+    from mypypi.settings.settings import Settings
 
 #: A larger file is uploaded in parts of this size (bytes). S3 takes ten thousand of them.
 _PART = 16 * 1024 * 1024

@@ -14,13 +14,13 @@ from attrs import frozen
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
-from mypypi import metrics
 from mypypi.errors import CatalogDown, UpstreamPaused
+from mypypi.observability import metrics
 
 if TYPE_CHECKING:
     from mypypi.interfaces import ICatalog
     from mypypi.model import Pause
-    from mypypi.pauses import Pauses
+    from mypypi.upstream.backoff import Pauses
 
 #: Failures in a row after which the breaker opens.
 _FAILURES = 5

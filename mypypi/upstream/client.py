@@ -23,17 +23,18 @@ from twisted.web.client import Agent, HTTPConnectionPool
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IResponse
 
-from mypypi import __version__, metrics
-from mypypi.agent import RAW_ENCODING, Undecoded, quiet_pool
-from mypypi.bodies import Collector, Nobody, Sink
-from mypypi.breaker import origin_of
+from mypypi import __version__
 from mypypi.dates import parse_date
 from mypypi.errors import NotFound, UpstreamBroken, UpstreamDown, UpstreamRefused, UpstreamSilent
 from mypypi.model import Source
-from mypypi.turns import Turns
+from mypypi.observability import metrics
+from mypypi.upstream.agent import RAW_ENCODING, Undecoded, quiet_pool
+from mypypi.upstream.bodies import Collector, Nobody, Sink
+from mypypi.upstream.breaker import origin_of
+from mypypi.upstream.limiter import Turns
 
 if TYPE_CHECKING:
-    from mypypi.breaker import Breaker, Pass
+    from mypypi.upstream.breaker import Breaker, Pass
 
 _USER_AGENT = f"mypypi/{__version__}"
 _REDIRECTS = 5

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from twisted.internet.defer import DeferredSemaphore
 
-from mypypi import metrics
 from mypypi.errors import UpstreamBusy
+from mypypi.observability import metrics
 
 #: How many may wait, for each that may run: at a second for each request, so many seconds of waiting.
 _WAITING = 16

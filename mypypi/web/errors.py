@@ -10,7 +10,7 @@ from twisted.logger import Logger
 from werkzeug.exceptions import HTTPException
 
 from mypypi.errors import MyPyPiError
-from mypypi.web.lines import id_of, method_of, path_of
+from mypypi.web.request_log import id_of, method_of, path_of
 
 if TYPE_CHECKING:
     from twisted.python.failure import Failure

@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 from twisted.internet.defer import Deferred
 
-from mypypi.answers import Described, Elsewhere, Linked, PassedThrough, Served
 from mypypi.errors import NotFound, UpstreamRefused
 from mypypi.keys import as_uri
-from mypypi.proxy import Proxy
-from mypypi.web.conditions import Unsatisfiable, etag_matches, needs_total, range_applies, ranges_of
+from mypypi.proxy.answers import Described, Elsewhere, Linked, PassedThrough, Served
+from mypypi.proxy.proxy import Proxy
 from mypypi.web.errors import answer
-from mypypi.web.lines import mark
-from mypypi.web.passing import pass_on, pass_through
+from mypypi.web.negotiation import Unsatisfiable, etag_matches, needs_total, range_applies, ranges_of
+from mypypi.web.pass_through import pass_on, pass_through
 from mypypi.web.reader import Reader, Span
+from mypypi.web.request_log import mark
 
 if TYPE_CHECKING:
     from twisted.web.http import Request
 
     from mypypi.model import Digest, Link
     from mypypi.threads import Threads
-    from mypypi.upstream import Upstream
+    from mypypi.upstream.client import Upstream
 
 _IMMUTABLE = b"public, max-age=31536000, immutable"
 

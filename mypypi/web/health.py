@@ -15,7 +15,7 @@ from klein import Klein
 from twisted.internet.defer import Deferred
 
 from mypypi.errors import MyPyPiError
-from mypypi.metrics import CONTENT_TYPE
+from mypypi.observability.metrics import CONTENT_TYPE
 from mypypi.web.errors import answer_failure
 
 if TYPE_CHECKING:

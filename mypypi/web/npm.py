@@ -15,14 +15,14 @@ from mypypi.ecosystems.npm import ABBREVIATED, FULL, check_name, dist_tags, mani
 from mypypi.errors import NotFound, UpstreamBroken
 from mypypi.model import PageId
 from mypypi.web.errors import answer, answer_failure
-from mypypi.web.gate import segments_of
 from mypypi.web.pages import Cut
+from mypypi.web.validation import segments_of
 
 if TYPE_CHECKING:
     from twisted.python.failure import Failure
     from twisted.web.http import Request
 
-    from mypypi.upstream import Upstream
+    from mypypi.upstream.client import Upstream
     from mypypi.web.files import Files
     from mypypi.web.pages import PageResponses
 

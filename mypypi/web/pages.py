@@ -13,22 +13,22 @@ from typing import TYPE_CHECKING
 from attrs import evolve, field, frozen
 from cachetools import LRUCache
 
-from mypypi import metrics
+from mypypi.coalescing import Once
 from mypypi.dates import parse_date
 from mypypi.model import BASE_PLACEHOLDER, Form, PageId
-from mypypi.once import Once
-from mypypi.press import gzip
-from mypypi.web.conditions import accepts_gzip, choose_type, etag_matches
-from mypypi.web.lines import mark
+from mypypi.observability import metrics
+from mypypi.pages.rendering import gzip
+from mypypi.web.negotiation import accepts_gzip, choose_type, etag_matches
+from mypypi.web.request_log import mark
 from mypypi.web.sending import inflated, send, slices
 
 if TYPE_CHECKING:
     from twisted.web.http import Request
 
-    from mypypi.pages import PageAnswer
-    from mypypi.proxy import Proxy
+    from mypypi.pages.page_cache import PageAnswer
+    from mypypi.proxy.proxy import Proxy
     from mypypi.threads import Threads
-    from mypypi.web.address import Addresses
+    from mypypi.web.public_address import Addresses
 
 #: A body up to this size (bytes) is written at once: it fits into what the transport buffers anyway.
 _AT_ONCE = 64 * 1024

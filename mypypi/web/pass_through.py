@@ -17,18 +17,18 @@ from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 from zope.interface import implementer
 
-from mypypi.bodies import hang_up
-from mypypi.content import HELD_BACK
 from mypypi.errors import UpstreamBroken
+from mypypi.files.content import HELD_BACK
 from mypypi.model import Digest, PackageFile
+from mypypi.upstream.bodies import hang_up
 from mypypi.web.reader import Span, abort
 
 if TYPE_CHECKING:
     from twisted.python.failure import Failure
     from twisted.web.http import Request
 
-    from mypypi.answers import Linked
-    from mypypi.upstream import Body, Upstream
+    from mypypi.proxy.answers import Linked
+    from mypypi.upstream.client import Body, Upstream
 
 
 async def pass_through(request: Request, file: PackageFile, upstream: Upstream, clock: Any) -> None:

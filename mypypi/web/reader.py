@@ -22,7 +22,7 @@ from zope.interface import implementer
 if TYPE_CHECKING:
     from twisted.web.http import Request
 
-    from mypypi.content import Content
+    from mypypi.files.content import Content
     from mypypi.threads import Threads
 
 #: What is read and written at once, and what the kernel is asked to send at once, which is as much as the socket takes.

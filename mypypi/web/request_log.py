@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from mypypi import metrics
+from mypypi.observability import metrics
 
 if TYPE_CHECKING:
     from twisted.web.http import Request

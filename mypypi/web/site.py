@@ -15,10 +15,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 
-from mypypi import metrics
+from mypypi.observability import metrics
 from mypypi.web.draining import DrainingChannel, DrainingSite
-from mypypi.web.lines import RequestLine, choose_id, line_of, method_of, path_of
 from mypypi.web.reader import CLIENT_SILENCE
+from mypypi.web.request_log import RequestLine, choose_id, line_of, method_of, path_of
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall

@@ -13,8 +13,8 @@ from urllib.parse import unquote_to_bytes
 from twisted.web.resource import IResource, Resource
 
 from mypypi.errors import BadRequest, MyPyPiError
-from mypypi.web.address import is_host
 from mypypi.web.errors import answer
+from mypypi.web.public_address import is_host
 
 if TYPE_CHECKING:
     from twisted.web.http import Request

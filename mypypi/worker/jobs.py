@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from mypypi.errors import NotFound, StorageDown
 from mypypi.model import Digest, Job, PackageFile
-from mypypi.storage.remote import UPLOAD, BucketStorage
+from mypypi.storage.bucket import UPLOAD, BucketStorage
 
 if TYPE_CHECKING:
-    from mypypi.drafts import Drafts
-    from mypypi.fetch import Fetches
+    from mypypi.files.drafts import Drafts
+    from mypypi.files.fetch import Fetches
     from mypypi.interfaces import IStorage
 
 FETCH = "fetch"

@@ -15,12 +15,12 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 
 from mypypi.errors import CatalogDown, MyPyPiError
-from mypypi.jobs import SWEEP
 from mypypi.model import Job, Taken
+from mypypi.worker.jobs import SWEEP
 
 if TYPE_CHECKING:
     from mypypi.interfaces import IQueue
-    from mypypi.jobs import Jobs
+    from mypypi.worker.jobs import Jobs
 
 #: Seconds between two signs of life for a job; a third of the claim.
 _RENEW = 5.0

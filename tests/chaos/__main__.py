@@ -24,13 +24,13 @@ import psutil
 from attrs import define, field
 
 from tests.chaos.clients import Client, Weather, told_in
-from tests.cluster import Cluster, cluster_of
 from tests.rig.daemon import Daemon
 from tests.rig.faults import CloseEarly, Fault, Gzipped, Hang, Stall, Status, Trickle, WrongBytes, WrongLength
 from tests.rig.http import eventually, get
 from tests.rig.packages import Artifact, make_wheel
 from tests.rig.redis import Redis
 from tests.rig.s3 import S3Server
+from tests.support.cluster import Cluster, cluster_of
 
 CLIENTS = 6
 PROCESSES = 3

@@ -14,20 +14,20 @@ import hiredis
 import pytest
 from twisted.logger import formatTime
 
-from mypypi import cli
-from mypypi.embedded import EmbeddedRedis
-from mypypi.memory import MemoryQueue
+from mypypi.cli import main as cli
+from mypypi.daemon.embedded_redis import EmbeddedRedis
 from mypypi.model import Job
-from mypypi.queue import MOST_TRIES
-from mypypi.settings import Settings
-from tests.cluster import Cluster
+from mypypi.redis.queue import MOST_TRIES
+from mypypi.settings.settings import Settings
 from tests.conftest import DaemonFactory
-from tests.memory import NOW, MemoryTestCase
 from tests.rig.daemon import ROOT, Daemon
 from tests.rig.faults import Status
 from tests.rig.http import eventually
 from tests.rig.redis import free_port
 from tests.rig.wire import BOUND
+from tests.support.cluster import Cluster
+from tests.support.fakes import MemoryQueue
+from tests.support.memory import NOW, MemoryTestCase
 
 FETCH = Job("fetch", "https/files.example/x-1.0.whl")
 UPLOAD = Job("upload", "https/files.example/thing-1.0.whl", disk="d1")
@@ -141,7 +141,7 @@ def mypypi(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[
     """The command itself, where no other setting is in force."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MYPYPI_")}
     return subprocess.run(
-        [sys.executable, "-c", "from mypypi.cli import main; main()", *arguments],
+        [sys.executable, "-c", "from mypypi.cli.main import main; main()", *arguments],
         cwd=ROOT,
         env=clean | env,
         capture_output=True,

@@ -16,13 +16,12 @@ from threading import Thread
 
 import pytest
 
-from mypypi import container
-from mypypi.settings import Settings
-
-from .conftest import DaemonFactory
-from .redis_server import free_port, redis_binary
-from .rig.daemon import ROOT
-from .test_catalog import certificate_for
+from mypypi.daemon import container
+from mypypi.settings.settings import Settings
+from tests.conftest import DaemonFactory
+from tests.redis.test_catalog import certificate_for
+from tests.rig.daemon import ROOT
+from tests.support.redis_server import free_port, redis_binary
 
 
 def check_server(listen: str) -> None:
@@ -33,7 +32,7 @@ def command(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     """As the image runs it, in an environment with nothing else of ours."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MYPYPI_")}
     return subprocess.run(
-        [sys.executable, "-m", "mypypi.container", *arguments],
+        [sys.executable, "-m", "mypypi.daemon.container", *arguments],
         cwd=ROOT,
         env=clean | env,
         capture_output=True,
@@ -189,7 +188,7 @@ def test_a_worker_without_redis_is_not_well() -> None:
 def test_what_it_does_not_understand_it_says(arguments: tuple[str, ...]) -> None:
     """With a line of usage."""
     done = command(*arguments)
-    assert (done.returncode, done.stderr) == (1, "usage: python -m mypypi.container run|check\n")
+    assert (done.returncode, done.stderr) == (1, "usage: python -m mypypi.daemon.container run|check\n")
 
 
 def test_settings_that_are_wrong_start_nothing() -> None:

@@ -29,10 +29,10 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from mypypi import embedded
-from mypypi.embedded import DirectoryInUse, EmbeddedRedis, EmbeddedRedisError, NoServer, find_server
+from mypypi.daemon import embedded_redis as embedded
+from mypypi.daemon.embedded_redis import DirectoryInUse, EmbeddedRedis, EmbeddedRedisError, NoServer, find_server
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 T = TypeVar("T", bound=TestCase)
 
 needs_redis = pytest.mark.skipif(find_server() is None, reason="there is no redis-server")
@@ -43,7 +43,7 @@ DAEMON = """
 import sys
 from pathlib import Path
 from twisted.internet import reactor
-from mypypi.embedded import EmbeddedRedis
+from mypypi.daemon.embedded_redis import EmbeddedRedis
 redis = EmbeddedRedis(reactor, Path(sys.argv[1]))
 redis.startService()
 redis.when_ready().addCallback(lambda _: print("ready", flush=True))
@@ -114,7 +114,7 @@ class Logged:
         return heard
 
     def _observe(self, event: LogEvent) -> None:
-        if event.get("log_namespace", "").startswith("mypypi.embedded"):
+        if event.get("log_namespace", "").startswith("mypypi.daemon.embedded_redis"):
             self.events.append(event)
             for entry in [entry for entry in self._awaited if event["log_format"].startswith(entry[0])]:
                 self._awaited.remove(entry)

@@ -10,7 +10,7 @@ from twisted.internet import reactor as the_reactor
 from twisted.internet.protocol import Factory
 from twisted.trial.unittest import TestCase
 
-from mypypi.listening import adopt
+from mypypi.daemon.listening import adopt
 
 reactor: Any = the_reactor
 

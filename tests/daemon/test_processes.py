@@ -277,7 +277,7 @@ def failing(index: FakeIndex, tmp_path: Path) -> Iterator[tuple[Daemon, Path]]:
         f"import os\nif '_MYPYPI_PROCESS' in os.environ and os.path.exists({str(broken)!r}):\n    os._exit(3)\n"
     )
     env = {**TWO, "MYPYPI_UPSTREAM_URL": index.url}
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     daemon = Daemon("mypypi-server", tmp_path / "data", env, python_path=(place, root))
     with ExitStack() as ending:
         ending.callback(daemon.show)

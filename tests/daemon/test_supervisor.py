@@ -16,13 +16,13 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
-from mypypi import processes
-from mypypi.child import LIFELINE, LISTENING, REPORT, to_parent
-from mypypi.logs import PROCESS
-from mypypi.processes import ServerProcesses
-from mypypi.run import Run
-from mypypi.settings import Settings
-from tests.memory import MemoryTestCase
+from mypypi.daemon import supervisor as processes
+from mypypi.daemon.child import LIFELINE, LISTENING, REPORT, to_parent
+from mypypi.daemon.child_process import Run
+from mypypi.daemon.supervisor import ServerProcesses
+from mypypi.observability.logs import PROCESS
+from mypypi.settings.settings import Settings
+from tests.support.memory import MemoryTestCase
 
 
 class FakeProcess:
@@ -118,7 +118,7 @@ class SupervisionTests(MemoryTestCase):
         self.addCleanup(self._end)
 
     def _observe(self, event: LogEvent) -> None:
-        if event.get("log_namespace", "").startswith("mypypi.processes"):
+        if event.get("log_namespace", "").startswith("mypypi.daemon.supervisor"):
             self.said.append(formatEvent(event))
 
     def _end(self) -> None:

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from mypypi.settings import variables
+from mypypi.settings.settings import variables
 from tests.conftest import DaemonFactory
-from tests.redis_server import redis_binary
 from tests.rig.daemon import Daemon
 from tests.rig.faults import Stall
 from tests.rig.http import SlowReader, eventually, get
 from tests.rig.index import FakeIndex
 from tests.rig.packages import make_wheel
+from tests.support.redis_server import redis_binary
 
 DAEMONS = ["mypypi", "mypypi-server", "mypypi-worker"]
 SERVERS = ["mypypi", "mypypi-server"]

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from attrs import define
 
-from tests.cluster import Cluster
 from tests.rig.clients import Pip
 from tests.rig.daemon import Daemon
 from tests.rig.faults import Fault, Gate, Hang, Status
@@ -19,6 +18,7 @@ from tests.rig.http import SlowReader, eventually, get, parallel
 from tests.rig.packages import Artifact, make_sdist, make_wheel
 from tests.rig.s3 import Pass, Swallow
 from tests.rig.wire import Reply, Wire
+from tests.support.cluster import Cluster
 
 #: Of a package that is uploaded in two parts, in bytes.
 IN_PARTS = 17 * 1024 * 1024

@@ -14,15 +14,15 @@ from urllib.error import URLError
 
 import pytest
 
-from mypypi.embedded import EmbeddedRedis
-from mypypi.settings import default_upstream
+from mypypi.daemon.embedded_redis import EmbeddedRedis
+from mypypi.settings.settings import default_upstream
 from tests.conftest import DaemonFactory
-from tests.redis_server import free_port
 from tests.rig.clients import Client, Pip, Uv, installed
 from tests.rig.daemon import Daemon
 from tests.rig.host import FileHost
 from tests.rig.index import FakeIndex
 from tests.rig.packages import Artifact, make_sdist, make_wheel
+from tests.support.redis_server import free_port
 
 APP = make_wheel("app", requires=["lib>=1", "Some.Tool"], modules={"app.py": "import lib, some_tool\n"}, padding=40_000)
 LIB = make_wheel("lib", "1.1", modules={"lib.py": ""}, padding=40_000)

@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.cluster import Cluster
 from tests.rig.daemon import Daemon
 from tests.rig.faults import Gate, Status, WrongBytes
 from tests.rig.http import Answer, eventually, parallel
 from tests.rig.packages import Artifact
+from tests.support.cluster import Cluster
 
 DRIVERS = ["local", "s3"]
 

@@ -22,13 +22,13 @@ import pytest
 from attrs import define
 
 from tests.conftest import daemons
+from tests.observability.test_metrics import scrape, value
 from tests.rig.daemon import Daemon
 from tests.rig.http import Answer, eventually, get
 from tests.rig.index import FakeIndex
 from tests.rig.link import SlowLink
 from tests.rig.packages import Artifact, make_wheel
 from tests.rig.redis import Redis
-from tests.test_metrics import scrape, value
 
 LARGE = 3_000_000
 

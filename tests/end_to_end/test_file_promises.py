@@ -16,7 +16,6 @@ import pytest
 from attrs import define, evolve
 
 from tests.conftest import Sites
-from tests.kinds import Kind, NPMKind, Published, PyPIKind
 from tests.rig.faults import (
     CloseEarly,
     Fault,
@@ -33,7 +32,8 @@ from tests.rig.faults import (
 from tests.rig.host import FileHost
 from tests.rig.http import Answer, SlowReader, eventually, get, head, parallel, raw
 from tests.rig.wire import BOUND, Reply, Wire
-from tests.site import Site
+from tests.support.kinds import Kind, NPMKind, Published, PyPIKind
+from tests.support.site import Site
 
 #: Of a package that is large enough to be seen arriving, in bytes.
 LARGE = 100_000

@@ -10,12 +10,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.cluster import Cluster
 from tests.rig.daemon import Daemon
 from tests.rig.faults import Gate, Trickle
 from tests.rig.http import SlowReader, eventually, get
 from tests.rig.load import Outcome, Storm
 from tests.rig.packages import Artifact
+from tests.support.cluster import Cluster
 
 #: The file that everybody asks for at once, and the pace at which upstream serves it.
 LARGE = 50 * 1000 * 1000

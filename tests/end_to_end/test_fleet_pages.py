@@ -8,12 +8,12 @@ from functools import partial
 import psutil
 import pytest
 
-from tests.cluster import Cluster
 from tests.rig.daemon import Daemon
 from tests.rig.faults import Hang, Status
 from tests.rig.http import Answer, eventually, get, parallel
 from tests.rig.packages import Artifact, make_wheel
 from tests.rig.wire import BOUND
+from tests.support.cluster import Cluster
 
 CLIENTS = 40
 #: Seconds for which pages are fresh where that is meant to end within a test.

@@ -12,15 +12,15 @@ from urllib.error import URLError
 
 import pytest
 
-from mypypi.settings import default_upstream
+from mypypi.settings.settings import default_upstream
 from tests.conftest import daemons
-from tests.redis_server import free_port
 from tests.rig.clients import Npm, installed_modules
 from tests.rig.daemon import Daemon
 from tests.rig.faults import Hang, WrongBytes
 from tests.rig.host import FileHost
 from tests.rig.packages import Tarball, make_tarball
 from tests.rig.registry import FakeRegistry
+from tests.support.redis_server import free_port
 
 APP = make_tarball("app", dependencies={"@scope/lib": "^1.0.0", "leaf": "1"}, padding=40_000)
 LIB = make_tarball("@scope/lib", "1.1.0", dependencies={"leaf": "1"}, padding=40_000)

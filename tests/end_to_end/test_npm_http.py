@@ -21,14 +21,14 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from tests.conftest import Sites
-from tests.kinds import NPMKind
 from tests.rig.faults import Status
 from tests.rig.host import FileHost
 from tests.rig.http import Answer, get, head, post, raw
 from tests.rig.packages import incompressible, make_tarball
 from tests.rig.packuments import ABBREVIATED, FULL
 from tests.rig.registry import FakeRegistry
-from tests.site import Site
+from tests.support.kinds import NPMKind
+from tests.support.site import Site
 
 _NUMBERS = count(1)
 

@@ -18,8 +18,6 @@ import pytest
 from attrs import frozen
 
 from tests.conftest import Sites, daemons
-from tests.kinds import Kind, NPMKind, Published, PyPIKind
-from tests.redis_server import free_port, redis_binary
 from tests.rig.daemon import Daemon
 from tests.rig.faults import (
     CloseEarly,
@@ -34,7 +32,9 @@ from tests.rig.faults import (
 from tests.rig.host import FaultT
 from tests.rig.http import Answer, eventually, get, parallel
 from tests.rig.wire import Request
-from tests.site import Site
+from tests.support.kinds import Kind, NPMKind, Published, PyPIKind
+from tests.support.redis_server import free_port, redis_binary
+from tests.support.site import Site
 
 #: Seconds for which pages are fresh where that is meant to end within a test.
 _BRIEFLY = 2

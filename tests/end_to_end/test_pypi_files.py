@@ -14,15 +14,15 @@ from urllib.parse import urljoin, urlsplit
 import pytest
 
 from tests.conftest import Sites
-from tests.kinds import PyPIKind
+from tests.end_to_end.test_file_promises import LARGE, Mislabelled
 from tests.rig.faults import Status, Unsized, WrongBytes, WrongLength
 from tests.rig.host import FileHost
 from tests.rig.http import SlowReader, get, raw
 from tests.rig.index import FakeIndex
 from tests.rig.packages import Artifact, incompressible, make_sdist, make_wheel
 from tests.rig.pages import JSON
-from tests.site import Site
-from tests.test_file_promises import LARGE, Mislabelled
+from tests.support.kinds import PyPIKind
+from tests.support.site import Site
 
 MIB = 1024 * 1024
 

@@ -18,13 +18,13 @@ import pytest
 from attrs import frozen
 
 from tests.conftest import Sites
-from tests.kinds import PyPIKind
 from tests.rig.faults import Gate, Status
 from tests.rig.http import Answer, SlowReader, get, head, raw
 from tests.rig.index import FakeIndex
 from tests.rig.packages import Artifact, make_sdist, make_wheel
 from tests.rig.pages import HTML, JSON, TEXT
-from tests.site import Site
+from tests.support.kinds import PyPIKind
+from tests.support.site import Site
 
 _KIND = PyPIKind()
 _NUMBERS = count(1)

@@ -18,7 +18,7 @@ from urllib.error import URLError
 import pytest
 from attrs import frozen
 
-from mypypi.settings import default_upstream
+from mypypi.settings.settings import default_upstream
 from tests.conftest import daemons
 from tests.rig.clients import Client, Npm, Pip, Pnpm, Poetry, Uv, Yarn
 from tests.rig.daemon import Daemon

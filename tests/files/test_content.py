@@ -6,9 +6,9 @@ import os
 
 from twisted.internet.defer import CancelledError
 
-from mypypi.content import HELD_BACK, Content
 from mypypi.errors import UpstreamDown
-from tests.memory import MemoryTestCase, open_descriptors, sha256
+from mypypi.files.content import HELD_BACK, Content
+from tests.support.memory import MemoryTestCase, open_descriptors, sha256
 
 DIGEST = sha256(b"")
 

@@ -10,8 +10,8 @@ from unittest import mock
 
 import pytest
 
-from mypypi.drafts import ABANDONED, Draft, Drafts, State
 from mypypi.errors import NotFound
+from mypypi.files.drafts import ABANDONED, Draft, Drafts, State
 
 NAME = "0123abcd"
 

@@ -14,8 +14,6 @@ from unittest import mock
 import twisted.internet.reactor  # noqa: F401 - which LoopingCall would import in the middle of a test
 from twisted.internet.defer import Deferred
 
-from mypypi.content import HELD_BACK, Content
-from mypypi.drafts import Draft, Drafts, State
 from mypypi.errors import (
     DigestMismatch,
     FetchedElsewhere,
@@ -31,16 +29,18 @@ from mypypi.errors import (
     UpstreamRefused,
     UpstreamSilent,
 )
-from mypypi.fetch import Fetches
-from mypypi.leases import Leases
-from mypypi.memory import MemoryCatalog
+from mypypi.files.content import HELD_BACK, Content
+from mypypi.files.drafts import Draft, Drafts, State
+from mypypi.files.fetch import Fetches
+from mypypi.files.receiver import BACKLOG
+from mypypi.files.transfer import FRUITLESS
 from mypypi.model import Digest, Held, PackageFile, StoredFile, fetch_lease
-from mypypi.receiver import BACKLOG
+from mypypi.redis.leases import Leases
 from mypypi.storage.disk import DiskStorage
 from mypypi.threads import Threads
-from mypypi.transfer import FRUITLESS
-from mypypi.upstream import Upstream
-from tests.memory import (
+from mypypi.upstream.client import Upstream
+from tests.support.fakes import MemoryCatalog
+from tests.support.memory import (
     AtOnce,
     MemoryTestCase,
     WhenTold,
@@ -339,7 +339,7 @@ class EncodedTest(FetchTestCase):
     def test_full_disk_while_it_is_undone_is_told_as_such(self) -> None:
         """So that clients are sent to upstream, and not told that it is broken."""
         content = self.fetch()
-        with mock.patch("mypypi.transfer._inflate", side_effect=OSError(errno.ENOSPC, "No space left on device")):
+        with mock.patch("mypypi.files.transfer._inflate", side_effect=OSError(errno.ENOSPC, "No space left on device")):
             self.wire.last.answer(body=gzipped(DATA), content_encoding="gzip")
         self.assert_failed(content, StorageFull)
 

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from attrs import frozen
 from hypothesis import strategies as st
 
-from tests.fuzz_world import UPSTREAM, UPSTREAM_HOST
+from tests.fuzz.world import UPSTREAM, UPSTREAM_HOST
 
 #: Where a request alone must never lead.
 ELSEWHERE = ("evil.example", "169.254.169.254", "127.0.0.1:6379", "[::1]:80", "localhost", "up.example:8443")

@@ -27,11 +27,11 @@ from twisted.logger import LogEvent
 from mypypi.ecosystems import ECOSYSTEMS
 from mypypi.errors import MyPyPiError
 from mypypi.model import PageId, Source
-from mypypi.press import press
-from tests import fuzz_inputs as inputs
-from tests.fuzz_inputs import PROJECT, SDIST, TARBALL, WHEEL, Asked, Sent
-from tests.fuzz_world import UPSTREAM, UPSTREAM_HOST, Answer, Broken, Said, World, check_log, observed, read_answer
-from tests.memory import Exchange, response
+from mypypi.pages.rendering import press
+from tests.fuzz import inputs
+from tests.fuzz.inputs import PROJECT, SDIST, TARBALL, WHEEL, Asked, Sent
+from tests.fuzz.world import UPSTREAM, UPSTREAM_HOST, Answer, Broken, Said, World, check_log, observed, read_answer
+from tests.support.memory import Exchange, response
 
 #: Examples per test where nobody asks for more.
 _EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))

@@ -20,14 +20,14 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import ILogObserver, LogEvent, LogLevel, globalLogPublisher
 from twisted.python.failure import Failure
 
-from mypypi.memory import MemoryCatalog, MemoryQueue
-from mypypi.parts import Parts
-from mypypi.server import make_resource
-from mypypi.settings import Settings
-from mypypi.texts import RedisUrl
-from mypypi.upstream import Upstream
+from mypypi.daemon.backends import Parts
+from mypypi.daemon.server import make_resource
+from mypypi.settings.settings import Settings
+from mypypi.settings.types import RedisUrl
+from mypypi.upstream.client import Upstream
 from mypypi.web.site import WebSite
-from tests.memory import NOW, AtOnce, Connection, Exchange, Reply, Wire
+from tests.support.fakes import MemoryCatalog, MemoryQueue
+from tests.support.memory import NOW, AtOnce, Connection, Exchange, Reply, Wire
 
 UPSTREAM_HOST = "up.example"
 UPSTREAM = f"https://{UPSTREAM_HOST}"
@@ -213,7 +213,7 @@ class World:
             **self.more,
         }
         with patch.multiple(
-            "mypypi.parts",
+            "mypypi.daemon.backends",
             RedisCatalog=lambda *_args, **_kwargs: MemoryCatalog(self.reactor),
             RedisQueue=lambda *_args, **_kwargs: MemoryQueue(self.reactor),
             Threads=lambda *_args, **_kwargs: AtOnce(),

@@ -13,7 +13,7 @@ import pytest
 from twisted.logger import LogEvent, Logger, eventFromJSON
 from twisted.python.failure import Failure
 
-from mypypi.logs import CannotLog, Chosen, for_parent, json_line, marked, text_line
+from mypypi.observability.logs import CannotLog, Chosen, for_parent, json_line, marked, text_line
 from tests.conftest import DaemonFactory
 from tests.rig.daemon import Daemon
 from tests.rig.http import eventually, get

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from mypypi.metrics import Asked, latest
+from mypypi.observability.metrics import Asked, latest
 from tests.conftest import DaemonFactory
 from tests.rig.daemon import Daemon
 from tests.rig.http import eventually, get

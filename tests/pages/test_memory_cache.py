@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mypypi.hot import HotPages
 from mypypi.model import Form, PackageFile, Page, PageId
+from mypypi.pages.memory_cache import HotPages
 
 KILOBYTE = 1024
 

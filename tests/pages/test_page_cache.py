@@ -13,16 +13,16 @@ from twisted.internet.defer import CancelledError, Deferred
 from mypypi.ecosystems.pypi import PyPI
 from mypypi.errors import CatalogDown, NotFound, UpstreamBroken, UpstreamDown
 from mypypi.interfaces import ICatalog
-from mypypi.leases import Leases
-from mypypi.memory import MemoryCatalog
 from mypypi.model import Page, PageId
-from mypypi.pages import PageAnswer, Pages
-from mypypi.pauses import Pauses
-from mypypi.press import Press
-from mypypi.refresh import PAGE_LEASE
+from mypypi.pages.page_cache import PageAnswer, Pages
+from mypypi.pages.rendering import Press
+from mypypi.pages.revalidation import PAGE_LEASE
+from mypypi.redis.leases import Leases
 from mypypi.threads import Threads
-from mypypi.upstream import Upstream
-from tests.memory import NOW, AtOnce, MemoryTestCase, WhenTold, Wire, simple_page
+from mypypi.upstream.backoff import Pauses
+from mypypi.upstream.client import Upstream
+from tests.support.fakes import MemoryCatalog
+from tests.support.memory import NOW, AtOnce, MemoryTestCase, WhenTold, Wire, simple_page
 
 URL = "https://index.example"
 PATH = "/simple/thing/"
@@ -131,7 +131,7 @@ class FreshTest(PagesTestCase):
         self.upstream_has("1.0", etag='"1"')
         before = self.get().page
         self.clock.advance(CACHE_TIME)
-        with mock.patch("mypypi.press.press") as press:
+        with mock.patch("mypypi.pages.rendering.press") as press:
             after = self.get()
         press.assert_not_called()
         self.assertEqual('"1"', self.wire.last.headers["if-none-match"])
@@ -143,7 +143,7 @@ class FreshTest(PagesTestCase):
         self.upstream_has("1.0")
         before = self.get().page
         self.clock.advance(CACHE_TIME)
-        with mock.patch("mypypi.press.press") as press:
+        with mock.patch("mypypi.pages.rendering.press") as press:
             after = self.get()
         press.assert_not_called()
         self.assertNotIn("if-none-match", self.wire.last.headers)

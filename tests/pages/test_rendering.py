@@ -13,8 +13,8 @@ import pytest
 
 from mypypi.errors import UpstreamBroken
 from mypypi.model import PageId, Rendered, Source
-from mypypi.press import Press, compress, press, press_in_child
-from tests.memory import AtOnce, MemoryTestCase, simple_page
+from mypypi.pages.rendering import Press, compress, press, press_in_child
+from tests.support.memory import AtOnce, MemoryTestCase, simple_page
 
 URL = "https://index.example"
 THING = PageId("simple", "thing")
@@ -39,7 +39,7 @@ class PressTest(MemoryTestCase):
         self.press = Press("pypi", URL, AtOnce())
 
     def pressed(self, source: Source, function: str) -> None:
-        with mock.patch(f"mypypi.press.{function}") as called:
+        with mock.patch(f"mypypi.pages.rendering.{function}") as called:
             self.now(self.press.press(THING, source, frozenset()))
         called.assert_called_once_with("pypi", URL, THING, source, frozenset())
 
@@ -81,7 +81,7 @@ def test_child_that_fails_is_no_page(program: str, tmp_path: Path) -> None:
         executable.chmod(0o755)
     with (
         mock.patch.object(sys, "executable", str(executable)),
-        mock.patch("mypypi.press._CHILD_SECONDS", 0.3),
+        mock.patch("mypypi.pages.rendering._CHILD_SECONDS", 0.3),
         pytest.raises(UpstreamBroken),
     ):
         press_in_child("pypi", URL, THING, source(), frozenset())

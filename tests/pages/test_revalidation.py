@@ -7,12 +7,20 @@ from typing import cast
 from twisted.internet.defer import Deferred
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 
-from mypypi import metrics
 from mypypi.errors import NotFound, UpstreamBroken, UpstreamDown
 from mypypi.model import PageId
-from mypypi.pages import PageAnswer
-from mypypi.refresh import PAGE_LEASE
-from tests.test_pages import CACHE_TIME, NEGATIVE_CACHE_TIME, STALE_AFTER, THING, PagesTestCase, page_of, versions
+from mypypi.observability import metrics
+from mypypi.pages.page_cache import PageAnswer
+from mypypi.pages.revalidation import PAGE_LEASE
+from tests.pages.test_page_cache import (
+    CACHE_TIME,
+    NEGATIVE_CACHE_TIME,
+    STALE_AFTER,
+    THING,
+    PagesTestCase,
+    page_of,
+    versions,
+)
 
 LEASE = f"page:{THING}"
 #: Seconds within which a process sees what another one came to.

@@ -11,25 +11,25 @@ from unittest import mock
 
 from twisted.internet.defer import CancelledError, Deferred
 
-from mypypi.answers import Described, Elsewhere, FileAnswer, PassedThrough, Served
-from mypypi.cold import Cold, ColdFiles
-from mypypi.content import HELD_BACK, Content
-from mypypi.drafts import Drafts
 from mypypi.ecosystems.pypi import PyPI
 from mypypi.errors import DigestMismatch, NotFound, NotYet, StorageDown, UpstreamDown
-from mypypi.fetch import Fetches
-from mypypi.jobs import file_of
-from mypypi.leases import Leases
-from mypypi.memory import MemoryCatalog, MemoryQueue
+from mypypi.files.content import HELD_BACK, Content
+from mypypi.files.drafts import Drafts
+from mypypi.files.fetch import Fetches
 from mypypi.model import PageId
-from mypypi.pages import Pages
-from mypypi.pauses import Pauses
-from mypypi.press import Press
-from mypypi.proxy import Proxy
-from mypypi.refresh import PAGE_LEASE
+from mypypi.pages.page_cache import Pages
+from mypypi.pages.rendering import Press
+from mypypi.pages.revalidation import PAGE_LEASE
+from mypypi.proxy.answers import Described, Elsewhere, FileAnswer, PassedThrough, Served
+from mypypi.proxy.cold_files import Cold, ColdFiles
+from mypypi.proxy.proxy import Proxy
+from mypypi.redis.leases import Leases
 from mypypi.storage.disk import DiskStorage
-from mypypi.upstream import Credentials, Upstream
-from tests.memory import AtOnce, MemoryTestCase, Wire, open_descriptors, response, sha256, simple_page
+from mypypi.upstream.backoff import Pauses
+from mypypi.upstream.client import Credentials, Upstream
+from mypypi.worker.jobs import file_of
+from tests.support.fakes import MemoryCatalog, MemoryQueue
+from tests.support.memory import AtOnce, MemoryTestCase, Wire, open_descriptors, response, sha256, simple_page
 
 URL = "https://index.example"
 PAGE = "/simple/thing/"

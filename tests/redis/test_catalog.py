@@ -26,11 +26,11 @@ from zope.interface.verify import verifyObject
 
 from mypypi.errors import CatalogDown
 from mypypi.interfaces import ICatalog
-from mypypi.memory import MemoryCatalog
 from mypypi.model import Form, Page, PageId, Pause
-from mypypi.redis import RedisCatalog, RedisClient
-from mypypi.texts import RedisUrl
-from tests.redis_server import RedisServer, free_port
+from mypypi.redis.client import RedisCatalog, RedisClient
+from mypypi.settings.types import RedisUrl
+from tests.support.fakes import MemoryCatalog
+from tests.support.redis_server import RedisServer, free_port
 
 T = TypeVar("T")
 DAY = 86_400

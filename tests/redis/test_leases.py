@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from mypypi.errors import CatalogDown
-from mypypi.leases import LEASE_SECONDS, Leases
-from mypypi.memory import MemoryCatalog
-from tests.memory import MemoryTestCase
+from mypypi.redis.leases import LEASE_SECONDS, Leases
+from tests.support.fakes import MemoryCatalog
+from tests.support.memory import MemoryTestCase
 
 NAME = "fetch/https/files.example/a.whl"
 

@@ -16,12 +16,12 @@ from zope.interface.verify import verifyObject
 
 from mypypi.errors import CatalogDown
 from mypypi.interfaces import IQueue
-from mypypi.memory import MemoryQueue, QueuedJobs
 from mypypi.model import DeadJob, Job, QueueState, Taken
-from mypypi.queue import CLAIM, MOST_TRIES, UNREADABLE, RedisQueue
-from mypypi.redis import RedisClient
-from tests.redis_server import RedisServer
-from tests.test_catalog import eventually, reason_why
+from mypypi.redis.client import RedisClient
+from mypypi.redis.queue import CLAIM, MOST_TRIES, UNREADABLE, RedisQueue
+from tests.redis.test_catalog import eventually, reason_why
+from tests.support.fakes import MemoryQueue, QueuedJobs
+from tests.support.redis_server import RedisServer
 
 reactor: Any = the_reactor
 

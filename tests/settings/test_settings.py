@@ -1,4 +1,4 @@
-"""The promises of `mypypi.settings`: everything is checked at once, and a secret is never shown."""
+"""The promises of `mypypi.settings.settings`: everything is checked at once, and a secret is never shown."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import attrs
 import pytest
 from packageurl.contrib import purl2url
 
-from mypypi import settings as module
-from mypypi.settings import Settings, SettingsError, as_rst_table, default_upstream, describe
-from mypypi.texts import RedisUrl, Secret
+from mypypi.settings import settings as module
+from mypypi.settings.settings import Settings, SettingsError, as_rst_table, default_upstream, describe
+from mypypi.settings.types import RedisUrl, Secret
 
 #: One text for every variable which it takes, other than the default, and what it becomes.
 TAKEN: dict[str, tuple[str, object]] = {

@@ -15,13 +15,13 @@ from botocore.exceptions import ClientError
 
 from mypypi.errors import StorageDown
 from mypypi.model import Digest
-from mypypi.settings import Settings
+from mypypi.settings.settings import Settings
 from mypypi.storage import s3
 from mypypi.storage.s3 import BucketSettings
-from mypypi.storage.section import Stopped
-from tests.buckets import KEY, LARGE, PART, BucketTestCase, StopAfter
+from mypypi.storage.s3_upload import Stopped
 from tests.rig.faults import Fault, Status
 from tests.rig.s3 import ACCESS_KEY, SECRET_KEY, Refuse, Swallow
+from tests.support.buckets import KEY, LARGE, PART, BucketTestCase, StopAfter
 
 WHEEL = b"a wheel" * 1000
 #: Seconds in which an answer comes where nothing does and the limits are those of `impatient`.

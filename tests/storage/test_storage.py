@@ -15,14 +15,14 @@ from zope.interface.verify import verifyObject
 from mypypi.errors import CatalogDown, StorageDown, StorageFull
 from mypypi.interfaces import IStorage
 from mypypi.keys import key_of
-from mypypi.memory import MemoryStorage
 from mypypi.model import Digest, Link, StoredFile, fetch_lease
+from mypypi.storage.bucket import BucketStorage
 from mypypi.storage.disk import DiskStorage
-from mypypi.storage.remote import BucketStorage
-from tests.buckets import KEY, LARGE, BucketTestCase
-from tests.memory import AtOnce, MemoryTestCase, WhenTold, sha256
 from tests.rig.http import get, head
 from tests.rig.s3 import ACCESS_KEY, SECRET_KEY, RcloneServer, Refuse
+from tests.support.buckets import KEY, LARGE, BucketTestCase
+from tests.support.fakes import MemoryStorage
+from tests.support.memory import AtOnce, MemoryTestCase, WhenTold, sha256
 
 
 class StoragePromises(MemoryTestCase):

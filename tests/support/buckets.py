@@ -13,15 +13,15 @@ from threading import Event
 from typing import Any, ClassVar
 from unittest import mock
 
-from mypypi.memory import MemoryCatalog, MemoryQueue
 from mypypi.model import Job, StoredFile
+from mypypi.storage.bucket import UPLOAD, BucketStorage
 from mypypi.storage.disk import DiskStorage
-from mypypi.storage.remote import UPLOAD, BucketStorage
 from mypypi.storage.s3 import Bucket, BucketSettings
 from mypypi.threads import Threads
-from tests.memory import AtOnce, MemoryTestCase, sha256
 from tests.rig.http import get
 from tests.rig.s3 import ACCESS_KEY, REGION, SECRET_KEY, S3Proxy, S3Server
+from tests.support.fakes import MemoryCatalog, MemoryQueue
+from tests.support.memory import AtOnce, MemoryTestCase, sha256
 
 KEY = "https/files.example/a/b%2Bc-1.0.whl"
 DISK = "this-disk"

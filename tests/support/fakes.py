@@ -19,7 +19,7 @@ from zope.interface import implementer
 from mypypi.errors import CatalogDown, StorageDown
 from mypypi.interfaces import ICatalog, IQueue, IStorage
 from mypypi.model import DeadJob, Digest, Held, Job, Link, Page, PageId, Pause, QueueState, StoredFile, Taken
-from mypypi.queue import CLAIM, MOST_TRIES, WAIT, pause_after
+from mypypi.redis.queue import CLAIM, MOST_TRIES, WAIT, pause_after
 
 _DAY = 86_400.0
 #: Seconds for which a pause is known after its end.

@@ -14,7 +14,7 @@ from twisted.internet.process import Process
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
-from mypypi.texts import RedisUrl, Secret
+from mypypi.settings.types import RedisUrl, Secret
 from tests.rig.redis import free_port, redis_binary
 
 __all__ = ["RedisServer", "free_port", "redis_binary"]

@@ -17,13 +17,13 @@ from urllib.parse import unquote
 
 from attrs import define, field
 
-from mypypi.embedded import EmbeddedRedis
-from tests.kinds import Kind, Published
+from mypypi.daemon.embedded_redis import EmbeddedRedis
 from tests.rig.daemon import Daemon
 from tests.rig.faults import Gate
 from tests.rig.host import FaultT, FileHost
 from tests.rig.http import Answer, SlowReader, get
 from tests.rig.wire import BOUND, Request
+from tests.support.kinds import Kind, Published
 
 _MARKS = count()
 _NAMES = (f"thing{number}" for number in count())

@@ -8,13 +8,13 @@ from unittest import mock
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import ILogObserver, LogEvent, eventAsText, globalLogPublisher
 
-from mypypi import metrics
-from mypypi.breaker import Breaker, origin_of
 from mypypi.errors import MyPyPiError, NotFound, UpstreamBroken, UpstreamBusy, UpstreamDown, UpstreamPaused
-from mypypi.memory import MemoryCatalog
-from mypypi.pauses import Pauses
-from mypypi.upstream import RETRIES, Body, PageAnswer, Passed, Upstream
-from tests.memory import MemoryTestCase, Wire
+from mypypi.observability import metrics
+from mypypi.upstream.backoff import Pauses
+from mypypi.upstream.breaker import Breaker, origin_of
+from mypypi.upstream.client import RETRIES, Body, PageAnswer, Passed, Upstream
+from tests.support.fakes import MemoryCatalog
+from tests.support.memory import MemoryTestCase, Wire
 
 URL = "https://index.example"
 JSON = "application/json"

@@ -15,11 +15,11 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 
-from mypypi.bodies import Collector
 from mypypi.errors import MyPyPiError, NotFound, UpstreamBroken, UpstreamDown, UpstreamRefused
 from mypypi.model import Source
-from mypypi.upstream import Body, Credentials, PageAnswer, Upstream
-from tests.memory import NOW, Exchange, MemoryTestCase, Wire, gzipped, response
+from mypypi.upstream.bodies import Collector
+from mypypi.upstream.client import Body, Credentials, PageAnswer, Upstream
+from tests.support.memory import NOW, Exchange, MemoryTestCase, Wire, gzipped, response
 
 URL = "https://index.example/root"
 JSON = "application/vnd.pypi.simple.v1+json"

@@ -6,7 +6,7 @@ from twisted.internet.defer import Deferred
 from twisted.web.http import Request
 
 from mypypi.web.site import WebSite
-from tests.memory import Connection, Handling, MemoryTestCase
+from tests.support.memory import Connection, Handling, MemoryTestCase
 
 ANOTHER = b"GET /again HTTP/1.1\r\nHost: here\r\n\r\n"
 

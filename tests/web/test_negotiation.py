@@ -7,7 +7,7 @@ import time
 import pytest
 
 from mypypi.errors import BadRequest, NotAcceptable
-from mypypi.web.conditions import (
+from mypypi.web.negotiation import (
     Unsatisfiable,
     accepts_gzip,
     choose_type,

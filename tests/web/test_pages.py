@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.web.server import Request, Site
 
-from mypypi.press import gzip
+from mypypi.pages.rendering import gzip
 from mypypi.web.sending import inflated, send, slices
-from tests.memory import Connection, Handling, MemoryTestCase
+from tests.support.memory import Connection, Handling, MemoryTestCase
 
 PIECE = 64 * 1024
 

@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IAddress
 from twisted.web.test.requesthelper import DummyRequest
 
 from mypypi.errors import BadRequest
-from mypypi.web.address import Addresses
+from mypypi.web.public_address import Addresses
 
 LOOPBACK = IPv4Address("TCP", "127.0.0.1", 1234)
 STRANGER = IPv4Address("TCP", "192.0.2.7", 1234)

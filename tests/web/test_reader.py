@@ -18,10 +18,10 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 from twisted.web.server import Request, Site
 
-from mypypi.content import HELD_BACK, Content
 from mypypi.errors import UpstreamDown
+from mypypi.files.content import HELD_BACK, Content
 from mypypi.web.reader import CLIENT_SILENCE, Reader, Span, _Kernel
-from tests.memory import AtOnce, Connection, Handling, MemoryTestCase, WhenTold, open_descriptors, sha256
+from tests.support.memory import AtOnce, Connection, Handling, MemoryTestCase, WhenTold, open_descriptors, sha256
 
 reactor: Any = the_reactor
 T = TypeVar("T")

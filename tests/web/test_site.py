@@ -16,11 +16,11 @@ from twisted.web.server import Request, Site
 
 from mypypi.errors import NotFound
 from mypypi.web.errors import answer_failure
-from mypypi.web.lines import cache_word, mark, method_of, path_of
 from mypypi.web.reader import CLIENT_SILENCE
+from mypypi.web.request_log import cache_word, mark, method_of, path_of
 from mypypi.web.sending import send, slices
 from mypypi.web.site import LARGEST_BODY, WebSite
-from tests.memory import Connection, Handling, MemoryTestCase
+from tests.support.memory import Connection, Handling, MemoryTestCase
 
 PLAIN = b"GET /a HTTP/1.1\r\nHost: here\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: here\r\n"

@@ -7,8 +7,8 @@ from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
 from mypypi.errors import BadRequest
-from mypypi.web.gate import Gate, TargetTooLong, segments_of
-from tests.memory import Connection, MemoryTestCase
+from mypypi.web.validation import Gate, TargetTooLong, segments_of
+from tests.support.memory import Connection, MemoryTestCase
 
 
 class _Asked:

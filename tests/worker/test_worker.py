@@ -11,11 +11,11 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, eventAsText, global
 from twisted.trial.unittest import SynchronousTestCase
 
 from mypypi.errors import CatalogDown, StorageDown
-from mypypi.jobs import Jobs
-from mypypi.memory import MemoryQueue, QueuedJobs
 from mypypi.model import DeadJob, Job, QueueState, Taken
-from mypypi.queue import CLAIM, MOST_TRIES
-from mypypi.worker import Worker
+from mypypi.redis.queue import CLAIM, MOST_TRIES
+from mypypi.worker.jobs import Jobs
+from mypypi.worker.worker import Worker
+from tests.support.fakes import MemoryQueue, QueuedJobs
 
 AN_HOUR = 3600.0
 #: Seconds for which a worker's claim holds without a sign of life.

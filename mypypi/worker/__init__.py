@@ -1,0 +1,4 @@
+"""The worker: takes jobs from the queue and does them.
+
+Knows jobs: uploads, background fetches, sweeps. Must never know HTTP.
+"""

@@ -1,0 +1,1 @@
+"""Requests, pages and conversations made up by Hypothesis, for a whole server in memory."""
