@@ -19,7 +19,8 @@ from twisted.logger import Logger
 from mypypi.files.drafts import ABANDONED, Drafts
 from mypypi.files.fetch import Fetches
 from mypypi.interfaces import IStorage
-from mypypi.redis.client import RedisCatalog, RedisClient
+from mypypi.redis.catalog import RedisCatalog
+from mypypi.redis.client import RedisClient
 from mypypi.redis.leases import Leases
 from mypypi.redis.queue import RedisQueue
 from mypypi.storage.bucket import BucketStorage
@@ -114,11 +115,11 @@ class Parts(Service):
         settings = self.settings
         if settings.file_storage_driver == "local":
             return DiskStorage(settings.file_storage_directory, self.disk_threads)
-        from mypypi.storage.s3 import Bucket, BucketSettings  # noqa: PLC0415 - boto3 takes half a second and 25 MB
+        from mypypi.storage.s3 import BucketSettings, S3Bucket  # noqa: PLC0415 - boto3 takes half a second and 25 MB
 
         waiting = DiskStorage(settings.data_directory / "waiting", self.disk_threads)
         return BucketStorage(
-            Bucket(BucketSettings.of(settings)),
+            S3Bucket(BucketSettings.of(settings)),
             waiting,
             self.catalog,
             self.queue,

@@ -1,6 +1,6 @@
-"""Redis: the connections to it, and the catalog that is kept in it. The only importer of txredisapi.
+"""Sends commands to one Redis: connects, connects again, fails fast while it is down, and says so once.
 
-Knows commands, keys and how records are written. Must never know what a page means, or a request, or upstream.
+Knows connections and time limits. Must never know keys, or what a command is for.
 Importing txredisapi installs the default reactor: import this module after another one has been installed.
 """
 
@@ -9,23 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar, cast
-from urllib.parse import quote, unquote
 
-import msgspec
 import txredisapi
-from attrs import frozen
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, wrapClientTLS
-from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime, IStreamClientEndpoint
-from twisted.internet.protocol import Factory
-from twisted.internet.ssl import optionsForClientTLS
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from mypypi.errors import CatalogDown
-from mypypi.interfaces import ICatalog
-from mypypi.model import Digest, Form, Held, Page, PageId, Pause, StoredFile
+from mypypi.redis.connection import Connection, ConnectionAttempt, endpoint_of
 
 if TYPE_CHECKING:
     from mypypi.settings.types import RedisUrl
@@ -74,10 +66,10 @@ class RedisClient:
         self._url = url
         self._timeout = timeout
         self._size = connections
-        self._endpoint = _endpoint(reactor, url, timeout)
-        self._open: set[_Connection] = set()
-        self._usable: list[_Connection] = []
-        self._attempt: Deferred[_Connection] | None = None
+        self._endpoint = endpoint_of(reactor, url, timeout)
+        self._open: set[Connection] = set()
+        self._usable: list[Connection] = []
+        self._attempt: Deferred[Connection] | None = None
         self._retry: IDelayedCall | None = None
         self._pause = _FIRST_PAUSE
         self._waiting: list[Deferred[None]] = []
@@ -159,7 +151,7 @@ class RedisClient:
             if cursor in (b"0", 0):
                 return
 
-    async def _connection(self) -> _Connection:
+    async def _connection(self) -> Connection:
         """The usable connection with the fewest commands under way."""
         if not self._usable and not self._down_because:
             outcome: Deferred[None] = Deferred()
@@ -182,10 +174,10 @@ class RedisClient:
         self._attempt = self._in_time(Deferred.fromCoroutine(self._connect()))
         self._attempt.addCallbacks(self._succeeded, self._failed)
 
-    async def _connect(self) -> _Connection:
+    async def _connect(self) -> Connection:
         """A connection that has answered: one that is only accepted may be refused the password, or be a dead end."""
-        attempt = _Attempt(self._reactor, self._url)
-        connection = cast("_Connection", await self._endpoint.connect(attempt))
+        attempt = ConnectionAttempt(self._reactor, self._url)
+        connection = cast("Connection", await self._endpoint.connect(attempt))
         self._open.add(connection)
         connection.whenDisconnected().addCallback(self._lost)
         try:
@@ -195,7 +187,7 @@ class RedisClient:
             raise
         return connection
 
-    def _succeeded(self, connection: _Connection) -> None:
+    def _succeeded(self, connection: Connection) -> None:
         self._attempt = None
         self._usable.append(connection)
         self._pause = _FIRST_PAUSE
@@ -209,7 +201,7 @@ class RedisClient:
         if self._started and not self._usable:
             self._went_away(self._short(failure.value))
 
-    def _lost(self, connection: _Connection) -> None:
+    def _lost(self, connection: Connection) -> None:
         self._open.discard(connection)
         if connection in self._usable:
             self._usable.remove(connection)
@@ -289,343 +281,6 @@ class RedisClient:
         return (text.replace(password, "…") if password else text)[:_REASON_LENGTH]
 
 
-def _endpoint(reactor: Any, url: RedisUrl, timeout: float) -> IStreamClientEndpoint:
-    if url.kind == "unix":
-        return UNIXClientEndpoint(reactor, url.path, timeout=timeout)
-    endpoint = HostnameEndpoint(reactor, url.host, url.port, timeout=timeout)
-    return wrapClientTLS(optionsForClientTLS(url.host), endpoint) if url.kind == "tls" else endpoint
-
-
-class _Connection(txredisapi.RedisProtocol):  # type: ignore[misc] # txredisapi has no types
-    """Remembers when bytes last came, and why the connection ended."""
-
-    def __init__(self, reactor: IReactorTime, url: RedisUrl) -> None:
-        # Left alone, txredisapi turns "1.10" into 1.1. A database is always selected: a connection that asks for
-        # nothing at the start counts as ready before TLS has checked the certificate.
-        password = None if url.password is None else url.password.reveal()
-        super().__init__(
-            charset=None, password=password, dbid=url.db, convertNumbers=False, username=url.username or None
-        )
-        self._seconds = reactor.seconds
-        self.heard_at = reactor.seconds()
-        self.ended_because: BaseException | None = None
-
-    def dataReceived(self, data: bytes, unpause: bool = False) -> None:  # noqa: FBT001, FBT002 - txredisapi's signature
-        self.heard_at = self._seconds()
-        super().dataReceived(data, unpause)
-
-    def connectionLost(self, why: Failure) -> None:
-        self.ended_because = why.value
-        super().connectionLost(why)
-
-
-class _Attempt(Factory):
-    """What txredisapi's protocol expects of its factory, for one connection. `ready` fires once with the outcome."""
-
-    noisy = False
-    isLazy = False
-
-    def __init__(self, reactor: IReactorTime, url: RedisUrl) -> None:
-        self.ready: Deferred[None] = Deferred()
-        self._reactor = reactor
-        self._url = url
-
-    def buildProtocol(self, addr: IAddress | None) -> _Connection:
-        connection = _Connection(self._reactor, self._url)
-        connection.factory = self
-        connection.whenConnected().addCallback(lambda _: self._settle(None))
-        connection.whenDisconnected().addCallback(
-            lambda _: self._settle(connection.ended_because or ConnectionError("connection lost"))
-        )
-        return connection
-
-    def stopTrying(self) -> None:
-        """Called after a refused password or database. The pool tries again: the server's settings may be mended."""
-
-    def connectionError(self, why: str) -> None:
-        self._settle(ConnectionError(why.removeprefix("Redis error: ")))
-
-    def _settle(self, error: BaseException | None) -> None:
-        if self.ready.called:
-            return
-        if error is None:
-            self.ready.callback(None)
-        else:
-            self.ready.errback(error)
-
-
-#: Replace a page whole, so that nobody reads a mix of two: KEYS page, a name beside it; ARGV seconds to keep it (0: for
-#: ever), then fields and values. The new one is written first: a full Redis refuses that, and the old one stays.
-_PUT = """
-redis.call('HSET', KEYS[2], unpack(ARGV, 2))
-redis.call('RENAME', KEYS[2], KEYS[1])
-if tonumber(ARGV[1]) > 0 then redis.call('EXPIRE', KEYS[1], ARGV[1]) end
-"""
-
-#: KEYS page; ARGV the version that must be there, the new stamp, seconds to keep the page where it was to expire.
-_TOUCH = """
-local stamp = redis.call('HGET', KEYS[1], 'stamp')
-if stamp and cjson.decode(stamp).version == ARGV[1] then
-  redis.call('HSET', KEYS[1], 'stamp', ARGV[2])
-  if redis.call('TTL', KEYS[1]) >= 0 then redis.call('EXPIRE', KEYS[1], ARGV[3]) end
-end
-"""
-
-#: KEYS withheld links; ARGV now, the second until which to withhold, the link, seconds to keep the set.
-_WITHHOLD = """
-redis.call('ZADD', KEYS[1], ARGV[2], ARGV[3])
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ARGV[1])
-redis.call('EXPIRE', KEYS[1], ARGV[4])
-"""
-
-#: KEYS lease; ARGV owner, the lease, milliseconds. Nothing, or the lease as another owner holds it and for how long.
-_TAKE_LEASE = """
-local held = redis.call('GET', KEYS[1])
-if held and cjson.decode(held).owner ~= ARGV[1] then return {held, redis.call('PTTL', KEYS[1])} end
-redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
-"""
-
-#: KEYS lease; ARGV owner.
-_RELEASE_LEASE = """
-local held = redis.call('GET', KEYS[1])
-if held and cjson.decode(held).owner == ARGV[1] then redis.call('DEL', KEYS[1]) end
-"""
-
-_DAY = 86_400
-#: Seconds for which a pause is known after its end.
-_PAUSE_KNOWN = 300
-#: Strays in one command: more would hold the reactor, and everybody else's commands, for too long.
-_STRAYS_AT_ONCE = 500
-
-
-@frozen
-class _Stamp:
-    version: str
-    checked_at: float
-
-
-@frozen
-class _FormMeta:
-    name: str
-    media_type: str
-    etag: str
-    size: int
-    based: bool
-
-
-@frozen
-class _Meta:
-    """What is kept of a page beside its stamp and its forms' bytes."""
-
-    upstream_etag: str
-    upstream_modified: str
-    modified: str
-    source: str
-    missing: bool
-    forms: tuple[_FormMeta, ...]
-
-
-@frozen
-class _Stored:
-    """What is kept of a file that is stored elsewhere."""
-
-    size: int
-    digest: str
-
-
-@frozen
-class _Lease:
-    """What is kept of a lease; Redis itself lets it run out."""
-
-    owner: str
-    about: str
-
-
-@implementer(ICatalog)
-class RedisCatalog:
-    """
-    The catalog that all processes share. `clock` tells the seconds since the epoch.
-
-    `{prefix}:page:{ecosystem}:{page}` is a hash: `stamp` and `meta` in JSON, and a field `form:{name}` with the gzip
-    bytes of each form. A missing page expires after a day. `{prefix}:stray:{ecosystem}:{link}` holds a page's name.
-    `{prefix}:withheld:{ecosystem}:{page}` is a sorted set of links by the second until which they are withheld.
-    `{prefix}:lease:{ecosystem}:{name}` is a lease, with its owner in JSON; `{prefix}:pause:{ecosystem}:{name}` a pause.
-    A record that can't be read, by whomever it was written, counts as not there: the page is fetched again.
-    """
-
-    log = Logger()
-
-    def __init__(self, client: RedisClient, prefix: str, ecosystem: str, clock: IReactorTime) -> None:
-        self._client = client
-        self._prefix = prefix
-        self._ecosystem = ecosystem
-        self._clock = clock
-
-    async def get_page(self, page: PageId) -> Page | None:
-        """See `ICatalog.get_page`."""
-        reply = await self._client.call("HGETALL", self._key("page", _name(page)))
-        if not reply:
-            return None
-        try:
-            return _decode(page, dict(zip(reply[::2], reply[1::2], strict=True)))
-        except (KeyError, msgspec.MsgspecError) as error:
-            self.log.warn("page {page} in Redis can't be read: {error!r}", page=page, error=error)
-            return None
-
-    async def page_stamp(self, page: PageId) -> tuple[str, float] | None:
-        """See `ICatalog.page_stamp`."""
-        reply = await self._client.call("HGET", self._key("page", _name(page)), "stamp")
-        try:
-            stamp = None if reply is None else msgspec.json.decode(reply, type=_Stamp)
-        except msgspec.MsgspecError:
-            return None
-        return None if stamp is None else (stamp.version, stamp.checked_at)
-
-    async def put_page(self, page: Page, strays: tuple[str, ...]) -> None:
-        """See `ICatalog.put_page`. The strays come first: whoever sees the page can find them."""
-        name = _name(page.id)
-        for start in range(0, len(strays), _STRAYS_AT_ONCE):
-            batch = strays[start : start + _STRAYS_AT_ONCE]
-            await self._client.call("MSET", *(word for link in batch for word in (self._key("stray", link), name)))
-        key, kept_for = self._key("page", name), _DAY if page.missing else 0
-        await self._client.call("EVAL", _PUT, 2, key, f"{key}:new", kept_for, *_encode(page))
-
-    async def touch_page(self, page: PageId, version: str, checked_at: float) -> None:
-        """See `ICatalog.touch_page`."""
-        stamp = msgspec.json.encode(_Stamp(version, checked_at))
-        await self._client.call("EVAL", _TOUCH, 1, self._key("page", _name(page)), version, stamp, _DAY)
-
-    async def delete_page(self, page: PageId) -> None:
-        """See `ICatalog.delete_page`."""
-        await self._client.call("DEL", self._key("page", _name(page)))
-
-    async def stray(self, link: str) -> PageId | None:
-        """See `ICatalog.stray`."""
-        reply = await self._client.call("GET", self._key("stray", link))
-        return None if reply is None else PageId(*(unquote(part) for part in reply.decode().split("/")))
-
-    async def withhold(self, page: PageId, link: str) -> None:
-        """See `ICatalog.withhold`."""
-        now = self._clock.seconds()
-        key = self._key("withheld", _name(page))
-        await self._client.call("EVAL", _WITHHOLD, 1, key, repr(now), repr(now + _DAY), link, _DAY)
-
-    async def withheld(self, page: PageId) -> frozenset[str]:
-        """See `ICatalog.withheld`."""
-        after = f"({self._clock.seconds()!r}"
-        reply = await self._client.call("ZRANGEBYSCORE", self._key("withheld", _name(page)), after, "+inf")
-        return frozenset(link.decode() for link in reply)
-
-    async def stored(self, key: str) -> StoredFile | None:
-        """See `ICatalog.stored`."""
-        reply = await self._client.call("GET", self._key("stored", key))
-        try:
-            noted = None if reply is None else msgspec.json.decode(reply, type=_Stored)
-            return None if noted is None else StoredFile(key, noted.size, Digest.parse(noted.digest))
-        except (msgspec.MsgspecError, ValueError):
-            return None
-
-    async def put_stored(self, stored: StoredFile) -> None:
-        """See `ICatalog.put_stored`."""
-        noted = msgspec.json.encode(_Stored(stored.size, str(stored.digest)))
-        await self._client.call("SET", self._key("stored", stored.key), noted)
-
-    async def forget_stored(self, key: str) -> None:
-        """See `ICatalog.forget_stored`."""
-        await self._client.call("DEL", self._key("stored", key), self._key("link", key))
-
-    async def stored_keys(self) -> AsyncIterator[str]:
-        """See `ICatalog.stored_keys`."""
-        prefix = self._key("stored", "")
-        async for name in self._client.names(prefix):
-            yield name.removeprefix(prefix)
-
-    async def link(self, key: str) -> tuple[str, float] | None:
-        """See `ICatalog.link`."""
-        reply = await self._client.call("GET", self._key("link", key))
-        if reply is None:
-            return None
-        until, _, url = reply.decode().partition(" ")
-        return url, float(until)
-
-    async def put_link(self, key: str, url: str, until: float) -> None:
-        """See `ICatalog.put_link`."""
-        seconds = max(1, int(until - self._clock.seconds()))
-        await self._client.call("SET", self._key("link", key), f"{until!r} {url}", "EX", seconds)
-
-    async def take_lease(self, name: str, owner: str, seconds: float, about: str = "") -> Held | None:
-        """See `ICatalog.take_lease`."""
-        lease, key = msgspec.json.encode(_Lease(owner, about)), self._key("lease", name)
-        reply = await self._client.call("EVAL", _TAKE_LEASE, 1, key, owner, lease, max(1, int(seconds * 1000)))
-        if reply is None:
-            return None
-        held = msgspec.json.decode(reply[0], type=_Lease)
-        return Held(held.owner, max(0.0, int(reply[1]) / 1000), held.about)
-
-    async def release_lease(self, name: str, owner: str) -> None:
-        """See `ICatalog.release_lease`."""
-        await self._client.call("EVAL", _RELEASE_LEASE, 1, self._key("lease", name), owner)
-
-    async def pause(self, name: str) -> Pause | None:
-        """See `ICatalog.pause`."""
-        reply = await self._client.call("GET", self._key("pause", name))
-        try:
-            return None if reply is None else msgspec.json.decode(reply, type=Pause)
-        except msgspec.MsgspecError:
-            return None
-
-    async def put_pause(self, name: str, pause: Pause) -> None:
-        """See `ICatalog.put_pause`."""
-        seconds = max(1, int(pause.until - self._clock.seconds()) + _PAUSE_KNOWN)
-        await self._client.call("SET", self._key("pause", name), msgspec.json.encode(pause), "EX", seconds)
-
-    async def end_pause(self, name: str) -> None:
-        """See `ICatalog.end_pause`."""
-        await self._client.call("DEL", self._key("pause", name))
-
-    async def check(self) -> None:
-        """See `ICatalog.check`."""
-        await self._client.check()
-
-    def _key(self, kind: str, name: str) -> str:
-        return f"{self._prefix}:{kind}:{self._ecosystem}:{name}"
-
-
-def _name(page: PageId) -> str:
-    """A page's name in keys and values: its parts percent-encoded, so that ``PageId`` can be had back from it."""
-    return "/".join(quote(part, safe="@+!~") for part in (page.kind, page.project, page.version)).rstrip("/")
-
-
 def _literally(text: str) -> str:
     """A text as a pattern that matches it alone."""
     return re.sub(r"([\\*?\[\]])", r"\\\1", text)
-
-
-def _encode(page: Page) -> list[str | bytes]:
-    forms = tuple(_FormMeta(name, f.media_type, f.etag, f.size, f.based) for name, f in page.forms.items())
-    meta = _Meta(page.upstream_etag, page.upstream_modified, page.modified, page.source, page.missing, forms)
-    stamp = _Stamp(page.version, page.checked_at)
-    fields: list[str | bytes] = ["stamp", msgspec.json.encode(stamp), "meta", msgspec.json.encode(meta)]
-    for name, form in page.forms.items():
-        fields += [f"form:{name}", form.body]
-    return fields
-
-
-def _decode(page: PageId, fields: dict[bytes, bytes]) -> Page:
-    """Raises KeyError or MsgspecError for a record that is not as `_encode` writes it."""
-    stamp = msgspec.json.decode(fields[b"stamp"], type=_Stamp)
-    meta = msgspec.json.decode(fields[b"meta"], type=_Meta)
-    return Page(
-        id=page,
-        checked_at=stamp.checked_at,
-        forms={
-            form.name: Form(form.media_type, form.etag, form.size, fields[f"form:{form.name}".encode()], form.based)
-            for form in meta.forms
-        },
-        upstream_etag=meta.upstream_etag,
-        upstream_modified=meta.upstream_modified,
-        modified=meta.modified,
-        source=meta.source,
-        version=stamp.version,
-        missing=meta.missing,
-    )

@@ -25,7 +25,7 @@ from mypypi.model import Digest, Job, Link, StoredFile, fetch_lease
 if TYPE_CHECKING:
     from mypypi.interfaces import ICatalog, IQueue
     from mypypi.storage.disk import DiskStorage
-    from mypypi.storage.s3 import Bucket
+    from mypypi.storage.s3 import S3Bucket
     from mypypi.threads import Threads
 
 P = ParamSpec("P")
@@ -49,7 +49,7 @@ class BucketStorage:
 
     def __init__(
         self,
-        bucket: Bucket,
+        bucket: S3Bucket,
         waiting: DiskStorage,
         catalog: ICatalog,
         queue: IQueue,
@@ -113,7 +113,7 @@ class BucketStorage:
         """
         Put into the bucket what waits under this key, and what came in its place meanwhile; nothing where nothing does.
 
-        Raises StorageDown, CatalogDown, and Stopped once `stopped` is set.
+        Raises StorageDown, CatalogDown, and UploadCancelled once `stopped` is set.
         """
         while (waiting := await self._waiting.find(key)) is not None and waiting.path is not None:
             try:

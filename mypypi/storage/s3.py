@@ -1,19 +1,15 @@
-"""Package files in a bucket: the only importer of boto3.
+"""Package files in an S3 bucket: what is there, links to it, and putting files there. The importer of boto3.
 
-Knows keys, objects and links. What it does takes long and blocks: it is called in threads. Must never know packages,
-pages, requests, or why something is uploaded.
+Knows keys, objects and links. Everything here blocks and is called in threads. Must never know packages, pages,
+requests, or why a file is uploaded.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, unquote
 
 import boto3
 from attrs import field, frozen
@@ -22,23 +18,17 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from mypypi.errors import StorageDown
 from mypypi.model import Digest, StoredFile
-from mypypi.storage.s3_upload import Interrupt, Section, Stopped
+from mypypi.storage.s3_upload import DIGEST_METADATA, PART_BYTES, S3Uploader, error_code
 
 if TYPE_CHECKING:
     from mypypi.settings.settings import Settings
 
-#: A larger file is uploaded in parts of this size (bytes). S3 takes ten thousand of them.
-_PART = 16 * 1024 * 1024
 _CONNECT_SECONDS = 3
-#: Seconds without a byte of an answer: where a client or a health check waits for it, and for an upload.
+#: Seconds without a byte of an answer, and tries: where a client or a health check waits, and for an upload.
 _ASK_SECONDS, _ASK_TRIES = 4, 2
 _UPLOAD_SECONDS, _UPLOAD_TRIES = 30, 3
-_FOREVER = "public, max-age=31536000, immutable"
-#: Who may not list a bucket gets 403 for what is not there.
-_GONE = ("404", "NoSuchKey", "NotFound", "403", "AccessDenied", "Forbidden")
-#: What providers without checksums say; that a checksum does not fit is another matter.
-_UNKNOWN = ("NotImplemented", "InvalidRequest", "InvalidArgument")
-_DIGEST = "digest"
+#: Error codes for a missing object. Without the permission to list the bucket, S3 answers 403 for one.
+_MISSING = ("404", "NoSuchKey", "NotFound", "403", "AccessDenied", "Forbidden")
 #: The longest name of an object, in bytes.
 _MAX_NAME = 1024
 
@@ -72,17 +62,16 @@ class BucketSettings:
         )
 
 
-class Bucket:
+class S3Bucket:
     """
     One bucket, below one prefix. Every method blocks; errors of the provider are raised as StorageDown.
 
-    A file that is larger than `part` bytes is uploaded in parts of that size.
+    Files above `part_bytes` are uploaded in parts of that size.
     """
 
-    def __init__(self, settings: BucketSettings, *, part: int = _PART) -> None:
+    def __init__(self, settings: BucketSettings, *, part_bytes: int = PART_BYTES) -> None:
         self._settings = settings
-        self._part = part
-        self._checksums = True
+        self._uploader = S3Uploader(part_bytes)
         self._lock = Lock()
         self._session: Any = None
         self._clients: dict[int, Any] = {}
@@ -144,91 +133,29 @@ class Bucket:
         try:
             found: dict[str, Any] = client.head_object(**self._target(key))
         except ClientError as error:
-            if _code(error) in _GONE:
+            if error_code(error) in _MISSING:
                 return {}
             raise
         return found
 
-    def upload(self, path: Path, key: str, digest: Digest, stopped: Event) -> StoredFile:
+    def upload(self, path: Path, key: str, digest: Digest, cancelled: Event) -> StoredFile:
         """
-        Put a whole, checked file there. `stopped` ends it.
+        Put a whole, checked file into the bucket. Setting `cancelled` ends the upload.
 
-        A large one is not sent again where it is there already, as when a job is done twice; to ask that of a small
-        one costs as much as to send it. Raises Stopped, StorageDown, and OSError for the file.
+        A large file is not sent again where it is there already, as when a job is done twice. For a small one the
+        question would cost as much as the upload. Raises UploadCancelled, StorageDown, and OSError for the file.
         """
         size = path.stat().st_size
+        stored = StoredFile(key, size, digest)
         try:
-            with path.open("rb") as file:
-                if size <= self._part:
-                    whole = Section(file, 0, size, stopped)
-                    self._check_in(lambda checksums: self._put(whole, key, digest, checksums=checksums))
-                elif self.head(key) != StoredFile(key, size, digest):
-                    self._abandon_parts(key)
-                    parts = [
-                        Section(file, start, min(self._part, size - start), stopped)
-                        for start in range(0, size, self._part)
-                    ]
-                    self._check_in(lambda checksums: self._put_parts(parts, key, digest, checksums=checksums))
+            if size <= self._uploader.part_bytes or self.head(key) != stored:
+                self._uploader.upload(self._uploading, self._target(key), path, key, digest, cancelled)
             there = self._head(self._uploading, key)
-        except Interrupt:
-            raise Stopped from None
         except (ClientError, BotoCoreError) as error:
             raise _down(error) from error
         if there.get("ContentLength") != size:
             raise StorageDown("the bucket does not hold what was uploaded")
-        return StoredFile(key, size, digest)
-
-    def _check_in(self, put: Callable[[bool], None]) -> None:
-        """Upload with checksums, unless the provider does not know them."""
-        checksums = self._checksums
-        try:
-            put(checksums)
-        except ClientError as error:
-            if not checksums or _code(error) not in _UNKNOWN:
-                raise
-            put(False)
-            self._checksums = False  # it did matter
-
-    def _put(self, whole: Section, key: str, digest: Digest, *, checksums: bool) -> None:
-        checksum: dict[str, str] = {}
-        if checksums and digest.algorithm == "sha256":
-            checksum = _checksum(bytes.fromhex(digest.hex))
-        elif checksums:
-            checksum = _checksum(whole.sha256())
-        whole.seek(0)
-        self._uploading.put_object(
-            **self._target(key), Body=whole, ContentLength=whole.length, **_described(key, digest), **checksum
-        )
-
-    def _put_parts(self, parts: list[Section], key: str, digest: Digest, *, checksums: bool) -> None:
-        client, target = self._uploading, self._target(key)
-        algorithm = {"ChecksumAlgorithm": "SHA256"} if checksums else {}
-        target["UploadId"] = client.create_multipart_upload(**target, **_described(key, digest), **algorithm)[
-            "UploadId"
-        ]
-        try:
-            sent = []
-            for number, part in enumerate(parts, 1):
-                part.seek(0)
-                checksum = _checksum(part.sha256()) if checksums else {}
-                answer = client.upload_part(
-                    **target, PartNumber=number, Body=part, ContentLength=part.length, **checksum
-                )
-                sent.append({"PartNumber": number, "ETag": answer["ETag"], **checksum})
-            client.complete_multipart_upload(**target, MultipartUpload={"Parts": sent})
-        except BaseException:
-            with suppress(ClientError, BotoCoreError):  # then whoever does it again takes them back
-                client.abort_multipart_upload(**target)
-            raise
-
-    def _abandon_parts(self, key: str) -> None:
-        """Take back the parts that an upload left behind whose process was killed. Where that is not known, nothing."""
-        target = self._target(key)
-        with suppress(ClientError):
-            found = self._uploading.list_multipart_uploads(Bucket=target["Bucket"], Prefix=target["Key"])
-            for upload in found.get("Uploads", ()):
-                if upload["Key"] == target["Key"]:
-                    self._uploading.abort_multipart_upload(**target, UploadId=upload["UploadId"])
+        return stored
 
     def link(self, key: str) -> str:
         """
@@ -283,35 +210,15 @@ class Bucket:
         return f"{name[: _MAX_NAME - len(short) - 1]}.{short}"
 
 
-def _described(key: str, digest: Digest) -> dict[str, Any]:
-    """What S3 tells those who get the object."""
-    filename = unquote(key.rpartition("/")[2]).partition("?")[0]
-    return {
-        "ContentType": "application/octet-stream",
-        "CacheControl": _FOREVER,
-        "ContentDisposition": f"attachment; filename*=UTF-8''{quote(filename)}",
-        "Metadata": {_DIGEST: str(digest)},
-    }
-
-
-def _checksum(sha256: bytes) -> dict[str, str]:
-    """What S3 checks what it gets against: for a small file, the index's own digest where that is one."""
-    return {"ChecksumSHA256": base64.b64encode(sha256).decode()}
-
-
 def _digest_of(found: dict[str, Any]) -> Digest | None:
     try:
-        return Digest.parse(found.get("Metadata", {}).get(_DIGEST, ""))
+        return Digest.parse(found.get("Metadata", {}).get(DIGEST_METADATA, ""))
     except ValueError:
         return Digest.strongest({"md5": found.get("ETag", "").strip('"')})
-
-
-def _code(error: ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
 
 
 def _down(error: Exception) -> StorageDown:
     """In a few words; what S3 says of a refused signature would hold the access key."""
     if isinstance(error, ClientError):
-        return StorageDown(f"S3 answered {_code(error) or 'with an error'} to {error.operation_name}")
+        return StorageDown(f"S3 answered {error_code(error) or 'with an error'} to {error.operation_name}")
     return StorageDown(f"S3 can't be reached: {type(error).__name__}")

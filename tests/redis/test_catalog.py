@@ -27,7 +27,8 @@ from zope.interface.verify import verifyObject
 from mypypi.errors import CatalogDown
 from mypypi.interfaces import ICatalog
 from mypypi.model import Form, Page, PageId, Pause
-from mypypi.redis.client import RedisCatalog, RedisClient
+from mypypi.redis.catalog import RedisCatalog
+from mypypi.redis.client import RedisClient
 from mypypi.settings.types import RedisUrl
 from tests.support.fakes import MemoryCatalog
 from tests.support.redis_server import RedisServer, free_port

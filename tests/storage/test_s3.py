@@ -18,7 +18,7 @@ from mypypi.model import Digest
 from mypypi.settings.settings import Settings
 from mypypi.storage import s3
 from mypypi.storage.s3 import BucketSettings
-from mypypi.storage.s3_upload import Stopped
+from mypypi.storage.s3_upload import UploadCancelled
 from tests.rig.faults import Fault, Status
 from tests.rig.s3 import ACCESS_KEY, SECRET_KEY, Refuse, Swallow
 from tests.support.buckets import KEY, LARGE, PART, BucketTestCase, StopAfter
@@ -143,7 +143,7 @@ class BucketTest(BucketTestCase):
             self.keep(content)
             stop = StopAfter(looks)
             with mock.patch.object(self.storage, "stopped", stop):
-                self.upload_error(Stopped)
+                self.upload_error(UploadCancelled)
             self.assertTrue(stop.is_set())
             self.assertEqual(([], []), (self.server.names(), self.server.pending()))
             self.assertIsNotNone(self.found().path)
@@ -161,7 +161,7 @@ class BucketTest(BucketTestCase):
         def upload() -> None:
             try:
                 self.bucket.upload(waiting.path or Path(), KEY, waiting.digest, stopped)
-            except Stopped as error:
+            except UploadCancelled as error:
                 ended.append(error)
 
         with self.impatient():

@@ -16,7 +16,7 @@ from unittest import mock
 from mypypi.model import Job, StoredFile
 from mypypi.storage.bucket import UPLOAD, BucketStorage
 from mypypi.storage.disk import DiskStorage
-from mypypi.storage.s3 import Bucket, BucketSettings
+from mypypi.storage.s3 import BucketSettings, S3Bucket
 from mypypi.threads import Threads
 from tests.rig.http import get
 from tests.rig.s3 import ACCESS_KEY, REGION, SECRET_KEY, S3Proxy, S3Server
@@ -79,7 +79,7 @@ class BucketTestCase(MemoryTestCase):
         self.bucket = self.make_bucket()
         self.storage = self.make_storage(self.bucket)
 
-    def make_bucket(self, **settings: Any) -> Bucket:
+    def make_bucket(self, **settings: Any) -> S3Bucket:
         """With these settings in place of the usual ones."""
         usual = {
             "name": self.server.bucket,
@@ -89,9 +89,9 @@ class BucketTestCase(MemoryTestCase):
             "access_key": ACCESS_KEY,
             "secret_key": SECRET_KEY,
         }
-        return Bucket(BucketSettings(**(usual | settings)), part=PART)
+        return S3Bucket(BucketSettings(**(usual | settings)), part_bytes=PART)
 
-    def make_storage(self, bucket: Bucket, threads: Threads | None = None, *, public: bool = False) -> BucketStorage:
+    def make_storage(self, bucket: S3Bucket, threads: Threads | None = None, *, public: bool = False) -> BucketStorage:
         """Over this bucket, and the waiting files, catalog and queue that there are."""
         return BucketStorage(
             bucket,

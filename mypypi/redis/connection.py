@@ -1,0 +1,86 @@
+"""One connection to Redis: txredisapi's protocol, told when bytes last came and why it ended.
+
+Knows the protocol's handshake. Must never know when to connect, or what is sent.
+Importing txredisapi installs the default reactor: import this module after another one has been installed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import txredisapi
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, wrapClientTLS
+from twisted.internet.interfaces import IAddress, IReactorTime, IStreamClientEndpoint
+from twisted.internet.protocol import Factory
+from twisted.internet.ssl import optionsForClientTLS
+from twisted.python.failure import Failure
+
+if TYPE_CHECKING:
+    from mypypi.settings.types import RedisUrl
+
+
+def endpoint_of(reactor: Any, url: RedisUrl, timeout: float) -> IStreamClientEndpoint:
+    """Where Redis is reached, with TLS for ``rediss://``. `timeout` is for connecting, in seconds."""
+    if url.kind == "unix":
+        return UNIXClientEndpoint(reactor, url.path, timeout=timeout)
+    endpoint = HostnameEndpoint(reactor, url.host, url.port, timeout=timeout)
+    return wrapClientTLS(optionsForClientTLS(url.host), endpoint) if url.kind == "tls" else endpoint
+
+
+class Connection(txredisapi.RedisProtocol):  # type: ignore[misc] # txredisapi has no types
+    """Remembers when bytes last came, and why the connection ended."""
+
+    def __init__(self, reactor: IReactorTime, url: RedisUrl) -> None:
+        # Left alone, txredisapi turns "1.10" into 1.1. A database is always selected: a connection that asks for
+        # nothing at the start counts as ready before TLS has checked the certificate.
+        password = None if url.password is None else url.password.reveal()
+        super().__init__(
+            charset=None, password=password, dbid=url.db, convertNumbers=False, username=url.username or None
+        )
+        self._seconds = reactor.seconds
+        self.heard_at = reactor.seconds()
+        self.ended_because: BaseException | None = None
+
+    def dataReceived(self, data: bytes, unpause: bool = False) -> None:  # noqa: FBT001, FBT002 - txredisapi's signature
+        self.heard_at = self._seconds()
+        super().dataReceived(data, unpause)
+
+    def connectionLost(self, why: Failure) -> None:
+        self.ended_because = why.value
+        super().connectionLost(why)
+
+
+class ConnectionAttempt(Factory):
+    """What txredisapi's protocol expects of its factory, for one connection. `ready` fires once with the outcome."""
+
+    noisy = False
+    isLazy = False
+
+    def __init__(self, reactor: IReactorTime, url: RedisUrl) -> None:
+        self.ready: Deferred[None] = Deferred()
+        self._reactor = reactor
+        self._url = url
+
+    def buildProtocol(self, addr: IAddress | None) -> Connection:
+        connection = Connection(self._reactor, self._url)
+        connection.factory = self
+        connection.whenConnected().addCallback(lambda _: self._settle(None))
+        connection.whenDisconnected().addCallback(
+            lambda _: self._settle(connection.ended_because or ConnectionError("connection lost"))
+        )
+        return connection
+
+    def stopTrying(self) -> None:
+        """Called after a refused password or database. The pool tries again: the server's settings may be mended."""
+
+    def connectionError(self, why: str) -> None:
+        self._settle(ConnectionError(why.removeprefix("Redis error: ")))
+
+    def _settle(self, error: BaseException | None) -> None:
+        if self.ready.called:
+            return
+        if error is None:
+            self.ready.callback(None)
+        else:
+            self.ready.errback(error)
