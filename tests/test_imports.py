@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 MOST_LEVELS = 8
 #: A library that one place knows, and no other.
 ONLY = {
-    "treq": "upstream.client",
+    "treq": "upstream.requester",
     "txredisapi": "redis",
     "environ": "settings",
     "klein": "web",
@@ -52,7 +52,6 @@ LONGEST = 310
 LONGER = {
     "settings.settings": "a field with its words for each of the settings, and one way to check them all at once",
     "daemon.embedded_redis": "finding, starting, watching and stopping a server is one life",
-    "upstream.client": "every step of one request: its turn, credentials, tries, redirects, time, status",
 }
 
 

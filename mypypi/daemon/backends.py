@@ -28,7 +28,8 @@ from mypypi.storage.disk import DiskStorage
 from mypypi.threads import Threads
 from mypypi.upstream.backoff import Pauses
 from mypypi.upstream.breaker import Breaker
-from mypypi.upstream.client import RETRIES, Credentials, Upstream
+from mypypi.upstream.client import Upstream
+from mypypi.upstream.requester import RETRIES, Credentials
 from mypypi.worker.jobs import Jobs
 from mypypi.worker.worker import Worker
 

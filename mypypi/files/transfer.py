@@ -34,7 +34,8 @@ from mypypi.model import Digest, PackageFile
 if TYPE_CHECKING:
     from mypypi.files.drafts import Draft
     from mypypi.threads import Threads
-    from mypypi.upstream.client import Body, Upstream
+    from mypypi.upstream.client import Upstream
+    from mypypi.upstream.responses import FileResponse
 
 #: How often a transfer goes on after an interruption: in a row without a new byte, and altogether.
 FRUITLESS = 3
@@ -185,7 +186,7 @@ class Transfer:
         finally:
             body.close()
 
-    async def _receive(self, body: Body, skip: int) -> None:
+    async def _receive(self, body: FileResponse, skip: int) -> None:
         receiver = Receiver(self._draft, self._hasher, skip, self._threads, self._clock, self._upstream.timeout)
         self._receiver = receiver
         try:
@@ -200,7 +201,7 @@ class Transfer:
         """Whether the end of a body whose end nothing marked can be believed, or will be checked."""
         return self._file.digest is not None or self._content.length == self._content.total
 
-    def _begin(self, body: Body) -> int:
+    def _begin(self, body: FileResponse) -> int:
         if body.status != 200:  # noqa: PLR2004 - nobody asked for a part
             raise UpstreamBroken(f"upstream answered {body.status} to a request for a whole file")
         self._encoding = body.encoding
@@ -218,7 +219,7 @@ class Transfer:
         self._content.begin(total)
         return 0
 
-    def _continue(self, body: Body, offset: int) -> int:
+    def _continue(self, body: FileResponse, offset: int) -> int:
         """How many bytes to pass over, since they are in the draft already."""
         if body.status == 200:  # noqa: PLR2004 - upstream can't resume, or has other bytes now
             if self._file.digest is None or body.length not in (None, self._content.total):

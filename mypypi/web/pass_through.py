@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from twisted.web.http import Request
 
     from mypypi.proxy.answers import Linked
-    from mypypi.upstream.client import Body, Upstream
+    from mypypi.upstream.client import Upstream
+    from mypypi.upstream.responses import FileResponse
 
 
 async def pass_through(request: Request, file: PackageFile, upstream: Upstream, clock: Any) -> None:
@@ -121,7 +122,7 @@ class _Passing(Protocol):
         self,
         request: Request,
         passed: Whole | Part,
-        body: Body,
+        body: FileResponse,
         clock: Any,
         timeout: float,
         disagreed: Callable[[], object] = lambda: None,

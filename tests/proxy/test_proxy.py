@@ -26,7 +26,8 @@ from mypypi.proxy.proxy import Proxy
 from mypypi.redis.leases import Leases
 from mypypi.storage.disk import DiskStorage
 from mypypi.upstream.backoff import Pauses
-from mypypi.upstream.client import Credentials, Upstream
+from mypypi.upstream.client import Upstream
+from mypypi.upstream.requester import Credentials
 from mypypi.worker.jobs import file_of
 from tests.support.fakes import MemoryCatalog, MemoryQueue
 from tests.support.memory import AtOnce, MemoryTestCase, Wire, open_descriptors, response, sha256, simple_page

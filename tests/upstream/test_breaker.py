@@ -12,7 +12,9 @@ from mypypi.errors import MyPyPiError, NotFound, UpstreamBroken, UpstreamBusy, U
 from mypypi.observability import metrics
 from mypypi.upstream.backoff import Pauses
 from mypypi.upstream.breaker import Breaker, origin_of
-from mypypi.upstream.client import RETRIES, Body, PageAnswer, Passed, Upstream
+from mypypi.upstream.client import Upstream
+from mypypi.upstream.requester import RETRIES
+from mypypi.upstream.responses import FileResponse, PageResponse, PassedResponse
 from tests.support.fakes import MemoryCatalog
 from tests.support.memory import MemoryTestCase, Wire
 
@@ -57,10 +59,10 @@ class BreakerTestCase(MemoryTestCase):
             retries=self.retries,
         )
 
-    def page(self, upstream: Upstream | None = None, path: str = "/simple/a/") -> Deferred[PageAnswer]:
+    def page(self, upstream: Upstream | None = None, path: str = "/simple/a/") -> Deferred[PageResponse]:
         return self.start((upstream or self.upstream).page(path, JSON))
 
-    def file(self, url: str = FILE) -> Deferred[Body]:
+    def file(self, url: str = FILE) -> Deferred[FileResponse]:
         return self.start(self.upstream.file(url, {}))
 
     def fails(self, status: int = 500, times: int = 1, upstream: Upstream | None = None, **headers: str) -> None:
@@ -413,7 +415,7 @@ class TriesTest(BreakerTestCase):
 
     def test_what_is_passed_through_is_not_tried_again(self) -> None:
         """It may not be harmless twice; and its client can see for itself what upstream said."""
-        passed: Deferred[Passed] = self.start(self.upstream.pass_on("POST", "/audit", {}, b"{}"))
+        passed: Deferred[PassedResponse] = self.start(self.upstream.pass_on("POST", "/audit", {}, b"{}"))
         self.wire.last.answer(502)
         self.assertEqual(502, self.now(passed).status)
         passed = self.start(self.upstream.pass_on("POST", "/audit", {}, b"{}"))

@@ -18,7 +18,9 @@ from twisted.web.client import ResponseDone
 from mypypi.errors import MyPyPiError, NotFound, UpstreamBroken, UpstreamDown, UpstreamRefused
 from mypypi.model import Source
 from mypypi.upstream.bodies import Collector
-from mypypi.upstream.client import Body, Credentials, PageAnswer, Upstream
+from mypypi.upstream.client import Upstream
+from mypypi.upstream.requester import Credentials
+from mypypi.upstream.responses import FileResponse, PageResponse
 from tests.support.memory import NOW, Exchange, MemoryTestCase, Wire, gzipped, response
 
 URL = "https://index.example/root"
@@ -45,10 +47,10 @@ class UpstreamTestCase(MemoryTestCase):
             agent=self.wire.agent,
         )
 
-    def page(self, path: str = "/simple/a/", etag: str = "", modified: str = "") -> Deferred[PageAnswer]:
+    def page(self, path: str = "/simple/a/", etag: str = "", modified: str = "") -> Deferred[PageResponse]:
         return self.start(self.upstream.page(path, JSON, etag, modified))
 
-    def file(self, url: str = "https://files.example/a.whl", **headers: str) -> Deferred[Body]:
+    def file(self, url: str = "https://files.example/a.whl", **headers: str) -> Deferred[FileResponse]:
         return self.start(self.upstream.file(url, headers))
 
     def assert_a_slot_is_free(self, upstream: Upstream) -> None:
@@ -75,7 +77,7 @@ class PageTest(UpstreamTestCase):
         asked = self.page()
         self.wire.last.answer(body=b"{}", content_type=JSON, etag='"1"', last_modified="then")
         source = Source(b"{}", JSON, "https://index.example/root/simple/a/")
-        self.assertEqual(PageAnswer(source, '"1"', "then"), self.now(asked))
+        self.assertEqual(PageResponse(source, '"1"', "then"), self.now(asked))
 
     def test_page_may_come_compressed(self) -> None:
         """Gzip is asked for, and undone."""
@@ -104,7 +106,7 @@ class PageTest(UpstreamTestCase):
         headers = self.wire.last.headers
         self.assertEqual(('W/"1"', "then"), (headers["if-none-match"], headers["if-modified-since"]))
         self.wire.last.answer(304)
-        self.assertEqual(PageAnswer(None, 'W/"1"', "then"), self.now(asked))
+        self.assertEqual(PageResponse(None, 'W/"1"', "then"), self.now(asked))
 
     def test_answer_to_another_question_is_refused(self) -> None:
         """Not modified without a validator, or a part of a page: neither is a page to keep."""
@@ -516,7 +518,7 @@ class ConcurrencyTest(UpstreamTestCase):
 class FileTest(UpstreamTestCase):
     """A file's answer comes before its body, and its bytes as they are."""
 
-    def received(self, body: Body) -> _Received:
+    def received(self, body: FileResponse) -> _Received:
         receiver = _Received()
         body.deliver(receiver)
         return receiver
@@ -598,6 +600,6 @@ class _Received(Protocol):
         self.end = reason.type
 
 
-def _source(answer: PageAnswer) -> Source:
+def _source(answer: PageResponse) -> Source:
     assert answer.source is not None
     return answer.source

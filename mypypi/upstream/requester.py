@@ -1,0 +1,209 @@
+"""Sends one request to upstream: credentials, time limit, quick retries, and telling the breaker how it ended.
+
+Knows treq and the breaker. Must never know what is requested, or what a status means for it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from attrs import field, frozen
+from treq.client import HTTPClient
+from twisted.internet.defer import CancelledError
+from twisted.internet.error import ConnectionClosed
+from twisted.internet.error import ConnectionRefusedError as Refused
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+from twisted.web.client import Agent, HTTPConnectionPool
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IResponse
+
+from mypypi import __version__
+from mypypi.errors import UpstreamDown, UpstreamSilent
+from mypypi.observability import metrics
+from mypypi.upstream.agent import Undecoded, quiet_pool
+from mypypi.upstream.bodies import Sink
+from mypypi.upstream.breaker import origin_of
+from mypypi.upstream.responses import first_value, retry_after
+
+if TYPE_CHECKING:
+    from mypypi.upstream.breaker import Breaker, Pass
+
+_USER_AGENT = f"mypypi/{__version__}"
+#: Seconds before each retry of a request that failed fast; each pause is a little shorter or longer.
+RETRIES = (0.2, 0.6)
+#: Seconds within which a failure is fast. A slower one would be slow again, and a client waits.
+_FAST = 1.0
+#: Statuses of an intermediary whose backend is being restarted (RFC 9110, sections 15.6.3 to 15.6.5).
+_RETRIED_STATUSES = (502, 503, 504)
+
+
+@frozen
+class Credentials:
+    """HTTP basic auth (RFC 7617) for one origin. Never shown."""
+
+    username: str = field(repr=False)
+    password: str = field(repr=False)
+
+
+@frozen
+class Request:
+    """
+    One HTTP request to upstream. `kind` (page, file or other) is for the metrics.
+
+    A `file` is asked for with identity encoding, everything else with gzip. Requests of kind `other` are not retried.
+    """
+
+    kind: str
+    url: str
+    headers: dict[str, str] = field(repr=False)
+    method: str = "GET"
+    content: bytes | None = field(default=None, repr=False)
+
+
+class Requester:
+    """
+    Sends requests. `timeout` (seconds) bounds connecting and waiting for a response head.
+
+    `credentials` go to the origin of `url` and to no other. The `breaker` says which origins may be asked. A GET that
+    fails fast is retried after each of `retries` (seconds). A requester that is `metered` is counted.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        url: str,
+        *,
+        credentials: Credentials | None,
+        connections: int,
+        timeout: float,
+        agent: IAgent | None,
+        breaker: Breaker | None,
+        retries: Sequence[float],
+        metered: bool,
+    ) -> None:
+        """`agent` sends the requests; None for one of its own, with up to `connections` kept open to each host."""
+        self.timeout = timeout
+        self._reactor = reactor
+        self._credentials = credentials
+        self._origin = origin_of(url)
+        self._breaker = breaker
+        self._retries = retries
+        self._metered = metered
+        self._pool: HTTPConnectionPool | None = None
+        if agent is None:
+            self._pool = quiet_pool(reactor, connections)
+            agent = Agent(reactor, connectTimeout=timeout, pool=self._pool)
+        self._gzip = HTTPClient(Undecoded(agent, "gzip"))
+        self._identity = HTTPClient(Undecoded(agent, "identity"))
+
+    def needs_credentials(self, url: str) -> bool:
+        """Whether requests to this URL carry credentials, which a client that is redirected there would lack."""
+        return self._credentials is not None and origin_of(url) == self._origin
+
+    async def send(self, request: Request) -> IResponse:
+        """
+        The response to this request, whatever its status; the breaker learns how it ended.
+
+        Raises UpstreamPaused while the origin is not asked, UpstreamSilent without an answer, UpstreamDown.
+        """
+        leave = await self._breaker.ask_leave(request.url) if self._breaker is not None else None
+        outcome = "none"
+        try:
+            response = await self._send_with_retries(request)
+            outcome = f"{response.code // 100}xx"
+        except UpstreamSilent as error:
+            await self._settle(leave, str(error))
+            raise
+        except BaseException:
+            if self._breaker is not None and leave is not None:
+                await self._breaker.give_back(leave)
+            raise
+        finally:
+            if self._metered:
+                metrics.UPSTREAM_REQUESTS.labels(request.kind, outcome).inc()
+        failed = response.code == 429 or response.code >= 500  # noqa: PLR2004 - too many requests, server errors
+        told = response.code in (429, 503) and bool(first_value(response.headers, "retry-after"))
+        seconds = retry_after(response.headers, self._reactor.seconds()) if told else None
+        await self._settle(leave, f"upstream answered {response.code}" if failed else "", seconds)
+        return response
+
+    def discard(self, response: IResponse) -> None:
+        """Read a short body to its end, so that its connection can be used again."""
+        response.deliverBody(Sink(self._reactor, self.timeout))
+
+    async def stop(self) -> None:
+        """Close the connections that are kept open."""
+        if self._pool is not None:
+            await self._pool.closeCachedConnections()
+
+    async def _settle(self, leave: Pass | None, why: str, told: float | None = None) -> None:
+        if self._breaker is not None and leave is not None:
+            if why:
+                await self._breaker.failed(leave, why, told)
+            else:
+                await self._breaker.worked(leave)
+
+    async def _send_with_retries(self, request: Request) -> IResponse:
+        """The response of the last try: a request that failed fast, and does no harm twice, is sent again."""
+        for pause in self._retries if request.kind != "other" else ():
+            began = self._reactor.seconds()
+            try:
+                response = await self._send_once(request)
+                if response.code not in _RETRIED_STATUSES or response.headers.hasHeader("retry-after"):
+                    return response
+                if self._reactor.seconds() - began >= _FAST:
+                    return response
+                self.discard(response)
+            except UpstreamSilent as error:
+                cause = _cause(error.__cause__ or error)
+                fast = self._reactor.seconds() - began < _FAST
+                if not fast or not isinstance(cause, (Refused, ConnectionClosed)):
+                    raise
+            await deferLater(self._reactor, pause * random.uniform(0.5, 1.5))  # noqa: S311
+        return await self._send_once(request)
+
+    async def _send_once(self, request: Request) -> IResponse:
+        auth = None
+        if self._credentials is not None and self.needs_credentials(request.url):
+            auth = (self._credentials.username.encode(), self._credentials.password.encode())
+        fields = {"User-Agent": _USER_AGENT, **request.headers}
+        began = self._reactor.seconds()
+        client = self._identity if request.kind == "file" else self._gzip
+        try:
+            answer = await client.request(
+                request.method,
+                request.url,
+                data=request.content or None,
+                headers=Headers({name.encode(): [value.encode("latin-1")] for name, value in fields.items()}),
+                auth=auth,
+                allow_redirects=False,
+                unbuffered=True,
+                reactor=self._reactor,
+                timeout=self.timeout,
+            )
+        except Exception as error:
+            cause = _cause(error)
+            if isinstance(cause, CancelledError) and self._reactor.seconds() - began < self.timeout - 0.001:
+                raise UpstreamDown("the request was given up") from None
+            if isinstance(cause, CancelledError):
+                raise UpstreamSilent(f"upstream did not answer within {self.timeout:g} seconds") from None
+            raise UpstreamSilent(f"upstream can't be reached: {_reason(cause)}") from error
+        response: IResponse = answer.original
+        return response
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What made a request fail. Twisted wraps it where the request was already being sent."""
+    reasons: list[Failure] = getattr(error, "reasons", [])
+    return _cause(reasons[0].value) if reasons and reasons[0].value is not None else error
+
+
+def _reason(error: BaseException) -> str:
+    """A short text for a failed request, without an address or a secret."""
+    if isinstance(error, ConnectionClosed):
+        return "it closed the connection"
+    words = (type(error).__doc__ or type(error).__name__).strip().splitlines()[0]
+    return words.rstrip(".").lower()
