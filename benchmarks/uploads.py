@@ -31,7 +31,7 @@ from mypypi.daemon.backends import disk_id
 from mypypi.model import Digest, Job
 from mypypi.redis.client import RedisClient
 from mypypi.redis.queue import RedisQueue
-from mypypi.settings.settings import RedisUrl
+from mypypi.settings.types import RedisUrl
 from mypypi.storage.bucket import UPLOAD
 from mypypi.storage.disk import DiskStorage
 from tests.rig.daemon import ROOT, Daemon

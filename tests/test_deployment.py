@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from mypypi.settings.settings import Settings, variables
+from mypypi.settings.loading import load_settings
+from mypypi.settings.reference import variables
 
 ROOT = Path(__file__).resolve().parents[1]
 UNITS = ROOT / "contrib" / "systemd"
@@ -134,7 +135,7 @@ def test_the_example_of_an_environment_holds_settings() -> None:
     lines = [line.lstrip("#") for line in ENV.read_text(encoding="utf-8").splitlines()]
     example = dict(line.split("=", 1) for line in lines if re.match("[A-Z_0-9]+=", line))
     assert len(example) > 10
-    assert Settings.load(example).s3_bucket == example["MYPYPI_S3_BUCKET"]
+    assert load_settings(example).s3_bucket == example["MYPYPI_S3_BUCKET"]
 
 
 @pytest.fixture
@@ -177,7 +178,7 @@ def test_both_units_are_alike() -> None:
 
 def test_who_stops_a_daemon_waits_longer_than_it_drains() -> None:
     """Else it is killed while transfers are under way that it would let finish."""
-    drain_time = Settings.load({}).drain_time
+    drain_time = load_settings({}).drain_time
     for name in ("mypypi-server.service", "mypypi-worker.service"):
         assert ("Service", "KillMode", "mixed") in unit(name)
         (seconds,) = (int(value) for _, key, value in unit(name) if key == "TimeoutStopSec")

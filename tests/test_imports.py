@@ -50,7 +50,6 @@ ONLY = {
 LONGEST = 310
 #: Modules that may be longer, and why.
 LONGER = {
-    "settings.settings": "a field with its words for each of the settings, and one way to check them all at once",
     "daemon.embedded_redis": "finding, starting, watching and stopping a server is one life",
 }
 

@@ -13,7 +13,7 @@ from twisted.plugin import getPlugins
 
 from mypypi import __version__
 from mypypi.ecosystems import ECOSYSTEMS
-from mypypi.settings.settings import as_rst_table, variables
+from mypypi.settings.reference import as_rst_table, variables
 from tests.rig.index import FakeIndex
 from tests.rig.packages import make_wheel
 

@@ -21,7 +21,8 @@ from mypypi.interfaces import IQueue
 from mypypi.model import DeadJob
 from mypypi.redis.client import RedisClient
 from mypypi.redis.queue import RedisQueue
-from mypypi.settings.settings import Settings, SettingsError
+from mypypi.settings.loading import SettingsError, load_settings
+from mypypi.settings.settings import Settings
 from mypypi.settings.types import RedisUrl
 
 #: Takes each line as soon as it holds, so that what was done is told even if what comes next fails.
@@ -104,7 +105,7 @@ def redis_of(settings: Settings) -> RedisUrl:
     socket = socket_of(settings.data_directory)
     if socket.exists():
         return RedisUrl.parse(url_of(socket))
-    default = Settings.load({}).redis_url
+    default = load_settings({}).redis_url
     assert default is not None
     return default
 
@@ -150,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command. Always raises SystemExit: with what to say, or with a number that is not 0, where it went wrong."""
     options = _parser().parse_args(arguments)
     try:
-        settings = Settings.load(os.environ, embedded=True)
+        settings = load_settings(os.environ, embedded=True)
         url = redis_of(settings)
     except (SettingsError, OSError) as error:
         sys.exit(f"mypypi: {error}")

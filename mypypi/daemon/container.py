@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from mypypi.errors import CatalogDown
-from mypypi.settings.settings import Settings, SettingsError
+from mypypi.settings.loading import SettingsError, load_settings
+from mypypi.settings.settings import Settings
 from mypypi.settings.types import RedisUrl
 
 _ALIVE = "/-/health/live"
@@ -110,7 +111,7 @@ def main(arguments: Sequence[str]) -> None:
     if len(arguments) != 1 or arguments[0] not in actions:
         sys.exit("usage: python -m mypypi.daemon.container run|check")
     try:
-        actions[arguments[0]](Settings.load(os.environ))
+        actions[arguments[0]](load_settings(os.environ))
     except (SettingsError, OSError, HTTPException) as error:
         sys.exit(str(error) or type(error).__name__)
 

@@ -9,7 +9,9 @@ from typing import Any
 from twisted.python import usage
 
 from mypypi.observability.logs import PROCESS, CannotLog, Chosen
-from mypypi.settings.settings import Settings, SettingsError, describe
+from mypypi.settings.loading import SettingsError, load_settings
+from mypypi.settings.reference import describe
+from mypypi.settings.settings import Settings
 
 
 class SettingsOptions(usage.Options):
@@ -29,7 +31,7 @@ class SettingsOptions(usage.Options):
         if self.get("listen") is not None:
             environ["MYPYPI_LISTEN"] = self["listen"]
         try:
-            self.settings = Settings.load(environ, embedded=self.embedded)
+            self.settings = load_settings(environ, embedded=self.embedded)
         except SettingsError as error:
             raise usage.UsageError(str(error)) from None
         self._set_log_format(environ.get(PROCESS))

@@ -8,24 +8,19 @@ table says all come from that field.
 
 from __future__ import annotations
 
-import re
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 import environ
-from attrs import Factory, fields, frozen
+from attrs import Factory
 from packageurl.contrib import purl2url
 
 from mypypi.settings.types import (
     BOOLEAN,
     CREDENTIAL,
     DIRECTORY,
-    NOT_SHOWN,
     REDIS_URL,
     SECONDS,
     URL,
@@ -41,20 +36,9 @@ from mypypi.settings.types import (
 )
 
 if TYPE_CHECKING:
-    from attrs import AttrsInstance
+    pass
 
-_PREFIX = "MYPYPI_"
-# Where a value that is no secret by itself may hold one all the same: credentials or a token in an address, or
-# a password that is read as a port since the host is missing.
-_MAY_HIDE_A_SECRET = re.compile(r"[@?#]|//[^/]*:(?!\d*(/|$))")
-
-
-class SettingsError(ValueError):
-    """The environment does not make settings. `problems` has one line for each reason; none holds a secret."""
-
-    def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("\n  ".join(["the settings in the environment can't be used:", *problems]))
-        self.problems = tuple(problems)
+PREFIX = "MYPYPI_"
 
 
 def default_upstream(package_type: str) -> str:
@@ -90,7 +74,7 @@ class Settings:
     )
     upstream_url: str = _setting(
         Factory(lambda settings: default_upstream(settings.package_type), takes_self=True),
-        Kind(url, f"{URL} (those go in {_PREFIX}UPSTREAM_USERNAME and {_PREFIX}UPSTREAM_PASSWORD)"),
+        Kind(url, f"{URL} (those go in {PREFIX}UPSTREAM_USERNAME and {PREFIX}UPSTREAM_PASSWORD)"),
         "The index or registry behind it, without the trailing ``/simple``.",
         shown="the public PyPI in pypi mode, the public npm registry in npm mode",
     )
@@ -252,121 +236,3 @@ class Settings:
         number("a whole number of bytes", 1_000_000, 999_999_999_999),
         "Memory for pages, per server process; a quarter of it is for pages with the clients' address in their links.",
     )
-
-    @classmethod
-    def load(cls, source: Mapping[str, str], *, embedded: bool = False) -> Settings:
-        """
-        The settings from an environment, with the defaults of ``twistd mypypi`` where `embedded`.
-
-        An empty text is as good as none. Raises SettingsError with every problem at once.
-        """
-        texts = {name: text for name, text in source.items() if text}
-        del source
-        problems = [*_wrong(texts), *_contradictions(texts), *_unknown(texts)]
-        if problems:
-            del texts  # whoever shows a traceback with its local variables must not find secrets in them
-            raise SettingsError(problems)
-        if {"MYPYPI_DATA_DIRECTORY", "MYPYPI_FILE_STORAGE_DIRECTORY"} <= texts.keys():
-            directory = Path(texts["MYPYPI_DATA_DIRECTORY"], texts["MYPYPI_FILE_STORAGE_DIRECTORY"])
-            texts["MYPYPI_FILE_STORAGE_DIRECTORY"] = str(directory)
-        if embedded:
-            texts = {v.name: v.embedded for v in variables() if v.embedded is not None} | texts
-        return environ.to_config(cls, texts)
-
-
-@frozen
-class Variable:
-    """An environment variable, as its field declares it. `help` and `default` are reStructuredText."""
-
-    name: str
-    help: str
-    default: str
-    embedded: str | None
-    kind: Kind
-
-
-def variables() -> list[Variable]:
-    """Every variable there is, in the order of the fields."""
-    # A formatter may return anything; this one leaves environ-config's own rows as they are.
-    rows = cast("list[dict[str, Any]]", environ.generate_help(Settings, formatter=list))
-    return [
-        Variable(
-            row["var_name"],
-            row["help_str"],
-            _default_words(row["default"], field.metadata["shown"], field.metadata["embedded"]),
-            field.metadata["embedded"],
-            cast("Kind", field.converter),
-        )
-        for row, field in zip(rows, fields(cast("type[AttrsInstance]", Settings)), strict=True)
-    ]
-
-
-def _default_words(default: object, shown: str, embedded: str | None) -> str:
-    words = [f"``{default}``" if isinstance(default, str) else shown]
-    if embedded is not None:
-        words.append(f"``mypypi``: ``{embedded}``" if embedded else "``mypypi``: none")
-    return "; ".join(words)
-
-
-def _held(text: str) -> str:
-    return NOT_SHOWN if _MAY_HIDE_A_SECRET.search(text) else repr(text)
-
-
-def _wrong(texts: Mapping[str, str]) -> Iterator[str]:
-    """Variables that hold what they can't."""
-    for variable in variables():
-        text = texts.get(variable.name)
-        if text is not None and not variable.kind.takes(text):
-            held = NOT_SHOWN if variable.kind.secret else _held(text)
-            yield f"{variable.name} holds {held}; expected {variable.kind.expected}"
-
-
-def _contradictions(texts: Mapping[str, str]) -> Iterator[str]:
-    """Variables that do not go with one another."""
-    if texts.get("MYPYPI_FILE_STORAGE_DRIVER") == "s3" and "MYPYPI_S3_BUCKET" not in texts:
-        yield "MYPYPI_S3_BUCKET is not set; expected a bucket's name, since MYPYPI_FILE_STORAGE_DRIVER is 's3'"
-    for pair in (
-        ("MYPYPI_UPSTREAM_USERNAME", "MYPYPI_UPSTREAM_PASSWORD"),
-        ("MYPYPI_S3_ACCESS_KEY", "MYPYPI_S3_SECRET_KEY"),
-    ):
-        for present, absent in (pair, pair[::-1]):
-            if present in texts and absent not in texts:
-                yield f"{absent} is not set; expected a value, since {present} is set, or neither"
-    upstream = texts.get("MYPYPI_UPSTREAM_URL", "")
-    if upstream.rstrip("/").endswith("/simple") and texts.get("MYPYPI_PACKAGE_TYPE", "pypi") == "pypi":
-        yield f"MYPYPI_UPSTREAM_URL holds {_held(upstream)}; expected the same without the trailing /simple"
-
-
-def _unknown(texts: Mapping[str, str]) -> Iterator[str]:
-    """Names that look like ours and are not. What they hold may be a secret whose name was mistyped."""
-    known = {variable.name.removeprefix(_PREFIX): variable.name for variable in variables()}
-    for name, text in texts.items():
-        if name.startswith(_PREFIX) and name not in known.values() and not _is_from_kubernetes(name, text):
-            nearest = known[get_close_matches(name.removeprefix(_PREFIX), known, n=1, cutoff=0)[0]]
-            yield f"{name} holds {NOT_SHOWN}; expected no such name, the nearest known one is {nearest}"
-
-
-def _is_from_kubernetes(name: str, text: str) -> bool:
-    """Kubernetes sets such variables in every container when a Service is called mypypi or mypypi-something."""
-    service = re.fullmatch(r"MYPYPI_(\w+_)?(SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_(TCP|UDP|SCTP)\w*)", name)
-    return bool(service or (name.endswith("_PORT") and re.match("(tcp|udp|sctp)://", text)))
-
-
-def describe() -> str:
-    """The settings as plain text for ``--help``."""
-    lines: list[str] = []
-    for variable in variables():
-        default = f" Default: {variable.default}." if variable.default else ""
-        wrapped = textwrap.wrap(f"{variable.help}{default}".replace("``", ""), 75)
-        lines += [variable.name, *(f"    {words}" for words in wrapped)]
-    return "\n".join(lines)
-
-
-def as_rst_table() -> str:
-    """The settings as the README's ``list-table``."""
-    rows = [
-        ("Name", "What it sets", "Default"),
-        *((f"``{variable.name}``", variable.help, variable.default) for variable in variables()),
-    ]
-    cells = "\n".join(f"   * - {name}\n     - {words}\n     - {default}".rstrip() for name, words, default in rows)
-    return f".. list-table::\n   :header-rows: 1\n   :widths: auto\n\n{cells}\n"

@@ -18,7 +18,7 @@ from mypypi.cli import main as cli
 from mypypi.daemon.embedded_redis import EmbeddedRedis
 from mypypi.model import Job
 from mypypi.redis.queue import MOST_TRIES
-from mypypi.settings.settings import Settings
+from mypypi.settings.loading import load_settings
 from tests.conftest import DaemonFactory
 from tests.rig.daemon import ROOT, Daemon
 from tests.rig.faults import Status
@@ -127,8 +127,8 @@ class JobsTests(MemoryTestCase):
 def test_redis_of_these_settings(tmp_path: Path) -> None:
     """The one that is named; else the one in the data directory, where one runs; else the server's default."""
     data = {"MYPYPI_DATA_DIRECTORY": str(tmp_path)}
-    named = Settings.load(data | {"MYPYPI_REDIS_URL": "redis://redis.example/3"}, embedded=True)
-    unnamed = Settings.load(data, embedded=True)
+    named = load_settings(data | {"MYPYPI_REDIS_URL": "redis://redis.example/3"}, embedded=True)
+    unnamed = load_settings(data, embedded=True)
     assert str(cli.redis_of(unnamed)) == "redis://localhost:6379/0"
     embedded = EmbeddedRedis(None, tmp_path).socket
     embedded.parent.mkdir(parents=True)

@@ -17,7 +17,7 @@ from threading import Thread
 import pytest
 
 from mypypi.daemon import container
-from mypypi.settings.settings import Settings
+from mypypi.settings.loading import load_settings
 from tests.conftest import DaemonFactory
 from tests.redis.test_catalog import certificate_for
 from tests.rig.daemon import ROOT
@@ -25,7 +25,7 @@ from tests.support.redis_server import free_port, redis_binary
 
 
 def check_server(listen: str) -> None:
-    container.check(Settings.load({"MYPYPI_LISTEN": listen}))
+    container.check(load_settings({"MYPYPI_LISTEN": listen}))
 
 
 def command(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -97,7 +97,7 @@ def test_the_mode_chooses_the_daemon(mode: str, monkeypatch: pytest.MonkeyPatch)
     """The process becomes twistd, the one of its own environment, without a pid file: its directory is read-only."""
     became: list[tuple[Path, list[str]]] = []
     monkeypatch.setattr(os, "execv", lambda path, arguments: became.append((path, arguments)))
-    container.run(Settings.load({"MYPYPI_MODE": mode}))
+    container.run(load_settings({"MYPYPI_MODE": mode}))
     twistd = Path(sys.executable).with_name("twistd")
     assert became == [(twistd, [str(twistd), "--nodaemon", "--pidfile=", f"mypypi-{mode}"])]
 

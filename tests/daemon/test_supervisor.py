@@ -21,7 +21,7 @@ from mypypi.daemon.child import LIFELINE, LISTENING, REPORT, to_parent
 from mypypi.daemon.child_process import Run
 from mypypi.daemon.supervisor import ServerProcesses
 from mypypi.observability.logs import PROCESS
-from mypypi.settings.settings import Settings
+from mypypi.settings.loading import load_settings
 from tests.support.memory import MemoryTestCase
 
 
@@ -111,7 +111,7 @@ class SupervisionTests(MemoryTestCase):
         observer: Any = self._observe
         globalLogPublisher.addObserver(observer)
         self.addCleanup(globalLogPublisher.removeObserver, observer)
-        settings = Settings.load({"WORKERS": "2", "MYPYPI_DRAIN_TIME": "30", "MYPYPI_LISTEN": "tcp:0"})
+        settings = load_settings({"WORKERS": "2", "MYPYPI_DRAIN_TIME": "30", "MYPYPI_LISTEN": "tcp:0"})
         self.service = ServerProcesses(settings, self.reactor, redis_url="unix:///run/redis.sock")
         self.service.privilegedStartService()
         self.service.startService()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mypypi.settings.settings import variables
+from mypypi.settings.reference import variables
 from tests.conftest import DaemonFactory
 from tests.rig.daemon import Daemon
 from tests.rig.faults import Stall

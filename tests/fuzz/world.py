@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 
 from mypypi.daemon.backends import Parts
 from mypypi.daemon.server import make_resource
-from mypypi.settings.settings import Settings
+from mypypi.settings.loading import load_settings
 from mypypi.settings.types import RedisUrl
 from mypypi.upstream.client import Upstream
 from mypypi.web.site import WebSite
@@ -219,7 +219,7 @@ class World:
             Threads=lambda *_args, **_kwargs: AtOnce(),
             Upstream=partial(Upstream, agent=self.wire.agent),
         ):
-            return Parts(Settings.load(texts), RedisUrl(kind="tcp"), self.reactor)
+            return Parts(load_settings(texts), RedisUrl(kind="tcp"), self.reactor)
 
     def ask(self, *pieces: bytes, leave: bool = False) -> bytes:
         """

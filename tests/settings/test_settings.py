@@ -1,4 +1,4 @@
-"""The promises of `mypypi.settings.settings`: everything is checked at once, and a secret is never shown."""
+"""The promises of `mypypi.settings`: everything is checked at once, and a secret is never shown."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import attrs
 import pytest
 from packageurl.contrib import purl2url
 
-from mypypi.settings import settings as module
-from mypypi.settings.settings import Settings, SettingsError, as_rst_table, default_upstream, describe
+from mypypi.settings import loading
+from mypypi.settings.loading import SettingsError, load_settings
+from mypypi.settings.reference import as_rst_table, describe, variables
+from mypypi.settings.settings import default_upstream
 from mypypi.settings.types import RedisUrl, Secret
 
 #: One text for every variable which it takes, other than the default, and what it becomes.
@@ -60,7 +62,7 @@ TAKEN: dict[str, tuple[str, object]] = {
 def problems(environment: dict[str, str]) -> tuple[str, ...]:
     """What `Settings.load` says is wrong; a test that expects a problem fails here where there is none."""
     with pytest.raises(SettingsError) as caught:
-        Settings.load(environment)
+        load_settings(environment)
     return caught.value.problems
 
 
@@ -69,7 +71,7 @@ class TestDefaults:
 
     def test_without_any_variable(self) -> None:
         """What a user who sets nothing gets from the server and the worker."""
-        settings = Settings.load({})
+        settings = load_settings({})
         assert (settings.package_type, settings.file_storage_driver, settings.mode) == ("pypi", "local", "server")
         assert (settings.upstream_strict, settings.s3_public, settings.cold_files) == (False, False, "stream")
         assert (settings.cache_time, settings.negative_cache_time, settings.upstream_timeout) == (300, 60, 15)
@@ -82,7 +84,7 @@ class TestDefaults:
 
     def test_embedded_listens_on_loopback_with_one_worker_and_a_private_redis(self) -> None:
         """`twistd mypypi` works on a laptop without a Redis, and nobody else can reach it."""
-        settings = Settings.load({}, embedded=True)
+        settings = load_settings({}, embedded=True)
         assert settings.listen == "tcp:8080:interface=127.0.0.1"
         assert settings.workers == 1
         assert settings.redis_url is None
@@ -90,7 +92,7 @@ class TestDefaults:
     def test_embedded_yields_to_what_is_set(self) -> None:
         """The embedded defaults are defaults."""
         given = {"MYPYPI_LISTEN": "tcp:81", "WORKERS": "3", "MYPYPI_REDIS_URL": "redis://redis.example"}
-        settings = Settings.load(given, embedded=True)
+        settings = load_settings(given, embedded=True)
         assert (settings.listen, settings.workers) == ("tcp:81", 3)
         assert settings.redis_url == RedisUrl("tcp", "redis.example")
 
@@ -98,7 +100,7 @@ class TestDefaults:
     def test_an_empty_text_is_as_good_as_none(self, embedded: bool) -> None:  # noqa: FBT001 - pytest's parameter
         """Compose files pass empty texts for variables that nobody set."""
         empty = dict.fromkeys([*TAKEN, "MYPYPI_NO_SUCH_NAME"], "")
-        assert Settings.load(empty, embedded=embedded) == Settings.load({}, embedded=embedded)
+        assert load_settings(empty, embedded=embedded) == load_settings({}, embedded=embedded)
 
     @pytest.mark.parametrize(
         ("package_type", "page"),
@@ -117,13 +119,13 @@ class TestDefaults:
     @pytest.mark.parametrize("package_type", ["pypi", "npm"])
     def test_upstream_is_the_public_one_of_the_package_type(self, package_type: str) -> None:
         """A deployment that says what it serves needs not say whose."""
-        settings = Settings.load({"MYPYPI_PACKAGE_TYPE": package_type})
+        settings = load_settings({"MYPYPI_PACKAGE_TYPE": package_type})
         assert settings.upstream_url == default_upstream(package_type)
 
     def test_the_settings_are_frozen(self) -> None:
         """Nobody changes a setting behind another's back."""
         with pytest.raises(attrs.exceptions.FrozenInstanceError):
-            Settings.load({}).workers = 9
+            load_settings({}).workers = 9
 
 
 class TestDirectories:
@@ -149,7 +151,7 @@ class TestDirectories:
         self, tmp_path: Path, data: str, files: str, expected_data: str, expected_files: str
     ) -> None:
         """A relative path of files is taken from the data directory when that is set, else from here."""
-        settings = Settings.load({"MYPYPI_DATA_DIRECTORY": data, "MYPYPI_FILE_STORAGE_DIRECTORY": files})
+        settings = load_settings({"MYPYPI_DATA_DIRECTORY": data, "MYPYPI_FILE_STORAGE_DIRECTORY": files})
         assert settings.data_directory == tmp_path / expected_data
         assert settings.file_storage_directory == tmp_path / expected_files
 
@@ -159,19 +161,19 @@ class TestOneVariable:
 
     def test_every_variable_is_read(self) -> None:
         """No field is forgotten, and each ends up where its name says."""
-        settings = Settings.load({name: text for name, (text, _) in TAKEN.items()})
+        settings = load_settings({name: text for name, (text, _) in TAKEN.items()})
         values = [getattr(settings, name.removeprefix("MYPYPI_").lower()) for name in TAKEN]
         assert [value for _, value in TAKEN.values()] == values
 
     @pytest.mark.parametrize("text", ["true", "1", "yes", "on", "TRUE", "Yes"])
     def test_ways_to_say_true(self, text: str) -> None:
         """Whoever configures need not remember which of them it was."""
-        assert Settings.load({"MYPYPI_UPSTREAM_STRICT": text}).upstream_strict is True
+        assert load_settings({"MYPYPI_UPSTREAM_STRICT": text}).upstream_strict is True
 
     @pytest.mark.parametrize("text", ["false", "0", "no", "off", "False"])
     def test_ways_to_say_false(self, text: str) -> None:
         """As for true; and 'false' is no true text."""
-        assert Settings.load({"MYPYPI_UPSTREAM_STRICT": text}).upstream_strict is False
+        assert load_settings({"MYPYPI_UPSTREAM_STRICT": text}).upstream_strict is False
 
     @pytest.mark.parametrize(
         ("name", "text", "expected"),
@@ -232,7 +234,7 @@ class TestOneVariable:
     @pytest.mark.parametrize("text", ["http://127.0.0.1:3141/root/pypi", "https://[::1]:8443", "https://index.example"])
     def test_addresses_that_are_well_formed(self, text: str) -> None:
         """Ports, IPv6 and a path belong to an address; slashes at its end don't."""
-        assert Settings.load({"MYPYPI_UPSTREAM_URL": f"{text}//"}).upstream_url == text
+        assert load_settings({"MYPYPI_UPSTREAM_URL": f"{text}//"}).upstream_url == text
 
     def test_credentials_do_not_belong_in_the_upstream_url(self) -> None:
         """They would show in logs and links; the message says where they belong, and does not show them."""
@@ -246,7 +248,7 @@ class TestOneVariable:
     )
     def test_listen_takes_endpoints_that_this_process_could_not_open(self, text: str) -> None:
         """A worker reads the settings too, and has neither the server's sockets nor its certificate."""
-        assert Settings.load({"MYPYPI_LISTEN": text}).listen == text
+        assert load_settings({"MYPYPI_LISTEN": text}).listen == text
 
     @pytest.mark.parametrize("text", ["80", "tcp", "tcp:", "tcp:http", "tcp:80:port=1", "tcp:80\\", "carrier-pigeon:1"])
     def test_listen_is_a_server_endpoint(self, text: str) -> None:
@@ -282,7 +284,7 @@ class TestTogether:
         """Not the first upload, but the start, says so."""
         (problem,) = problems({"MYPYPI_FILE_STORAGE_DRIVER": "s3"})
         assert problem.startswith("MYPYPI_S3_BUCKET is not set; expected ")
-        assert Settings.load({"MYPYPI_FILE_STORAGE_DRIVER": "s3", "MYPYPI_S3_BUCKET": "wheels"}).s3_bucket == "wheels"
+        assert load_settings({"MYPYPI_FILE_STORAGE_DRIVER": "s3", "MYPYPI_S3_BUCKET": "wheels"}).s3_bucket == "wheels"
 
     @pytest.mark.parametrize("slash", ["", "/"])
     def test_the_upstream_of_an_index_is_named_without_simple(self, slash: str) -> None:
@@ -294,7 +296,7 @@ class TestTogether:
     def test_an_npm_registry_may_be_called_simple(self) -> None:
         """In npm mode the path means nothing of the kind."""
         given = {"MYPYPI_PACKAGE_TYPE": "npm", "MYPYPI_UPSTREAM_URL": "https://registry.example/simple"}
-        assert Settings.load(given).upstream_url == "https://registry.example/simple"
+        assert load_settings(given).upstream_url == "https://registry.example/simple"
 
     @pytest.mark.parametrize(
         ("unknown", "nearest"),
@@ -312,7 +314,7 @@ class TestTogether:
 
     def test_other_programs_variables_are_none_of_ours(self) -> None:
         """An environment is full of them."""
-        assert Settings.load({"HOME": "/", "PYPI_URL": "x", "MYPYPIX": "y"}) == Settings.load({})
+        assert load_settings({"HOME": "/", "PYPI_URL": "x", "MYPYPIX": "y"}) == load_settings({})
 
     def test_variables_that_kubernetes_sets_for_a_service_called_mypypi(self) -> None:
         """A pod beside such a Service gets them unasked, and must start."""
@@ -326,7 +328,7 @@ class TestTogether:
             "MYPYPI_REDIS_SERVICE_HOST": "10.0.0.2",
             "MYPYPI_REDIS_PORT": "tcp://10.0.0.2:6379",
         }
-        assert Settings.load(given) == Settings.load({})
+        assert load_settings(given) == load_settings({})
 
     def test_a_port_that_a_person_set_is_unknown(self) -> None:
         """MYPYPI_PORT=8080 does not do what whoever wrote it thinks."""
@@ -343,7 +345,7 @@ class TestTogether:
             "MYPYPI_CASH_TIME": "1",
         }
         with pytest.raises(SettingsError) as caught:
-            Settings.load(given)
+            load_settings(given)
         lines = str(caught.value).splitlines()[1:]
         assert [line.split()[0] for line in lines] == [
             "MYPYPI_CACHE_TIME",
@@ -373,7 +375,7 @@ class TestSecrets:
             "MYPYPI_S3_SECRET_KEY": "hunter2",
             "MYPYPI_REDIS_URL": "redis://me:hunter2@redis.example",
         }
-        settings = Settings.load(given)
+        settings = load_settings(given)
         assert "hunter2" not in f"{settings} {settings!r} {settings.redis_url}"
         assert settings.upstream_password == settings.s3_access_key == settings.s3_secret_key == Secret("hunter2")
 
@@ -403,7 +405,7 @@ class TestSecrets:
         """Error reporters print every frame's variables, and what an error was raised from."""
         error: SettingsError | None = None
         try:
-            Settings.load(
+            load_settings(
                 {
                     "MYPYPI_UPSTREAM_USERNAME": "me",
                     "MYPYPI_UPSTREAM_PASSWORD": "hunter2",
@@ -418,7 +420,7 @@ class TestSecrets:
         shown = [
             summary.locals or {}
             for summary in traceback.TracebackException.from_exception(error, capture_locals=True).stack
-            if summary.filename == module.__file__
+            if summary.filename == loading.__file__
         ]
         assert shown
         assert "hunter2" not in repr(shown)
@@ -507,13 +509,13 @@ class TestDocumentation:
 
     def test_every_variable_has_help_of_one_sentence(self) -> None:
         """A field without help would be a setting that nobody finds."""
-        for variable in module.variables():
+        for variable in variables():
             assert variable.help.endswith("."), variable.name
             assert ". " not in variable.help, variable.name
 
     def test_the_names_are_those_of_the_tables(self) -> None:
         """A renamed or forgotten field changes what users must write."""
-        assert [variable.name for variable in module.variables()] == list(TAKEN)
+        assert [variable.name for variable in variables()] == list(TAKEN)
 
     def test_the_table_has_a_row_for_each(self) -> None:
         """Three cells each: name, what it sets, default."""

@@ -15,7 +15,7 @@ from botocore.exceptions import ClientError
 
 from mypypi.errors import StorageDown
 from mypypi.model import Digest
-from mypypi.settings.settings import Settings
+from mypypi.settings.loading import load_settings
 from mypypi.storage import s3
 from mypypi.storage.s3 import BucketSettings
 from mypypi.storage.s3_upload import UploadCancelled
@@ -313,4 +313,4 @@ class BucketTest(BucketTestCase):
         expected = BucketSettings(
             "packages", "pre", "https://s3.example", "eu-central-1", ACCESS_KEY, SECRET_KEY, True, 900
         )
-        self.assertEqual(expected, BucketSettings.of(Settings.load(texts)))
+        self.assertEqual(expected, BucketSettings.of(load_settings(texts)))
