@@ -19,6 +19,7 @@ from mypypi.daemon.listening import address_of, adopt, listen
 from mypypi.ecosystems import ECOSYSTEMS
 from mypypi.errors import CatalogDown, JobsFailed
 from mypypi.observability.metrics import Asked, latest
+from mypypi.pages.memory_cache import MemoryCache
 from mypypi.pages.page_cache import Pages
 from mypypi.pages.rendering import Press
 from mypypi.pages.revalidation import PAGE_LEASE
@@ -63,7 +64,7 @@ def make_resource(parts: Parts) -> IResource:
         cache_time=settings.cache_time,
         negative_cache_time=settings.negative_cache_time,
         stale_after=settings.stale_after,
-        hot_bytes=settings.hot_pages_bytes - derived_bytes,
+        memory=MemoryCache(settings.hot_pages_bytes - derived_bytes, derived_bytes),
     )
     policy = ColdFiles(
         redirect=settings.cold_files == "redirect",
@@ -76,9 +77,7 @@ def make_resource(parts: Parts) -> IResource:
     through = settings.s3_serve == "proxy"
     proxy = Proxy(ecosystem, pages, parts.catalog, parts.storage, cold, through=through)
     routes = _ROUTES[settings.package_type](
-        PageResponses(
-            proxy, parts.press_threads, Addresses(settings.public_url, settings.trusted_proxies), derived_bytes
-        ),
+        PageResponses(proxy, Addresses(settings.public_url, settings.trusted_proxies)),
         Files(proxy, parts.upstream, parts.bucket_reader, parts.disk_threads, reactor),
         parts.upstream,
     )

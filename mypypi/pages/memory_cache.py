@@ -1,4 +1,4 @@
-"""The pages that this process holds in memory, the least recently asked for going first.
+"""Pages in this process's memory, with their listings and the forms made from them; least recently used go first.
 
 Knows sizes and recency. Must never know whether a page is fresh, nor where one comes from.
 """
@@ -8,13 +8,19 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from attrs import define
+from cachetools import LRUCache
 
-from mypypi.model import PackageFile, Page, PageId
+from mypypi.model import Form, PackageFile, Page, PageId
 from mypypi.observability import metrics
 
 #: What a page takes beside its forms, and a listing for each of its files, in bytes; rounded up.
 _PAGE_BYTES = 2048
 _FILE_BYTES = 700
+#: What a form made for one address takes beside its body.
+_FORM_BYTES = 1024
+
+#: What a form is made from and for: the etag of the page's form, the base address, the part; see `PageCache.form_for`.
+DerivedName = tuple[str, str, str]
 
 
 @define
@@ -32,12 +38,17 @@ class Hot:
         return _PAGE_BYTES + forms + _FILE_BYTES * len(self.listing or ())
 
 
-class HotPages:
-    """Hot pages of at most `limit` bytes together; the newest one is kept however large it is."""
+class MemoryCache:
+    """
+    Pages of at most `pages_limit` bytes together; the newest one is kept however large it is.
 
-    def __init__(self, limit: int) -> None:
+    Forms that were made from a page for one address, or cut out of it, take up to `derived_limit` bytes.
+    """
+
+    def __init__(self, pages_limit: int, derived_limit: int = 0) -> None:
         self.weight = 0
-        self._limit = limit
+        self._limit = pages_limit
+        self._derived: LRUCache[DerivedName, Form] = LRUCache(derived_limit, _form_bytes)
         self._pages: OrderedDict[PageId, Hot] = OrderedDict()
 
     def get(self, page: PageId) -> Hot | None:
@@ -73,6 +84,17 @@ class HotPages:
         if hot is not None:
             self._weigh(-hot.weight)
 
+    def derived(self, name: DerivedName) -> Form | None:
+        """The form of this name, now the most recently used."""
+        return self._derived.get(name)
+
+    def put_derived(self, name: DerivedName, form: Form) -> None:
+        """Hold a form; one that is larger than the limit is not held."""
+        if _form_bytes(form) < self._derived.maxsize:
+            before = self._derived.currsize
+            self._derived[name] = form
+            metrics.HOT_PAGES_BYTES.inc(self._derived.currsize - before)
+
     def _weigh(self, more: int) -> None:
         self.weight += more
         metrics.HOT_PAGES_BYTES.inc(more)
@@ -80,3 +102,7 @@ class HotPages:
     def _shed(self) -> None:
         while self.weight > self._limit and len(self._pages) > 1:
             self.drop(next(iter(self._pages)))
+
+
+def _form_bytes(form: Form) -> int:
+    return len(form.body) + _FORM_BYTES

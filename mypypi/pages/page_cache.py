@@ -15,13 +15,16 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from mypypi.coalescing import Once
 from mypypi.errors import MyPyPiError, NotFound
-from mypypi.model import PackageFile, Page, PageId
+from mypypi.model import Form, PackageFile, Page, PageId
 from mypypi.pages.page_store import LOOK_AGAIN, Shelf
+from mypypi.pages.rendering import Part, derive
 from mypypi.pages.revalidation import Refresh, Source
 
 if TYPE_CHECKING:
     from mypypi.interfaces import ICatalog, IEcosystem
+    from mypypi.pages.memory_cache import MemoryCache
     from mypypi.pages.rendering import Press
     from mypypi.redis.leases import Leases
     from mypypi.threads import Threads
@@ -66,7 +69,7 @@ class Pages:
         cache_time: float,
         negative_cache_time: float,
         stale_after: float,
-        hot_bytes: int,
+        memory: MemoryCache,
     ) -> None:
         self._ecosystem = ecosystem
         self._upstream = upstream
@@ -75,7 +78,9 @@ class Pages:
         self._cache_time = cache_time
         self._negative_cache_time = negative_cache_time
         self._stale_after = stale_after
-        self._shelf = Shelf(catalog, clock, hot_bytes)
+        self._memory = memory
+        self._deriving: Once[Form] = Once()
+        self._shelf = Shelf(catalog, clock, memory)
         source = Source(ecosystem, upstream, press, threads)
         self._refresh = Refresh(source, self._shelf, leases, pauses, clock, lambda page: self._ttl(page) > 0)
         # Where this is less than the time in which others see what one process took in, it would be asked for twice.
@@ -121,6 +126,23 @@ class Pages:
         self._shelf.put_listing(page, listing)
         return listing
 
+    async def form_for(self, form: Form, base: str, part: Part | None = None) -> Form:
+        """
+        The form as clients at this base address get it, or a `part` of it; made once and kept in memory.
+
+        Raises NotFound where the page has no such part.
+        """
+        if not form.based:
+            base = ""
+        if part is None and not form.based:
+            return form
+        name = (form.etag, base, part.name if part is not None else "")
+        derived = self._memory.derived(name)
+        if derived is None:
+            derived = await self._deriving.run(name, lambda: self._derive(form, base, part))
+            self._memory.put_derived(name, derived)
+        return derived
+
     async def withhold(self, page: PageId, link: str) -> None:
         """Stop advertising a link that upstream lists and does not have: the page is taken in anew when next asked."""
         await self._shelf.withhold(page, link)
@@ -131,6 +153,9 @@ class Pages:
 
     def _read_listing(self, page: Page, name: str) -> dict[str, PackageFile]:
         return self._ecosystem.listing(page.id, {name: zlib.decompress(page.forms[name].body, 31)})
+
+    async def _derive(self, form: Form, base: str, part: Part | None) -> Form:
+        return await self._threads.run(derive, form, base, part)
 
     def _ttl(self, page: Page) -> float:
         lifetime = self._negative_cache_time if page.missing else self._cache_time

@@ -11,7 +11,7 @@ from attrs import evolve
 
 from mypypi.errors import CatalogDown
 from mypypi.model import PackageFile, Page, PageId
-from mypypi.pages.memory_cache import Hot, HotPages
+from mypypi.pages.memory_cache import Hot, MemoryCache
 
 if TYPE_CHECKING:
     from mypypi.interfaces import ICatalog
@@ -21,12 +21,12 @@ LOOK_AGAIN = 1.0
 
 
 class Shelf:
-    """Pages as they were kept last, here or by another process. Those that are hot take up to `hot_bytes` of memory."""
+    """Pages as they were kept last, by this process or another one: in `memory`, else in the catalog."""
 
-    def __init__(self, catalog: ICatalog, clock: Any, hot_bytes: int) -> None:
+    def __init__(self, catalog: ICatalog, clock: Any, memory: MemoryCache) -> None:
         self._catalog = catalog
         self._clock = clock
-        self._hot = HotPages(hot_bytes)
+        self._hot = memory
 
     async def held(self, page: PageId) -> Page | None:
         """The page as it is known; the catalog is asked once a second at most, and missed where it can't be."""

@@ -11,15 +11,16 @@ import hashlib
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-from attrs import frozen
+from attrs import evolve, field, frozen
 
 from mypypi.ecosystems import ECOSYSTEMS
 from mypypi.errors import MyPyPiError, UpstreamBroken
-from mypypi.model import Form, PageId, Rendered, Source
+from mypypi.model import BASE_PLACEHOLDER, Form, PageId, Rendered, Source
 
 if TYPE_CHECKING:
     from mypypi.threads import Threads
@@ -65,6 +66,26 @@ def compress(rendered: Rendered) -> Form:
     etag = hashlib.sha256(rendered.body).hexdigest()[:32]
     body = gzip(rendered.body)
     return Form(rendered.media_type, etag, len(rendered.body), body, rendered.based)
+
+
+@frozen
+class Part:
+    """A part of a page that has an address of its own. `cut` makes the part from the form's identity bytes; it may
+    take long, and raises NotFound where the page has no such part."""
+
+    name: str
+    cut: Callable[[bytes], bytes] = field(eq=False)
+
+
+def derive(form: Form, base: str, part: Part | None) -> Form:
+    """A form with `base` as the address in its links, or only a part of it. Blocks for as long as gzip takes."""
+    body = zlib.decompress(form.body, 31)
+    if part is not None:
+        body = part.cut(body)
+    if form.based:
+        body = body.replace(BASE_PLACEHOLDER, base.encode())
+    etag = hashlib.sha256(f"{form.etag} {base} {part.name if part else ''}".encode()).hexdigest()[:32]
+    return evolve(form, etag=etag, size=len(body), body=gzip(body))
 
 
 def gzip(data: bytes) -> bytes:

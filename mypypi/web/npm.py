@@ -14,8 +14,8 @@ from werkzeug.http import parse_accept_header
 from mypypi.ecosystems.npm import ABBREVIATED, FULL, check_name, dist_tags, manifest
 from mypypi.errors import NotFound, UpstreamBroken
 from mypypi.model import PageId
+from mypypi.pages.rendering import Part
 from mypypi.web.errors import answer, answer_failure
-from mypypi.web.pages import Cut
 from mypypi.web.validation import segments_of
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class NPMRoutes:
     async def tags(self, request: Request, name: str) -> bytes:
         """``npm dist-tag ls``."""
         return await self._pages.serve(
-            request, PageId("packument", check_name(name)), {FULL: "full"}, Cut("dist-tags", dist_tags)
+            request, PageId("packument", check_name(name)), {FULL: "full"}, Part("dist-tags", dist_tags)
         )
 
     @app.route("/<path:path>")
@@ -120,8 +120,8 @@ class NPMRoutes:
             return await self._pages.serve(request, PageId("packument", name), _packuments(request))
         if len(rest) == 1 and rest[0] != "-":
             wanted = rest[0]
-            cut = Cut(wanted, lambda packument: manifest(packument, wanted))
-            return await self._pages.serve(request, PageId("packument", name), {FULL: "full"}, cut)
+            part = Part(wanted, lambda packument: manifest(packument, wanted))
+            return await self._pages.serve(request, PageId("packument", name), {FULL: "full"}, part)
         if len(rest) == 2 and rest[0] == "-":  # noqa: PLR2004 - "-" and the file
             return await self._files.serve(request, f"{name}/-/{rest[1]}")
         raise NotFound("there is nothing at this address")

@@ -5,55 +5,43 @@ Knows forms and headers. Must never know what is in a form beyond the placeholde
 
 from __future__ import annotations
 
-import hashlib
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from attrs import evolve, field, frozen
-from cachetools import LRUCache
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IPushProducer
+from zope.interface import implementer
 
-from mypypi.coalescing import Once
 from mypypi.dates import parse_date
-from mypypi.model import BASE_PLACEHOLDER, Form, PageId
-from mypypi.observability import metrics
-from mypypi.pages.rendering import gzip
+from mypypi.model import Form, PageId
 from mypypi.web.negotiation import accepts_gzip, choose_type, etag_matches
 from mypypi.web.request_log import mark
-from mypypi.web.sending import inflated, send, slices
 
 if TYPE_CHECKING:
     from twisted.web.http import Request
 
     from mypypi.pages.page_cache import PageAnswer
+    from mypypi.pages.rendering import Part
     from mypypi.proxy.proxy import Proxy
-    from mypypi.threads import Threads
     from mypypi.web.public_address import Addresses
 
+#: Bytes of a body that are written at a time.
+_PIECE = 64 * 1024
 #: A body up to this size (bytes) is written at once: it fits into what the transport buffers anyway.
 _AT_ONCE = 64 * 1024
 
 
-@frozen
-class Cut:
-    """A part of a page that is asked for by itself. `cut` makes it of the form's identity bytes; it may take long, and
-    raises NotFound where the page has no such part."""
-
-    name: str
-    cut: Callable[[bytes], bytes] = field(eq=False)
-
-
 class PageResponses:
-    """Answers requests for pages. Forms that are made for one address, or cut out, take up to `derived_bytes`."""
+    """Answers requests for pages. `addresses` tells the address in links that can't be relative."""
 
-    def __init__(self, proxy: Proxy, threads: Threads, addresses: Addresses, derived_bytes: int) -> None:
+    def __init__(self, proxy: Proxy, addresses: Addresses) -> None:
         self._proxy = proxy
-        self._threads = threads
         self._addresses = addresses
-        self._derived: LRUCache[tuple[str, str, Cut | None], Form] = LRUCache(derived_bytes, _weight)
-        self._deriving: Once[Form] = Once()
 
-    async def serve(self, request: Request, page: PageId, offered: Mapping[str, str], cut: Cut | None = None) -> bytes:
+    async def serve(
+        self, request: Request, page: PageId, offered: Mapping[str, str], part: Part | None = None
+    ) -> bytes:
         """
         Answer with a page, or a part of it, in the best of the media types `offered` (each with the form it stands
         for); what is returned is the rest of the body.
@@ -64,42 +52,14 @@ class PageResponses:
         media_type = choose_type(_wanted(request), offered)
         answer = await self._proxy.page(page)
         form = answer.page.forms[offered[media_type]]
-        if form.based or cut is not None:
-            form = await self._derive(form, self._addresses.base(request) if form.based else "", cut)
+        if form.based or part is not None:
+            base = self._addresses.base(request) if form.based else ""
+            form = await self._proxy.pages.form_for(form, base, part)
         request.setHeader(b"content-type", _content_type(media_type).encode())
         _set_freshness(request, answer)
         if parse_date(answer.page.modified) is not None:  # upstream may say anything
             request.setHeader(b"last-modified", answer.page.modified.encode())
         return await _send_form(request, form)
-
-    async def _derive(self, form: Form, base: str, cut: Cut | None) -> Form:
-        """The form with our address in its links, or a part of it; made once for each address and part."""
-        name = (form.etag, base, cut)
-        derived = self._derived.get(name)
-        if derived is None:
-            derived = await self._deriving.run(name, lambda: self._make(form, base, cut))
-            if _weight(derived) < self._derived.maxsize:
-                before = self._derived.currsize
-                self._derived[name] = derived
-                metrics.HOT_PAGES_BYTES.inc(self._derived.currsize - before)
-        return derived
-
-    async def _make(self, form: Form, base: str, cut: Cut | None) -> Form:
-        return await self._threads.run(_derived, form, base, cut)
-
-
-def _weight(form: Form) -> int:
-    return len(form.body) + 1024
-
-
-def _derived(form: Form, base: str, cut: Cut | None) -> Form:
-    body = zlib.decompress(form.body, 31)
-    if cut is not None:
-        body = cut.cut(body)
-    if form.based:
-        body = body.replace(BASE_PLACEHOLDER, base.encode())
-    etag = hashlib.sha256(f"{form.etag} {base} {cut.name if cut else ''}".encode()).hexdigest()[:32]
-    return evolve(form, etag=etag, size=len(body), body=gzip(body))
 
 
 def _wanted(request: Request) -> str | None:
@@ -156,3 +116,53 @@ def _is_known(request: Request, etags: list[str]) -> bool:
     since = parse_date(request.getHeader("if-modified-since"))
     modified = parse_date(next(iter(request.responseHeaders.getRawHeaders("last-modified", [])), None))
     return since is not None and modified is not None and modified <= since
+
+
+def slices(body: bytes) -> Iterator[bytes]:
+    """The body in pieces."""
+    for start in range(0, len(body), _PIECE):
+        yield body[start : start + _PIECE]
+
+
+def inflated(body: bytes) -> Iterator[bytes]:
+    """What this gzip encodes, in pieces, never the whole of it at once."""
+    decoder = zlib.decompressobj(wbits=31)
+    for piece in slices(body):
+        rest = piece
+        while rest and (data := decoder.decompress(rest, _PIECE)):
+            yield data
+            rest = decoder.unconsumed_tail
+
+
+def send(request: Request, pieces: Iterator[bytes]) -> Deferred[None]:
+    """Fires when every piece has been written."""
+    sender = _Pieces(request, pieces)
+    request.registerProducer(sender, True)
+    sender.resumeProducing()
+    return sender.done
+
+
+@implementer(IPushProducer)
+class _Pieces:
+    def __init__(self, request: Request, pieces: Iterator[bytes]) -> None:
+        self.done: Deferred[None] = Deferred(lambda _: self.stopProducing())
+        self._request = request
+        self._pieces = pieces
+        self._paused = False
+
+    def resumeProducing(self) -> None:
+        self._paused = False
+        while not self._paused and not self.done.called:
+            piece = next(self._pieces, None)
+            if piece is None:
+                self._request.unregisterProducer()
+                self.done.callback(None)
+                return
+            self._request.write(piece)
+
+    def pauseProducing(self) -> None:
+        self._paused = True
+
+    def stopProducing(self) -> None:
+        self._paused = True
+        self._pieces = iter(())

@@ -14,6 +14,7 @@ from mypypi.ecosystems.pypi import PyPI
 from mypypi.errors import CatalogDown, NotFound, UpstreamBroken, UpstreamDown
 from mypypi.interfaces import ICatalog
 from mypypi.model import Page, PageId
+from mypypi.pages.memory_cache import MemoryCache
 from mypypi.pages.page_cache import PageAnswer, Pages
 from mypypi.pages.rendering import Press
 from mypypi.pages.revalidation import PAGE_LEASE
@@ -82,7 +83,7 @@ class PagesTestCase(MemoryTestCase):
             cache_time=cache_time,
             negative_cache_time=NEGATIVE_CACHE_TIME,
             stale_after=STALE_AFTER,
-            hot_bytes=100_000_000,
+            memory=MemoryCache(100_000_000),
         )
 
     def upstream_has(self, *versions: str, etag: str = "", metadata: bool = False) -> None:

@@ -17,6 +17,7 @@ from mypypi.files.content import HELD_BACK, Content
 from mypypi.files.drafts import Drafts
 from mypypi.files.fetch import Fetches
 from mypypi.model import PageId
+from mypypi.pages.memory_cache import MemoryCache
 from mypypi.pages.page_cache import Pages
 from mypypi.pages.rendering import Press
 from mypypi.pages.revalidation import PAGE_LEASE
@@ -91,7 +92,7 @@ class ProxyTestCase(MemoryTestCase):
             cache_time=300,
             negative_cache_time=60,
             stale_after=3,
-            hot_bytes=100_000_000,
+            memory=MemoryCache(100_000_000),
         )
         self.queue = MemoryQueue(self.clock)
         self.cold = Cold(self.cold_files, self.fetches, self.queue, upstream, self.clock)

@@ -9,7 +9,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.web.server import Request, Site
 
 from mypypi.pages.rendering import gzip
-from mypypi.web.sending import inflated, send, slices
+from mypypi.web.pages import inflated, send, slices
 from tests.support.memory import Connection, Handling, MemoryTestCase
 
 PIECE = 64 * 1024
