@@ -12,8 +12,8 @@ from mypypi.errors import NotFound, UpstreamRefused
 from mypypi.keys import as_uri
 from mypypi.proxy.answers import Described, Elsewhere, Linked, PassedThrough, Served
 from mypypi.proxy.proxy import Proxy
+from mypypi.web.conditions import Unsatisfiable, etag_matches, needs_total, range_applies, ranges_of
 from mypypi.web.errors import answer
-from mypypi.web.negotiation import Unsatisfiable, etag_matches, needs_total, range_applies, ranges_of
 from mypypi.web.pass_through import pass_on, pass_through
 from mypypi.web.reader import Reader, Span
 from mypypi.web.request_log import mark

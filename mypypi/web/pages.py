@@ -15,7 +15,8 @@ from zope.interface import implementer
 
 from mypypi.dates import parse_date
 from mypypi.model import Form, PageId
-from mypypi.web.negotiation import accepts_gzip, choose_type, etag_matches
+from mypypi.web.conditions import etag_matches
+from mypypi.web.negotiation import accepts_gzip, choose_type
 from mypypi.web.request_log import mark
 
 if TYPE_CHECKING:

@@ -1,0 +1,107 @@
+"""Conditional requests and ranges: what is honoured, ignored and refused."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from mypypi.errors import BadRequest
+from mypypi.web.conditions import Unsatisfiable, etag_matches, needs_total, range_applies, ranges_of
+
+
+class TestEtag:
+    """If-None-Match (RFC 9110, section 13.1.2)."""
+
+    @pytest.mark.parametrize("header", ['"a"', 'W/"a"', '"x", "a"', ' "x" ,W/"a" ', "*", '"x",, "a",', '"b"'])
+    def test_one_that_is_named_matches(self, header: str) -> None:
+        """Weakly, anywhere in the list, of any of the forms there are."""
+        assert etag_matches(header, ["a", "b"])
+
+    @pytest.mark.parametrize("header", [None, '"x"', '"A"', '"a-gzip"', '""'])
+    def test_one_that_is_not_named_does_not(self, header: str | None) -> None:
+        """Not by a part of it, nor in another case."""
+        assert not etag_matches(header, ["a", "b"])
+
+    @pytest.mark.parametrize("header", ["", "a", '"a', 'w/"a"', '"a" "b"', "a, b", '"a\x7f"', '*, "a"', "\xff"])
+    def test_what_is_no_list_of_etags_is_refused(self, header: str) -> None:
+        """A clear 400, rather than a guess."""
+        with pytest.raises(BadRequest):
+            etag_matches(header, ["a"])
+
+
+class TestRange:
+    """Range (RFC 9110, section 14) of a file with 1000 bytes."""
+
+    @pytest.mark.parametrize(
+        ("header", "parts"),
+        [
+            (None, None), ("items=0-5", None), ("bytesfoo=0-5", None), ("", None),
+            ("bytes=0-0", [(0, 1)]), ("bytes=0-499", [(0, 500)]), ("bytes=500-", [(500, 1000)]),
+            ("bytes=-200", [(800, 1000)]), ("bytes=-5000", [(0, 1000)]), ("bytes=900-5000", [(900, 1000)]),
+            ("Bytes=0-0", [(0, 1)]), (" bytes = 0-0 ", [(0, 1)]),
+            ("bytes=0-9, 20-29,-10", [(0, 10), (20, 30), (990, 1000)]),
+            ("bytes=0-9,2000-3000", [(0, 10)]), ("bytes=20-29,0-9", [(20, 30), (0, 10)]),
+            ("bytes=" + "9" * 30 + "-,0-0", [(0, 1)]),
+        ],
+    )  # fmt: skip
+    def test_parts_are_those_that_exist(self, header: str | None, parts: list[tuple[int, int]] | None) -> None:
+        """In the order asked for; cut to the file; None for the whole, also for a unit that we do not know."""
+        assert ranges_of(header, 1000) == parts
+
+    @pytest.mark.parametrize("header", ["bytes=1000-", "bytes=5000-6000", "bytes=-0", "bytes=1000-1000,2000-"])
+    def test_nothing_of_it_exists(self, header: str) -> None:
+        """416, with the number of bytes that there are."""
+        with pytest.raises(Unsatisfiable) as error:
+            ranges_of(header, 1000)
+        assert (error.value.status, error.value.total) == (416, 1000)
+
+    def test_empty_file_has_no_part(self) -> None:
+        """Not even its first byte, nor its last."""
+        for header in ("bytes=0-", "bytes=0-0", "bytes=-1"):
+            with pytest.raises(Unsatisfiable):
+                ranges_of(header, 0)
+
+    @pytest.mark.parametrize(
+        "header",
+        ["bytes", "bytes=", "bytes=-", "bytes=x", "bytes=0", "bytes=1-0", "bytes=0-x", "bytes=+1-2", "bytes=0x0-5",
+         "bytes=0--5", "bytes=0-5;6-7", "bytes=\N{ARABIC-INDIC DIGIT ONE}-", "bytes=" + "9" * 5000 + "-"],
+    )  # fmt: skip
+    def test_what_is_malformed_is_refused(self, header: str) -> None:
+        """A clear 400, and no mistake of ours."""
+        with pytest.raises(BadRequest):
+            ranges_of(header, 1000)
+
+    def test_too_many_parts_are_answered_with_the_whole(self) -> None:
+        """And so are parts that overlap: little must not become much (RFC 9110, section 17.15)."""
+        assert ranges_of("bytes=" + ",".join(f"{n}-{n}" for n in range(33)), 1000) is None
+        assert ranges_of("bytes=" + ",".join(f"{n}-{n}" for n in range(32)), 1000) is not None
+        assert ranges_of("bytes=0-,0-", 1000) is None
+
+    def test_no_header_takes_long(self) -> None:
+        """However it is made: an expression that tries again and again would stand still for minutes."""
+        began = time.perf_counter()
+        for header in ("bytes=" + "0-0," * 4000 + "x", "bytes=" + " " * 8000 + "x", "bytes=" + "," * 8000 + "x"):
+            with pytest.raises(BadRequest):
+                ranges_of(header, 1000)
+        for header in ('"a",' * 4000 + "x", '"a"' + " " * 8000 + "x", " " * 8000 + "x"):
+            with pytest.raises(BadRequest):
+                etag_matches(header, ["b"])
+        assert time.perf_counter() - began < 2
+
+    def test_range_of_bytes_needs_the_length(self) -> None:
+        """Another unit, or none, does not."""
+        assert [needs_total(header) for header in (None, "items=0-5", "bytes=0-", " BYTES=0-")] == [
+            False, False, True, True,
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("if_range", "applies"),
+    [(None, True), ('"a"', True), (' "a" ', True), ('W/"a"', False), ('"b"', False), ("a", False),
+     ("Mon, 02 Nov 2026 10:00:00 GMT", False)],
+)  # fmt: skip
+def test_range_applies_to_the_very_same_file(if_range: str | None, applies: bool) -> None:  # noqa: FBT001 - a table
+    """If-Range compares strongly (RFC 9110, section 13.1.5)."""
+    assert range_applies(if_range, "a") == applies
+    assert range_applies(if_range, None) == (if_range is None)
