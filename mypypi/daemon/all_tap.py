@@ -8,19 +8,23 @@ from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python import usage
+from twisted.python.failure import Failure
 
-from mypypi.daemon.backends import InOrder, Parts
+from mypypi.daemon.application import make_application
+from mypypi.daemon.backends import Backends
 from mypypi.daemon.embedded_redis import EmbeddedRedis, EmbeddedRedisError, NoServer, find_server
-from mypypi.daemon.listening import CannotStart
+from mypypi.daemon.index import Index
+from mypypi.daemon.lifecycle import CannotStart, OrderedServices, stop_with_failure
 from mypypi.daemon.options import ServerOptions
-from mypypi.daemon.server import Server, give_up
-from mypypi.daemon.supervisor import ServerProcesses
+from mypypi.daemon.server import Server
+from mypypi.daemon.supervisor import Supervisor
+from mypypi.daemon.worker_tap import make_worker
 from mypypi.settings.settings import Settings
 from mypypi.settings.types import RedisUrl
 
 
 class Options(ServerOptions):
-    """The defaults of one machine; a Redis must be named or be there to be started."""
+    """The defaults of one machine. A Redis must be named, or a redis-server must be there to be started."""
 
     embedded = True
 
@@ -30,37 +34,38 @@ class Options(ServerOptions):
             raise usage.UsageError(str(NoServer()))
 
 
-class Everything(Service):
-    """Starts Redis, then the server, or several, and the worker; stops them the other way round."""
+class AllInOne(Service):
+    """Starts Redis, then the server (or several) and the worker; stops them in reverse order."""
 
     log = Logger()
 
     def __init__(self, settings: Settings, reactor: Any, *, relay: bool = False) -> None:
-        self._settings = settings
+        """With `relay`, several server processes log to this process's log."""
         self._reactor = reactor
         self._redis: EmbeddedRedis | None = None
         redis_url = settings.redis_url
         if redis_url is None:
             self._redis = EmbeddedRedis(reactor, settings.data_directory)
             redis_url = RedisUrl.parse(self._redis.url)
-        parts = Parts(settings, redis_url, reactor)
-        self._server: Server | ServerProcesses
+        backends = Backends(settings, redis_url, reactor)
+        index = Index(backends)
+        self._server: Server | Supervisor
         if settings.workers == 1:
-            self._server = Server(parts)
+            self._server = Server(make_application(backends, index), settings, reactor)
         else:
             url = self._redis.url if self._redis is not None else None
-            self._server = ServerProcesses(settings, reactor, redis_url=url, relay=relay)
-        both = MultiService()  # which stops them at the same time: each waits for what it has under way
-        for service in (self._server, parts.make_worker()):
+            self._server = Supervisor(settings, reactor, redis_url=url, relay=relay)
+        both = MultiService()  # stops both at the same time: each waits for what it has under way
+        for service in (self._server, make_worker(backends, index)):
             service.setServiceParent(both)
-        self._rest = InOrder([parts, both])
+        self._rest = OrderedServices([backends, index, both])
 
     def privilegedStartService(self) -> None:
         self._server.privilegedStartService()
 
     def startService(self) -> None:
         super().startService()
-        Deferred.fromCoroutine(self._start()).addErrback(self._give_up)
+        Deferred.fromCoroutine(self._start()).addErrback(self._failed)
 
     async def _start(self) -> None:
         if self._redis is not None:
@@ -69,17 +74,17 @@ class Everything(Service):
             await ready
         if self.running:
             self._rest.startService()
-            if isinstance(self._server, Server):  # several say so themselves, when all of them are
+            if isinstance(self._server, Server):  # a supervisor says so itself, when all its children are ready
                 self.log.info("ready: {ready}", ready=self._server.ready_line)
 
-    def _give_up(self, failure: Any) -> None:
+    def _failed(self, failure: Failure) -> None:
         if not self.running:
             return
         if failure.check(EmbeddedRedisError, CannotStart):
             self.log.critical("{why}", why=failure.value)
         else:
             self.log.failure("could not start", failure)
-        give_up(self._reactor)
+        stop_with_failure(self._reactor)
 
     def stopService(self) -> Deferred[None]:
         super().stopService()
@@ -93,10 +98,10 @@ class Everything(Service):
 
 
 def makeService(options: Options) -> IService:
-    """The service of this daemon."""
+    """The services of server, worker and Redis."""
     from twisted.internet import reactor  # noqa: PLC0415 - a composition root
 
-    return Everything(options.settings, reactor, relay=options.logs_elsewhere)
+    return AllInOne(options.settings, reactor, relay=options.logs_elsewhere)
 
 
 __all__ = ["Options", "makeService"]

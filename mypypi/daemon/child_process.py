@@ -1,126 +1,137 @@
-"""One run of a server process, seen from its parent: how it is started, what it says, how it is ended.
+"""A server process and its supervisor: how the supervisor starts and ends it, and how the process itself takes part.
 
-Knows its command, its descriptors and its environment. Must never know when one is to start or to end.
+Both ends of one protocol: three descriptors, two environment variables, one line that says "ready". Knows how a child
+is started, what it says and how it is ended. Must never know when to start or to end one.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from shutil import rmtree
+from typing import TYPE_CHECKING, Any
 
-from attrs import define
+from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ProcessExitedAlready
-from twisted.internet.interfaces import IDelayedCall, IProcessTransport
+from twisted.internet.interfaces import IDelayedCall, IProcessTransport, IReadDescriptor
 from twisted.internet.protocol import ProcessProtocol
-from twisted.logger import Logger, eventFromJSON, globalLogPublisher
+from twisted.logger import FileLogObserver, ILogObserver, Logger, eventFromJSON, globalLogPublisher
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
-from mypypi.daemon.child import LIFELINE, LISTENING, REPORT
-from mypypi.observability.logs import PROCESS, marked
+from mypypi.daemon.processes import LineBuffer, how_it_ended
+from mypypi.observability.logs import PROCESS, for_parent, marked
+from mypypi.observability.multiprocess import DIRECTORY
 
 if TYPE_CHECKING:
     from mypypi.settings.settings import Settings
+
+#: The child's descriptors: a pipe that ends with the supervisor, the listening socket, a pipe for the "ready" line.
+LIFELINE, LISTENING, REPORT = 0, 3, 4
 
 #: Seconds that a child has to get ready, and beyond MYPYPI_DRAIN_TIME to end.
 _START_TIME = 60.0
 _END_TIME = 10.0
 
-#: Without the working directory, which ``-c`` puts first among the places where modules are looked for.
+#: Runs twistd. ``-c`` puts the working directory first among the places of modules; this takes it out again.
 _TWISTD = "import sys; sys.path = [*filter(None, sys.path)]; from twisted.scripts.twistd import run; run()"
 
 
-class Parent(Protocol):
-    """Whoever wants to know how a run fares."""
+class ChildProcess(ProcessProtocol):
+    """
+    One run of server process `number`, seen by its supervisor.
 
-    def ready(self, run: Run, words: str) -> None:
-        """It serves. The words are for the log."""
-
-    def ended(self, run: Run, how: str) -> None:
-        """It has ended, asked or not."""
-
-
-class Run(ProcessProtocol):
-    """The run of child `number`. `settled` fires with whether it got ready, once that is known."""
+    `on_ready` is called with the child's words once it serves, `on_end` with how it ended. `settled` fires with whether
+    it got ready, once that is known.
+    """
 
     log = Logger()
 
     transport: IProcessTransport
 
-    def __init__(self, parent: Parent, number: int, reactor: Any, drain_time: float) -> None:
+    def __init__(
+        self,
+        number: int,
+        reactor: Any,
+        drain_time: float,
+        on_ready: Callable[[ChildProcess, str], None],
+        on_end: Callable[[ChildProcess, str], None],
+    ) -> None:
         self.number = number
         self.pid: int | None = None
         self.ready = False
         self.ready_at = 0.0
         self.settled: Deferred[bool] = Deferred()
-        self._parent = parent
         self._reactor = reactor
         self._end_time = drain_time + _END_TIME
+        self._on_ready = on_ready
+        self._on_end = on_end
         self._report = b""
-        self._said = {1: _Lines(self._log), 2: _Lines(self._log)}
-        self._patience: IDelayedCall | None = None
+        self._output = {1: LineBuffer(self._log_line), 2: LineBuffer(self._log_line)}
+        self._kill_timer: IDelayedCall | None = None
         self._stopping = False
 
     def start(self, environment: Mapping[str, str], port_fd: int, *, relay: bool) -> None:
-        """Have it serve at this socket. With `relay`, it logs to this process's log."""
+        """Start it on this listening socket. With `relay`, it logs to the supervisor's log."""
         command = [sys.executable, "-c", _TWISTD, "--nodaemon", "--pidfile="]
         if relay:
-            command += ["--logger", "mypypi.daemon.child.to_parent"]
+            command += ["--logger", f"{__name__}.log_to_supervisor"]
         out: dict[int, int | str] = {1: "r", 2: "r"} if relay else {1: 1, 2: 2}
         descriptors = {LIFELINE: "w", LISTENING: port_fd, REPORT: "r", **out}
         env = {**environment, PROCESS: str(self.number)}
         command += ["mypypi-server"]
         try:
             self._reactor.spawnProcess(self, sys.executable, command, env=env, childFDs=descriptors)
-        except OSError as error:  # no process, no descriptor to be had
+        except OSError as error:  # no process or no descriptor to be had
             self._reactor.callLater(0, self._ended, f"not started: {error}")
 
     def stop(self) -> None:
-        """Let it end what it is at; where it does not end, kill it."""
+        """Let it finish its requests and end; kill it where it does not."""
         if not self._stopping:
             self._stopping = True
             self._signal("TERM")
-            self._be_patient(self._end_time)
+            self._kill_after(self._end_time)
 
     def connectionMade(self) -> None:
         self.pid = self.transport.pid
-        self._be_patient(_START_TIME)
+        self._kill_after(_START_TIME)
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:  # noqa: N803 - Twisted's name
-        if childFD in self._said:
-            self._said[childFD].add(data)
+        if childFD in self._output:
+            self._output[childFD].add(data)
             return
         self._report += data
         if not self.settled.called and b"\n" in self._report:
             self.ready, self.ready_at = True, self._reactor.seconds()
             if not self._stopping:
-                self._be_patient(None)
-            self._parent.ready(self, self._report.decode().strip())
+                self._kill_after(None)
+            self._on_ready(self, self._report.decode().strip())
             self.settled.callback(True)
 
     def processExited(self, reason: Failure) -> None:
-        signal, code = getattr(reason.value, "signal", None), getattr(reason.value, "exitCode", None)
-        self._ended(f"exit code {code}" if signal is None else f"signal {signal}")
+        self._ended(how_it_ended(reason))
 
     def _ended(self, how: str) -> None:
-        self._be_patient(None)
-        self._parent.ended(self, how)
+        self._kill_after(None)
+        self._on_end(self, how)
         if not self.settled.called:
             self.settled.callback(False)
 
-    def _be_patient(self, seconds: float | None) -> None:
-        if self._patience is not None and self._patience.active():
-            self._patience.cancel()
-        self._patience = None if seconds is None else self._reactor.callLater(seconds, self._signal, "KILL")
+    def _kill_after(self, seconds: float | None) -> None:
+        """Kill it in so many seconds unless this is called again; None: do not."""
+        if self._kill_timer is not None and self._kill_timer.active():
+            self._kill_timer.cancel()
+        self._kill_timer = None if seconds is None else self._reactor.callLater(seconds, self._signal, "KILL")
 
     def _signal(self, name: str) -> None:
-        with suppress(ProcessExitedAlready, AttributeError):  # or never started
+        with suppress(ProcessExitedAlready, AttributeError):  # it ended, or was never started
             self.transport.signalProcess(name)
 
-    def _log(self, line: str) -> None:
+    def _log_line(self, line: str) -> None:
         if line.startswith("\x1e"):
             with suppress(ValueError):
                 event = eventFromJSON(line[1:])
@@ -129,23 +140,12 @@ class Run(ProcessProtocol):
         self.log.info("child {number}: {line}", number=self.number, line=line)
 
 
-@define
-class _Lines:
-    """Takes what comes apart into lines, for `each`."""
-
-    each: Callable[[str], None]
-    rest: bytes = b""
-
-    def add(self, data: bytes) -> None:
-        *lines, self.rest = (self.rest + data).split(b"\n")
-        for line in lines:
-            self.each(line.decode("utf-8", "replace"))
-
-
 def child_environment(settings: Settings, redis_url: str | None) -> dict[str, str]:
     """
-    This process's environment, with what it does not tell: settings from elsewhere, paths that were taken from another
-    working directory, and where this process's modules lie.
+    The environment for children: the supervisor's, and what it lacks.
+
+    That is settings from the command line, paths that are relative to the supervisor's working directory, the address
+    of an embedded Redis, and where Python found the supervisor's modules.
     """
     own = {
         "MYPYPI_LISTEN": settings.listen,
@@ -157,3 +157,64 @@ def child_environment(settings: Settings, redis_url: str | None) -> dict[str, st
     if redis_url is not None:
         own["MYPYPI_REDIS_URL"] = redis_url
     return {**os.environ, **own}
+
+
+# The child's own end
+
+
+def child_number() -> int | None:
+    """This process's number, from 1 on, where a supervisor started it; None in any other process."""
+    text = os.environ.get(PROCESS, "")
+    return int(text) if text.isdecimal() else None
+
+
+@implementer(IReadDescriptor)
+class Lifeline(Service):
+    """Runs in the child: tells the supervisor that it is ready, and ends it when the supervisor is gone."""
+
+    log = Logger()
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+
+    def startService(self) -> None:
+        super().startService()
+        with suppress(PermissionError):  # it leads a group already
+            os.setpgid(0, 0)  # a Ctrl-C reaches the supervisor alone, which stops all children in order
+        self._reactor.addReader(self)
+
+    def stopService(self) -> None:
+        super().stopService()
+        self._reactor.removeReader(self)
+
+    def say_ready(self, words: str) -> None:
+        """Tell the supervisor, with words for its log."""
+        with suppress(OSError):  # the supervisor is gone; the lifeline tells that as well
+            os.write(REPORT, f"{words}\n".encode())
+            os.close(REPORT)
+
+    def fileno(self) -> int:
+        return LIFELINE
+
+    def logPrefix(self) -> str:
+        return "lifeline"
+
+    def doRead(self) -> None:
+        if not os.read(LIFELINE, 64):
+            self._orphaned()
+
+    def connectionLost(self, reason: Failure) -> None:
+        self._orphaned()
+
+    def _orphaned(self) -> None:
+        self._reactor.removeReader(self)
+        if self.running:
+            self.log.error("this server process ends: its supervisor is gone")
+            if DIRECTORY in os.environ:  # the supervisor can't remove it any more
+                atexit.register(rmtree, os.environ[DIRECTORY], ignore_errors=True)
+            self._reactor.stop()
+
+
+def log_to_supervisor() -> ILogObserver:
+    """For twistd's ``--logger``: every event goes to the supervisor, which writes it to its own log."""
+    return FileLogObserver(sys.stdout, for_parent)

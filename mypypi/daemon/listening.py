@@ -18,20 +18,14 @@ from twisted.internet.unix import Port as UNIXPort
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
+from mypypi.daemon.lifecycle import CannotStart
+
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 
 #: Connections that may wait to be accepted, where the endpoint does not say: Twisted's own 50 are soon there when many
 #: clients start at once. The kernel has a limit besides (net.core.somaxconn).
 _BACKLOG = 1024
-
-
-class CannotStart(SystemExit, Exception):
-    """
-    Something that the user has to put right. twistd ends with status 1 and this one line, without a traceback.
-
-    twistd tidies up after an Exception alone, and Python prints a SystemExit as it is.
-    """
 
 
 def listen(

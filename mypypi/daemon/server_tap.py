@@ -3,71 +3,52 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
 from typing import Any
 
-from twisted.application.service import IService, Service
-from twisted.internet.defer import Deferred
+from twisted.application.service import IService
 from twisted.logger import Logger
 
-from mypypi.daemon import child
-from mypypi.daemon.backends import InOrder, Parts
+from mypypi.daemon.announcement import Announcement
+from mypypi.daemon.application import make_application
+from mypypi.daemon.backends import Backends
+from mypypi.daemon.child_process import LISTENING, Lifeline, child_number
+from mypypi.daemon.index import Index
+from mypypi.daemon.lifecycle import OrderedServices
 from mypypi.daemon.options import ServerOptions as Options
 from mypypi.daemon.server import Server
-from mypypi.daemon.supervisor import ServerProcesses
-from mypypi.errors import CatalogDown
+from mypypi.daemon.supervisor import Supervisor
 from mypypi.settings.settings import Settings
 
 log = Logger()
 
 
-class _Announcement(Service):
-    """Says that the server is ready, and whether Redis is."""
-
-    def __init__(self, parts: Parts, say_ready: Callable[[str], None]) -> None:
-        self._parts = parts
-        self._say_ready = say_ready
-
-    def startService(self) -> None:
-        super().startService()
-        Deferred.fromCoroutine(self._find_out()).addErrback(lambda failure: log.failure("not ready", failure))
-
-    async def _find_out(self) -> None:
-        try:
-            await self._parts.redis.check()
-            redis = "Redis answers"
-        except CatalogDown as error:
-            redis = f"without Redis for now ({error})"
-        if self.running:
-            self._say_ready(redis)
-
-
 def makeService(options: Options) -> IService:
-    """The service of this daemon: the server, the parent of several, or one of those."""
+    """The services of one server, of the supervisor of several, or of one of its children."""
     from twisted.internet import reactor  # noqa: PLC0415 - a composition root
 
     settings = options.settings
-    if child.number() is not None:
-        return _one_of_several(settings, reactor)
+    if child_number() is not None:
+        return _child(settings, reactor)
     if settings.workers > 1:
-        return ServerProcesses(settings, reactor, relay=options.logs_elsewhere)
-    parts = _parts(settings, reactor)
-    server = Server(parts)
+        return Supervisor(settings, reactor, relay=options.logs_elsewhere)
+    backends, index, server = _server(settings, reactor)
     signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(_hung_up))  # type: ignore[attr-defined] # any reactor has it
-    return InOrder([parts, server, _Announcement(parts, lambda redis: _say_ready(server, redis))])
+    announcement = Announcement(backends.redis, lambda redis: _say_ready(server, redis))
+    return OrderedServices([backends, index, server, announcement])
 
 
-def _one_of_several(settings: Settings, reactor: Any) -> IService:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # that is for the parent, whoever else gets it as well
-    parts = _parts(settings, reactor)
-    membership = child.Membership(reactor)
-    announcement = _Announcement(parts, membership.say_ready)
-    return InOrder([parts, Server(parts, adopted=child.LISTENING), membership, announcement])
+def _child(settings: Settings, reactor: Any) -> IService:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # SIGHUP is for the supervisor, even where children get it as well
+    backends, index, server = _server(settings, reactor, adopted=LISTENING)
+    lifeline = Lifeline(reactor)
+    return OrderedServices([backends, index, server, lifeline, Announcement(backends.redis, lifeline.say_ready)])
 
 
-def _parts(settings: Settings, reactor: Any) -> Parts:
+def _server(settings: Settings, reactor: Any, adopted: int | None = None) -> tuple[Backends, Index, Server]:
     assert settings.redis_url is not None
-    return Parts(settings, settings.redis_url, reactor)
+    backends = Backends(settings, settings.redis_url, reactor)
+    index = Index(backends)
+    return backends, index, Server(make_application(backends, index), settings, reactor, adopted)
 
 
 def _say_ready(server: Server, redis: str) -> None:
@@ -75,7 +56,7 @@ def _say_ready(server: Server, redis: str) -> None:
 
 
 def _hung_up() -> None:
-    """Without this, a reload would end the server at once."""
+    """Without a handler, a reload would end the server at once."""
     log.warn("SIGHUP replaces server processes where there are several (WORKERS); this one serves on, restart it")
 
 

@@ -1,4 +1,4 @@
-"""Several server processes on one socket: binds it, starts the children that serve there, and replaces those that end.
+"""Several server processes on one socket: binds it, starts the children that serve there, replaces those that end.
 
 Knows when a child is to start and to end. Must never accept a connection, or know what is served.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING, Any
 
+from attrs import Factory as Default
 from attrs import define
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -15,9 +16,11 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 
-from mypypi.daemon.child_process import Run, child_environment
-from mypypi.daemon.listening import CannotStart, listen
-from mypypi.daemon.server import give_up, ready_line
+from mypypi.daemon.announcement import ready_line
+from mypypi.daemon.child_process import ChildProcess, child_environment
+from mypypi.daemon.lifecycle import CannotStart, stop_with_failure
+from mypypi.daemon.listening import listen
+from mypypi.daemon.processes import RestartDelay
 from mypypi.observability import metrics
 from mypypi.observability.multiprocess import DIRECTORY, make_directory
 
@@ -28,28 +31,23 @@ if TYPE_CHECKING:
 
     from mypypi.settings.settings import Settings
 
-#: Seconds between the end of a child and its next start: doubled each time, and the first again after a good run.
-_FIRST_PAUSE = 0.1
-_LONGEST_PAUSE = 30.0
-_GOOD_RUN = 60.0
-
 
 @define(eq=False)
-class _Place:
-    """What there is one of for each number: the child that serves, or the call that starts one."""
+class _Slot:
+    """One of the numbers from 1 to WORKERS: the child that serves under it, or the call that will start one."""
 
     number: int
-    run: Run | None = None
+    child: ChildProcess | None = None
     start: IDelayedCall | None = None
-    pause: float = _FIRST_PAUSE
+    delay: RestartDelay = Default(RestartDelay)
 
 
-class ServerProcesses(Service):
+class Supervisor(Service):
     """
-    `settings.workers` servers. SIGHUP replaces them one by one, each by one that is ready, without a request lost.
+    Runs `settings.workers` servers. SIGHUP replaces them one by one, each by one that is ready; no request is lost.
 
-    `redis_url` is for them, where the settings do not name it. With `relay` what they log goes to this process's log,
-    else straight to its standard output.
+    `redis_url` is the Redis for them, where the settings do not name one. With `relay`, what they log goes to this
+    process's log, else straight to its standard output.
     """
 
     log = Logger()
@@ -59,9 +57,9 @@ class ServerProcesses(Service):
         self._reactor = reactor
         self._relay = relay
         self._environment = child_environment(settings, redis_url)
-        self._places = [_Place(number) for number in range(1, settings.workers + 1)]
+        self._slots = [_Slot(number) for number in range(1, settings.workers + 1)]
         self._port: Any = None
-        self._runs: set[Run] = set()
+        self._children: set[ChildProcess] = set()
         self._failures = 0
         self._announced = self._reloading = self._reload_again = False
         self._counts: TemporaryDirectory[str] | None = None
@@ -88,8 +86,8 @@ class ServerProcesses(Service):
             raise CannotStart(f"no directory can be made for what the server processes count: {error}") from error
         self._environment[DIRECTORY] = self._counts.name
         self._old_handler = signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self.reload))
-        for place in self._places:
-            self._start(place)
+        for slot in self._slots:
+            self._start(slot)
 
     def stopService(self) -> Deferred[None]:
         """Fires once all children have ended: in order, or killed when MYPYPI_DRAIN_TIME is long over."""
@@ -99,16 +97,16 @@ class ServerProcesses(Service):
     async def _stop(self) -> None:
         if self._old_handler is not None:
             signal.signal(signal.SIGHUP, self._old_handler)
-        for place in self._places:
-            if place.start is not None:
-                place.start.cancel()
-                place.start = None
-        for run in list(self._runs):
-            run.stop()
+        for slot in self._slots:
+            if slot.start is not None:
+                slot.start.cancel()
+                slot.start = None
+        for child in list(self._children):
+            child.stop()
         port, self._port = self._port, None
         if port is not None:
             await maybeDeferred(port.stopListening)  # after that nobody can connect, whatever the children are still at
-        if self._runs:
+        if self._children:
             self._gone = Deferred()
             await self._gone
         if self._counts is not None:
@@ -116,69 +114,70 @@ class ServerProcesses(Service):
 
     # Children come and go
 
-    def _start(self, place: _Place) -> None:
-        place.start = None
-        place.run = self._spawn(place)
+    def _start(self, slot: _Slot) -> None:
+        slot.start = None
+        slot.child = self._spawn(slot)
 
-    def _spawn(self, place: _Place) -> Run:
-        run = Run(self, place.number, self._reactor, self._settings.drain_time)
-        self._runs.add(run)
-        run.start(self._environment, self._port.fileno(), relay=self._relay)
-        return run
+    def _spawn(self, slot: _Slot) -> ChildProcess:
+        child = ChildProcess(slot.number, self._reactor, self._settings.drain_time, self._ready, self._ended)
+        self._children.add(child)
+        child.start(self._environment, self._port.fileno(), relay=self._relay)
+        return child
 
-    def ready(self, run: Run, words: str) -> None:
+    def _ready(self, child: ChildProcess, words: str) -> None:
         """A child serves."""
         self._failures = 0
-        self.log.info("child {number} serves, pid {pid}", number=run.number, pid=run.pid)
-        if not self._announced and all(place.run is not None and place.run.ready for place in self._places):
+        self.log.info("child {number} serves, pid {pid}", number=child.number, pid=child.pid)
+        if not self._announced and all(slot.child is not None and slot.child.ready for slot in self._slots):
             self._announced = True
             self.log.info("ready: {ready}; {words}", ready=ready_line(self._settings, self._port), words=words)
 
-    def ended(self, run: Run, how: str) -> None:
+    def _ended(self, child: ChildProcess, how: str) -> None:
         """A child has ended, asked or not."""
-        self._runs.discard(run)
-        if self._counts is not None and run.pid is not None:
-            metrics.forget_process(run.pid, self._counts.name)
+        self._children.discard(child)
+        if self._counts is not None and child.pid is not None:
+            metrics.forget_process(child.pid, self._counts.name)
         if not self.running:
-            if self._gone is not None and not self._runs:
+            if self._gone is not None and not self._children:
                 self._gone.callback(None)
             return
-        place = self._places[run.number - 1]
-        if run is not place.run:  # the one that took its place serves, or else whoever started it tells
-            if run.ready:
-                self.log.info("child {number}, pid {pid}, has ended ({how})", number=place.number, pid=run.pid, how=how)
+        slot = self._slots[child.number - 1]
+        if child is not slot.child:  # its replacement serves, or `_reload` reports it
+            if child.ready:
+                self.log.info(
+                    "child {number}, pid {pid}, has ended ({how})", number=slot.number, pid=child.pid, how=how
+                )
             return
-        place.run = None
-        if run.ready:
-            if self._reactor.seconds() - run.ready_at >= _GOOD_RUN:
-                place.pause = _FIRST_PAUSE
+        slot.child = None
+        if child.ready:
+            slot.delay.ran(self._reactor.seconds() - child.ready_at)
         else:
             self._failures += 1
-            if self._failures > len(self._places) and not self._runs:  # and none had but one try
+            if self._failures > len(self._slots) and not self._children:  # and none had but one try
                 self._give_up(how)
                 return
+        delay = slot.delay.next()
         self.log.error(
             "child {number}, pid {pid}, ended {when}({how}); it is started again in {pause:g} s",
-            number=place.number,
-            pid=run.pid,
-            when="" if run.ready else "before it was ready ",
+            number=slot.number,
+            pid=child.pid,
+            when="" if child.ready else "before it was ready ",
             how=how,
-            pause=place.pause,
+            pause=delay,
         )
-        place.start = self._reactor.callLater(place.pause, self._start, place)
-        place.pause = min(place.pause * 2, _LONGEST_PAUSE)
+        slot.start = self._reactor.callLater(delay, self._start, slot)
 
     def _give_up(self, how: str) -> None:
-        for place in self._places:
-            if place.start is not None:
-                place.start.cancel()
-                place.start = None
+        for slot in self._slots:
+            if slot.start is not None:
+                slot.start.cancel()
+                slot.start = None
         self.log.critical(
             "no server process can start: {count} ended before they were ready, the last with {how}; see above for why",
             count=self._failures,
             how=how,
         )
-        give_up(self._reactor)
+        stop_with_failure(self._reactor)
 
     # All are replaced
 
@@ -194,10 +193,10 @@ class ServerProcesses(Service):
 
     async def _reload(self) -> None:
         self.log.info("the children are replaced")
-        for place in self._places:
-            if place.run is None or not place.run.ready:
+        for slot in self._slots:
+            if slot.child is None or not slot.child.ready:
                 continue  # the next one to start there is new
-            new = self._spawn(place)
+            new = self._spawn(slot)
             serves = await new.settled
             if not self.running:
                 return
@@ -205,14 +204,14 @@ class ServerProcesses(Service):
                 self.log.error(
                     "child {number} was not replaced: the new one, pid {pid}, ended before it was ready; those that"
                     " serve go on",
-                    number=place.number,
+                    number=slot.number,
                     pid=new.pid,
                 )
                 return
-            if place.start is not None:
-                place.start.cancel()
-                place.start = None
-            old, place.run = place.run, new
+            if slot.start is not None:
+                slot.start.cancel()
+                slot.start = None
+            old, slot.child = slot.child, new
             if old is not None:
                 old.stop()
         self.log.info("the children are new, those before them end with what they are at")

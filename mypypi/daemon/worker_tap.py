@@ -2,46 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from twisted.application.service import IService, Service
+from twisted.application.service import IService
 from twisted.logger import Logger
 
-from mypypi.daemon.backends import InOrder, Parts
+from mypypi.daemon.announcement import Announcement
+from mypypi.daemon.backends import Backends
+from mypypi.daemon.index import Index
+from mypypi.daemon.lifecycle import OrderedServices
 from mypypi.daemon.options import SettingsOptions as Options
 from mypypi.settings.settings import Settings
+from mypypi.worker.jobs import Jobs
+from mypypi.worker.worker import Worker
 
 log = Logger()
 
 
-class _Announcement(Service):
-    """Says which jobs it takes, once it can be told to stop."""
-
-    def __init__(self, settings: Settings, reactor: Any) -> None:
-        self._settings = settings
-        self._reactor = reactor
-
-    def startService(self) -> None:
-        super().startService()
-        self._reactor.callWhenRunning(self._say_ready)
-
-    def _say_ready(self) -> None:
-        log.info(
-            "ready: takes jobs from Redis at {redis}, {most} at once, data in {data}",
-            redis=str(self._settings.redis_url),
-            most=self._settings.worker_concurrency,
-            data=str(self._settings.data_directory),
-        )
-
-
 def makeService(options: Options) -> IService:
-    """The service of this daemon."""
+    """The worker's services."""
     from twisted.internet import reactor  # noqa: PLC0415 - a composition root
 
     settings = options.settings
     assert settings.redis_url is not None
-    parts = Parts(settings, settings.redis_url, reactor)
-    return InOrder([parts, parts.make_worker(), _Announcement(settings, reactor)])
+    backends = Backends(settings, settings.redis_url, reactor)
+    index = Index(backends)
+    announcement = Announcement(backends.redis, lambda redis: _say_ready(settings, redis))
+    return OrderedServices([backends, index, make_worker(backends, index), announcement])
+
+
+def make_worker(backends: Backends, index: Index) -> Worker:
+    """A worker that does the jobs of this index."""
+    jobs = Jobs(backends.storage, index.fetches, backends.drafts)
+    concurrency = backends.settings.worker_concurrency
+    return Worker(backends.queue, jobs, backends.reactor, concurrency=concurrency, disk=backends.disk)
+
+
+def _say_ready(settings: Settings, redis: str) -> None:
+    log.info(
+        "ready: takes jobs from Redis at {url}, {most} at once, data in {data}; {redis}",
+        url=str(settings.redis_url),
+        most=settings.worker_concurrency,
+        data=str(settings.data_directory),
+        redis=redis,
+    )
 
 
 __all__ = ["Options", "makeService"]

@@ -338,7 +338,7 @@ class TestEnding:
         daemon.kill()
         assert psutil.wait_procs(running, 20)[1] == []
         assert not counts.exists()
-        assert daemon.log.count("the process that started this one is gone") == 2
+        assert daemon.log.count("this server process ends: its supervisor is gone") == 2
 
     def test_children_end_also_where_their_log_goes_with_the_parent(self, index: FakeIndex, tmp_path: Path) -> None:
         """There is nobody left to tell, and they end all the same."""
@@ -489,7 +489,7 @@ class TestLogs:
             with only(daemon, number):
                 assert served(daemon, f"{ALIVE}?{number}").status == 200
             daemon.wait_for_log(rf"\n2\S+ \[{number}:mypypi\.requests#info\] .*GET /-/health/live 200")
-        assert re.search(r"\n2\S+ \[mypypi\.processes\.\S+#info\] ready: ", daemon.log)
+        assert re.search(r"\n2\S+ \[mypypi\.daemon\.supervisor\.\S+#info\] ready: ", daemon.log)
 
     @pytest.mark.parametrize("in_file", [False, True])
     def test_lines_in_json_have_the_child(self, in_file: bool, index: FakeIndex, tmp_path: Path) -> None:  # noqa: FBT001

@@ -16,10 +16,9 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
-from mypypi.daemon import supervisor as processes
-from mypypi.daemon.child import LIFELINE, LISTENING, REPORT, to_parent
-from mypypi.daemon.child_process import Run
-from mypypi.daemon.supervisor import ServerProcesses
+from mypypi.daemon import supervisor
+from mypypi.daemon.child_process import LIFELINE, LISTENING, REPORT, ChildProcess, log_to_supervisor
+from mypypi.daemon.supervisor import Supervisor
 from mypypi.observability.logs import PROCESS
 from mypypi.settings.loading import load_settings
 from tests.support.memory import MemoryTestCase
@@ -28,7 +27,9 @@ from tests.support.memory import MemoryTestCase
 class FakeProcess:
     """A process that does as the test says."""
 
-    def __init__(self, reactor: FakeReactor, run: Run, env: dict[str, str], descriptors: dict[int, object]) -> None:
+    def __init__(
+        self, reactor: FakeReactor, run: ChildProcess, env: dict[str, str], descriptors: dict[int, object]
+    ) -> None:
         self.pid = 1000 + len(reactor.spawned)
         self.run = run
         self.env = env
@@ -87,7 +88,7 @@ class FakeReactor(Clock):
     def listenTCP(self, *_: object, **__: object) -> FakePort:
         return self.port
 
-    def spawnProcess(self, run: Run, executable: str, command: list[str], env: Any, childFDs: Any) -> None:  # noqa: N803
+    def spawnProcess(self, run: ChildProcess, executable: str, command: list[str], env: Any, childFDs: Any) -> None:  # noqa: N803
         if not self.spawns:
             raise BlockingIOError("no more processes")
         process = FakeProcess(self, run, env, childFDs)
@@ -112,7 +113,7 @@ class SupervisionTests(MemoryTestCase):
         globalLogPublisher.addObserver(observer)
         self.addCleanup(globalLogPublisher.removeObserver, observer)
         settings = load_settings({"WORKERS": "2", "MYPYPI_DRAIN_TIME": "30", "MYPYPI_LISTEN": "tcp:0"})
-        self.service = ServerProcesses(settings, self.reactor, redis_url="unix:///run/redis.sock")
+        self.service = Supervisor(settings, self.reactor, redis_url="unix:///run/redis.sock")
         self.service.privilegedStartService()
         self.service.startService()
         self.addCleanup(self._end)
@@ -177,7 +178,7 @@ class SupervisionTests(MemoryTestCase):
     def test_when_none_can_start_it_is_given_up(self) -> None:
         """Not at the first: what kept them may pass. And not while one of them serves."""
         given_up: list[Any] = []
-        self.patch(processes, "give_up", given_up.append)
+        self.patch(supervisor, "stop_with_failure", given_up.append)
         for process in self.alive:
             process.end(code=1)
         assert given_up == []
@@ -193,7 +194,7 @@ class SupervisionTests(MemoryTestCase):
     def test_it_is_not_given_up_while_one_serves(self) -> None:
         """The other one is tried for ever."""
         given_up: list[Any] = []
-        self.patch(processes, "give_up", given_up.append)
+        self.patch(supervisor, "stop_with_failure", given_up.append)
         self.reactor.spawned[0].get_ready()
         for _ in range(10):
             self.alive[-1].end(code=1)
@@ -298,6 +299,10 @@ class SupervisionTests(MemoryTestCase):
         assert self.alive == []
 
 
+def nothing(_child: ChildProcess, _words: str) -> None:
+    pass
+
+
 class RelayTests(MemoryTestCase):
     """What children say, in the log of their parent."""
 
@@ -305,7 +310,7 @@ class RelayTests(MemoryTestCase):
         """And has the number of who said it; what is no event is a line all the same."""
         heard: list[LogEvent] = []
         observer: Any = heard.append
-        run = Run(None, 2, self.clock, 30)  # type: ignore[arg-type] # nobody is told anything
+        run = ChildProcess(2, self.clock, 30, nothing, nothing)
         said: LogEvent = {
             "log_format": "it is {what}",
             "what": "late",
@@ -315,7 +320,7 @@ class RelayTests(MemoryTestCase):
         }
         out = StringIO()
         with patch("sys.stdout", out):
-            to_parent()(said)
+            log_to_supervisor()(said)
         data = out.getvalue().encode()
         globalLogPublisher.addObserver(observer)
         self.addCleanup(globalLogPublisher.removeObserver, observer)

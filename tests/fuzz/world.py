@@ -19,9 +19,11 @@ from twisted.internet import error
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import ILogObserver, LogEvent, LogLevel, globalLogPublisher
 from twisted.python.failure import Failure
+from twisted.web.resource import IResource
 
-from mypypi.daemon.backends import Parts
-from mypypi.daemon.server import make_resource
+from mypypi.daemon.application import make_application
+from mypypi.daemon.backends import Backends
+from mypypi.daemon.index import Index
 from mypypi.settings.loading import load_settings
 from mypypi.settings.types import RedisUrl
 from mypypi.upstream.client import Upstream
@@ -200,9 +202,9 @@ class World:
         self.reactor.rightNow = NOW
         self.wire = Wire(self.reactor)
         self.wire.replies = _Replies(self.upstream)
-        self.site = WebSite(make_resource(self._parts()), self.reactor)
+        self.site = WebSite(self._application(), self.reactor)
 
-    def _parts(self) -> Parts:
+    def _application(self) -> IResource:
         texts = {
             "MYPYPI_PACKAGE_TYPE": self.package_type,
             "MYPYPI_UPSTREAM_URL": UPSTREAM,
@@ -217,9 +219,10 @@ class World:
             RedisCatalog=lambda *_args, **_kwargs: MemoryCatalog(self.reactor),
             RedisQueue=lambda *_args, **_kwargs: MemoryQueue(self.reactor),
             Threads=lambda *_args, **_kwargs: AtOnce(),
-            Upstream=partial(Upstream, agent=self.wire.agent),
         ):
-            return Parts(load_settings(texts), RedisUrl(kind="tcp"), self.reactor)
+            backends = Backends(load_settings(texts), RedisUrl(kind="tcp"), self.reactor)
+        with patch("mypypi.daemon.index.Upstream", partial(Upstream, agent=self.wire.agent)):
+            return make_application(backends, Index(backends))
 
     def ask(self, *pieces: bytes, leave: bool = False) -> bytes:
         """

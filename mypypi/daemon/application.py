@@ -1,0 +1,88 @@
+"""The HTTP application: an index's routes, health and metrics, behind the validation of every request.
+
+Knows what health is made of. Must never know where the application is served.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.web.resource import IResource, Resource
+
+from mypypi.daemon.backends import Backends
+from mypypi.daemon.index import Index
+from mypypi.errors import CatalogDown, JobsFailed
+from mypypi.model import QueueState
+from mypypi.observability.metrics import Asked, latest
+from mypypi.web.health import Check, Health, OperatorRoutes
+from mypypi.web.validation import Gate
+
+#: Seconds that the queue has to say its state for a scrape of the metrics.
+_QUEUE_TIMEOUT = 3.0
+
+
+def make_application(backends: Backends, index: Index) -> IResource:
+    """The whole application as one resource."""
+    health = Health(_checks(backends, index), backends.reactor)
+    operator = OperatorRoutes(health, lambda outcomes: _metrics(backends, outcomes))
+    routes = index.routes()
+    trunk = _Trunk(routes.app.resource(), operator.app.resource())
+    return Gate(trunk, routes.methods, scoped=index.ecosystem.scoped)
+
+
+def _checks(backends: Backends, index: Index) -> dict[str, Check]:
+    """A check for each part that a server stands on; it raises the reason while the part is in trouble."""
+
+    async def check_storage() -> None:
+        await backends.storage.check()
+        await index.fetches.check()
+
+    async def check_queue() -> None:
+        state = await backends.queue.state()
+        if state.later:
+            raise JobsFailed(f"{state.later} jobs failed and are tried again; {state.dead} were given up so far")
+
+    return {
+        "redis": backends.catalog.check,
+        "storage": check_storage,
+        "upstream": index.pages.check,
+        "queue": check_queue,
+    }
+
+
+async def _metrics(backends: Backends, outcomes: dict[str, str]) -> bytes:
+    """The metrics, with the outcomes of the checks, and the queue's state where Redis can say it in time."""
+    jobs: dict[str, int] = {}
+    oldest = None
+    if outcomes["redis"] == "ok":
+        try:
+            state = await Deferred.fromCoroutine(_state(backends)).addTimeout(_QUEUE_TIMEOUT, backends.reactor)
+        except (CatalogDown, TimeoutError):
+            pass
+        else:
+            jobs = {"waiting": state.waiting, "later": state.later, "dead": state.dead}
+            oldest = state.oldest
+    degraded = {part: outcome != "ok" for part, outcome in outcomes.items()}
+    return await backends.render_threads.run(latest, Asked(degraded, jobs, oldest))
+
+
+async def _state(backends: Backends) -> QueueState:
+    return await backends.queue.state()
+
+
+class _Trunk(Resource):
+    """Sends health and metrics, below ``/-/``, to the operator's routes, and everything else to the index's."""
+
+    isLeaf = True
+
+    def __init__(self, routes: IResource, operator: IResource) -> None:
+        super().__init__()
+        self._routes = routes
+        self._operator = operator
+
+    def render(self, request: Any) -> Any:
+        if request.postpath[:2] in ([b"-", b"health"], [b"-", b"metrics"]):
+            request.prepath.append(request.postpath.pop(0))
+            return self._operator.render(request)
+        return self._routes.render(request)

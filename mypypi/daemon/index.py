@@ -1,0 +1,130 @@
+"""An index: one ecosystem and one upstream, its pages, its files and its routes, put together from the settings.
+
+Knows every part of an index by its class. Must never know what a part does, or where the daemon listens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+
+from mypypi.daemon.backends import Backends
+from mypypi.ecosystems import ECOSYSTEMS
+from mypypi.files.fetch import Fetches
+from mypypi.pages.memory_cache import MemoryCache
+from mypypi.pages.page_cache import Pages
+from mypypi.pages.rendering import Press
+from mypypi.pages.revalidation import PAGE_LEASE
+from mypypi.proxy.cold_files import Cold, ColdFiles
+from mypypi.proxy.proxy import Proxy
+from mypypi.redis.leases import Leases
+from mypypi.settings.settings import Settings
+from mypypi.upstream.backoff import Pauses
+from mypypi.upstream.breaker import Breaker
+from mypypi.upstream.client import Upstream
+from mypypi.upstream.requester import RETRIES, Credentials
+from mypypi.web.files import Files
+from mypypi.web.npm import NPMRoutes
+from mypypi.web.pages import PageResponses
+from mypypi.web.public_address import Addresses
+from mypypi.web.pypi import PyPIRoutes
+
+#: Seconds for the fast retries of a request, before a last one that takes as long as any may.
+_RETRIES_TIME = 5.0
+#: Seconds for connecting to the bucket, and for each silence, where files are streamed from it.
+_BUCKET_TIMEOUT = 30
+#: Fetches that may run at once, for each request to upstream that may run at once.
+_FETCHES_PER_REQUEST = 4
+_ROUTES: dict[str, type[PyPIRoutes | NPMRoutes]] = {"pypi": PyPIRoutes, "npm": NPMRoutes}
+
+
+class Index(Service):
+    """Everything that one index consists of, over the backends of its process. Started after them, stopped before."""
+
+    def __init__(self, backends: Backends) -> None:
+        settings, reactor = backends.settings, backends.reactor
+        self._backends = backends
+        self.ecosystem = ECOSYSTEMS[settings.package_type](settings.upstream_url)
+        backoff = Pauses(backends.catalog, reactor)
+        breaker_lease = settings.upstream_timeout + _RETRIES_TIME
+        breaker = Breaker(backoff, backends.catalog, backends.process, reactor, breaker_lease)
+        self.upstream = _upstream(settings, reactor, breaker)
+        #: Streams files from the bucket, for clients that can't be redirected there.
+        self._bucket_reader = Upstream(reactor, settings.s3_endpoint_url or "", timeout=_BUCKET_TIMEOUT, metered=False)
+        self.pages = self._make_pages(backoff)
+        self.fetches = Fetches(
+            self.upstream,
+            backends.drafts,
+            backends.storage,
+            backends.disk_threads,
+            reactor,
+            Leases(backends.catalog, backends.disk, reactor),
+        )
+        self._proxy = self._make_proxy()
+
+    def routes(self) -> PyPIRoutes | NPMRoutes:
+        """The Klein routes of this index."""
+        settings, backends = self._backends.settings, self._backends
+        return _ROUTES[settings.package_type](
+            PageResponses(self._proxy, Addresses(settings.public_url, settings.trusted_proxies)),
+            Files(self._proxy, self.upstream, self._bucket_reader, backends.disk_threads, backends.reactor),
+            self.upstream,
+        )
+
+    def stopService(self) -> Deferred[None]:
+        """Hand running fetches over to other processes, and close the connections to upstream."""
+        super().stopService()
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        await self.fetches.stop()
+        await self.upstream.stop()
+        await self._bucket_reader.stop()
+
+    def _make_pages(self, backoff: Pauses) -> Pages:
+        settings, backends = self._backends.settings, self._backends
+        derived_bytes = settings.hot_pages_bytes // 4
+        return Pages(
+            self.ecosystem,
+            backends.catalog,
+            self.upstream,
+            Press(settings.package_type, settings.upstream_url, backends.render_threads),
+            backends.render_threads,
+            backends.reactor,
+            Leases(backends.catalog, backends.process, backends.reactor, PAGE_LEASE),
+            backoff,
+            cache_time=settings.cache_time,
+            negative_cache_time=settings.negative_cache_time,
+            stale_after=settings.stale_after,
+            memory=MemoryCache(settings.hot_pages_bytes - derived_bytes, derived_bytes),
+        )
+
+    def _make_proxy(self) -> Proxy:
+        settings, backends = self._backends.settings, self._backends
+        policy = ColdFiles(
+            redirect=settings.cold_files == "redirect",
+            strict=settings.upstream_strict,
+            strict_wait=settings.strict_wait,
+            most_fetches=_FETCHES_PER_REQUEST * settings.upstream_concurrency,
+            disk=backends.disk if settings.file_storage_driver == "local" else "",
+        )
+        cold = Cold(policy, self.fetches, backends.queue, self.upstream, backends.reactor)
+        through = settings.s3_serve == "proxy"
+        return Proxy(self.ecosystem, self.pages, backends.catalog, backends.storage, cold, through=through)
+
+
+def _upstream(settings: Settings, reactor: Any, breaker: Breaker) -> Upstream:
+    credentials = None
+    if settings.upstream_username is not None and settings.upstream_password is not None:
+        credentials = Credentials(settings.upstream_username, settings.upstream_password.reveal())
+    return Upstream(
+        reactor,
+        settings.upstream_url,
+        credentials=credentials,
+        concurrency=settings.upstream_concurrency,
+        timeout=settings.upstream_timeout,
+        breaker=breaker,
+        retries=RETRIES,
+    )

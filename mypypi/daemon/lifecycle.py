@@ -1,0 +1,53 @@
+"""How a daemon's services start and stop, and how a daemon ends that can't start.
+
+Knows the order of services, and twistd's way to end. Must never know what a service does.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.application.service import IService, Service
+from twisted.internet.defer import Deferred, maybeDeferred
+
+
+class CannotStart(SystemExit, Exception):
+    """
+    The daemon can't start, for a reason that the user can mend. twistd prints the message and ends with status 1.
+
+    twistd removes its pid file only after an Exception; Python prints a SystemExit without a traceback. So it is both.
+    """
+
+
+class OrderedServices(Service):
+    """Starts services one after the other, and stops them in reverse order, waiting for each."""
+
+    def __init__(self, services: Sequence[IService]) -> None:
+        self._services = services
+
+    def privilegedStartService(self) -> None:
+        for service in self._services:
+            service.privilegedStartService()
+
+    def startService(self) -> None:
+        super().startService()
+        for service in self._services:
+            service.startService()
+
+    def stopService(self) -> Deferred[None]:
+        super().stopService()
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        for service in reversed(self._services):
+            await maybeDeferred(service.stopService)
+
+
+def stop_with_failure(reactor: Any) -> None:
+    """Stop the daemon; the process ends with status 1. The caller has logged the reason."""
+    # twistd has no exit code of its own for this. By then it has removed its pid file and closed its log.
+    atexit.register(os._exit, 1)
+    reactor.callWhenRunning(reactor.stop)  # a failure during the start comes before the reactor runs
