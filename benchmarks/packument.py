@@ -2,7 +2,7 @@
 How long small hot pages wait while a 20 MB packument is taken in.
 
 ``python -m benchmarks.packument`` asks a daemon in npm mode for a small packument over and over, one request at a time,
-first with nothing else going on, then while a large one arrives, is pressed and is answered; it prints the latencies.
+first with nothing else going on, then while a large one arrives, is rendered and is answered; it prints the latencies.
 """
 
 from __future__ import annotations

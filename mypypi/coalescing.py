@@ -14,7 +14,7 @@ from mypypi.errors import MyPyPiError
 T = TypeVar("T")
 
 
-class Once(Generic[T]):
+class Coalescer(Generic[T]):
     """Joins those who ask for the same work while it runs. Each waits on a Deferred of its own, so that one who leaves
     takes nothing away from the others, nor from the work."""
 

@@ -34,7 +34,7 @@ class NotAcceptable(MyPyPiError):
     status = 406
 
 
-class NotNow(MyPyPiError):
+class TemporarilyUnavailable(MyPyPiError):
     """It can't be had now: whoever asks is to come back in `retry_after` seconds."""
 
     status = 503
@@ -44,7 +44,7 @@ class NotNow(MyPyPiError):
         self.retry_after = retry_after
 
 
-class UpstreamDown(NotNow):
+class UpstreamDown(TemporarilyUnavailable):
     """
     Upstream can't be reached, took too long, or answers that it can't serve now (5xx, 429).
 
@@ -52,7 +52,7 @@ class UpstreamDown(NotNow):
     """
 
 
-class UpstreamSilent(UpstreamDown):
+class UpstreamUnreachable(UpstreamDown):
     """Not one byte of an answer: what held for this request will hold for the next ones, whatever they are for."""
 
 
@@ -64,21 +64,21 @@ class UpstreamBusy(UpstreamDown):
     """More requests wait for upstream than will be answered soon: it was not asked."""
 
 
-class UpstreamBroken(MyPyPiError):
+class BadUpstreamResponse(MyPyPiError):
     """Upstream answered with something that can't be what was asked for."""
 
     status = 502
 
 
-class UpstreamRefused(UpstreamBroken):
+class UpstreamRefused(BadUpstreamResponse):
     """Upstream wants other credentials than the configured ones (401, 403)."""
 
 
-class DigestMismatch(UpstreamBroken):
+class DigestMismatch(BadUpstreamResponse):
     """The bytes are not those that the index promised. They are discarded."""
 
 
-class Truncated(UpstreamBroken):
+class Truncated(BadUpstreamResponse):
     """Upstream's body ended early and could not be resumed."""
 
 
@@ -86,23 +86,23 @@ class Interrupted(Truncated):
     """A body ended before its end. It may be resumed."""
 
 
-class NotYet(NotNow):
+class StillFetching(TemporarilyUnavailable):
     """The file is on its way; strict mode answers this instead of an unchecked byte."""
 
 
-class FetchedElsewhere(NotNow):
+class FetchedElsewhere(TemporarilyUnavailable):
     """Another host holds the lease of the file's fetch, which should be done by then as far as is known."""
 
 
-class LookAgain(NotNow):
+class AlreadyStored(TemporarilyUnavailable):
     """The file came into the storage just when it was to be fetched."""
 
 
-class CatalogDown(NotNow):
+class CatalogDown(TemporarilyUnavailable):
     """Redis can't be reached or answers with an error."""
 
 
-class StorageDown(NotNow):
+class StorageDown(TemporarilyUnavailable):
     """The file storage can't be read or written."""
 
 
@@ -120,11 +120,11 @@ def storage_error(error: OSError, what: str) -> StorageDown:
     return kind(f"{what}: {error.strerror}")
 
 
-def revived(name: str, message: str, retry_after: int | None) -> MyPyPiError:
+def error_from(name: str, message: str, retry_after: int | None) -> MyPyPiError:
     """What another process has met, by the name of its class; upstream's most general one where that says nothing."""
     kind = globals().get(name)
     if not (isinstance(kind, type) and issubclass(kind, MyPyPiError)):
-        kind = UpstreamBroken
-    if issubclass(kind, NotNow) and retry_after is not None:
+        kind = BadUpstreamResponse
+    if issubclass(kind, TemporarilyUnavailable) and retry_after is not None:
         return kind(message, retry_after)
     return kind(message)

@@ -11,9 +11,10 @@ from pathlib import Path
 from zope.interface import Attribute, Interface
 
 from mypypi.model import (
+    ClaimedJob,
     DeadJob,
     Digest,
-    Held,
+    HeldLease,
     Job,
     Link,
     PackageFile,
@@ -21,11 +22,10 @@ from mypypi.model import (
     PageId,
     PageRequest,
     Pause,
-    Pressed,
     QueueState,
-    Source,
+    RenderedPage,
+    SourceDocument,
     StoredFile,
-    Taken,
 )
 
 
@@ -39,13 +39,13 @@ class IEcosystem(Interface):
     def page_request(page: PageId) -> PageRequest:
         """How upstream is asked for this page."""
 
-    def press(page: PageId, source: Source, withheld: frozenset[str]) -> Pressed:
+    def render(page: PageId, source: SourceDocument, withheld: frozenset[str]) -> RenderedPage:
         """
         Parse what upstream sent and render every form of it, with file links that point here.
 
         Links in `withheld` are no longer advertised, where that leaves the page whole. Takes long for large
         pages: never on the reactor thread.
-        Raises UpstreamBroken when it can't be understood.
+        Raises BadUpstreamResponse when it can't be understood.
         """
 
     def listing(page: PageId, forms: Mapping[str, bytes]) -> dict[str, PackageFile]:
@@ -109,7 +109,7 @@ class ICatalog(Interface):
     def page_stamp(page: PageId) -> Awaitable[tuple[str, float] | None]:
         """The page's version and when upstream last confirmed it, without its forms."""
 
-    def put_page(page: Page, strays: tuple[str, ...]) -> Awaitable[None]:
+    def put_page(page: Page, indexed_links: tuple[str, ...]) -> Awaitable[None]:
         """Keep a page, and that these links, which do not tell it themselves, are listed by it."""
 
     def touch_page(page: PageId, version: str, checked_at: float) -> Awaitable[None]:
@@ -118,7 +118,7 @@ class ICatalog(Interface):
     def delete_page(page: PageId) -> Awaitable[None]:
         """Forget a page."""
 
-    def stray(link: str) -> Awaitable[PageId | None]:
+    def page_listing(link: str) -> Awaitable[PageId | None]:
         """The page that lists this link, where `put_page` was told of it."""
 
     def withhold(page: PageId, link: str) -> Awaitable[None]:
@@ -145,7 +145,7 @@ class ICatalog(Interface):
     def put_link(key: str, url: str, until: float) -> Awaitable[None]:
         """Let others hand out the same link."""
 
-    def take_lease(name: str, owner: str, seconds: float, about: str = "") -> Awaitable[Held | None]:
+    def take_lease(name: str, owner: str, seconds: float, about: str = "") -> Awaitable[HeldLease | None]:
         """
         Hold this lease for so many seconds from now on, where nobody else does: None. Who holds it already renews it.
 
@@ -174,19 +174,19 @@ class IQueue(Interface):
     def put(job: Job) -> Awaitable[None]:
         """Queue a job; nothing happens where one of its kind and name is queued already."""
 
-    def take(count: int) -> Awaitable[list[Taken]]:
+    def take(count: int) -> Awaitable[list[ClaimedJob]]:
         """Up to so many jobs, for this worker alone until its claim runs out; waits a little where there are none."""
 
-    def renew(taken: Taken) -> Awaitable[None]:
+    def renew(taken: ClaimedJob) -> Awaitable[None]:
         """Say that it is still being worked on."""
 
-    def done(taken: Taken) -> Awaitable[None]:
+    def done(taken: ClaimedJob) -> Awaitable[None]:
         """It is done, for good."""
 
-    def failed(taken: Taken, why: str) -> Awaitable[bool]:
+    def failed(taken: ClaimedJob, why: str) -> Awaitable[bool]:
         """It comes again after a pause; False when it failed too often and was set aside."""
 
-    def hand_back(taken: Taken) -> Awaitable[None]:
+    def hand_back(taken: ClaimedJob) -> Awaitable[None]:
         """Somebody else shall do it, at once; it did not fail."""
 
     def dead() -> Awaitable[list[DeadJob]]:

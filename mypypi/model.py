@@ -99,7 +99,7 @@ class StoredFile:
     digest: Digest
     path: Path | None = None
 
-    def agrees_with(self, listed: PackageFile) -> bool:
+    def matches(self, listed: PackageFile) -> bool:
         """False when the index has put other bytes behind the same URL since this was stored."""
         if listed.digest is not None and listed.digest.algorithm == self.digest.algorithm:
             return listed.digest == self.digest
@@ -135,7 +135,7 @@ class PageRequest:
 
 
 @frozen
-class Source:
+class SourceDocument:
     """A page as upstream sent it: decoded body, Content-Type, and the URL it finally came from."""
 
     body: bytes
@@ -144,7 +144,7 @@ class Source:
 
 
 @frozen
-class Rendered:
+class RenderedForm:
     """One form of a page before it is compressed. With `based`, it holds `BASE_PLACEHOLDER`."""
 
     media_type: str
@@ -153,12 +153,15 @@ class Rendered:
 
 
 @frozen
-class Pressed:
-    """What an ecosystem makes of a `Source`: the page's forms by name, the links (see `PackageFile.link`) which nobody
-    could trace back to this page from the link alone, and when it was changed last (an HTTP date), if it says so."""
+class RenderedPage:
+    """
+    A page as its ecosystem rendered it: the forms by name, and when it was changed last (an HTTP date; may be empty).
 
-    forms: Mapping[str, Rendered]
-    strays: tuple[str, ...] = ()
+    `indexed_links` are the links (see `PackageFile.link`) that do not tell their page: the catalog has to index them.
+    """
+
+    forms: Mapping[str, RenderedForm]
+    indexed_links: tuple[str, ...] = ()
     modified: str = ""
 
 
@@ -196,7 +199,7 @@ class Page:
 
 
 @frozen
-class Held:
+class HeldLease:
     """A lease in the hands of somebody else: of whom, for how many more seconds, and what they say `about` it."""
 
     owner: str
@@ -234,7 +237,7 @@ class Job:
 
 
 @frozen
-class Taken:
+class ClaimedJob:
     """A job in the hands of a worker, and where it was taken from."""
 
     job: Job

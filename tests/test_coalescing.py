@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.internet.defer import CancelledError, Deferred
 
-from mypypi.coalescing import Once
+from mypypi.coalescing import Coalescer
 from mypypi.errors import UpstreamDown
 from tests.support.memory import MemoryTestCase
 
@@ -14,7 +14,7 @@ class OnceTest(MemoryTestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.once: Once[str] = Once()
+        self.once: Coalescer[str] = Coalescer()
         self.runs: list[Deferred[str]] = []
 
     async def work(self) -> str:

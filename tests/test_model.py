@@ -136,16 +136,16 @@ class TestStoredFile:
 
     def test_it_agrees_with_what_says_the_same(self) -> None:
         """The digest where both are of one algorithm; the size; nothing at all."""
-        assert self.stored.agrees_with(self.listed(Digest("sha256", HEX), 5))
-        assert self.stored.agrees_with(self.listed(None, 5))
-        assert self.stored.agrees_with(self.listed())
-        assert self.stored.agrees_with(self.listed(Digest("md5", "0" * 32), 5))
+        assert self.stored.matches(self.listed(Digest("sha256", HEX), 5))
+        assert self.stored.matches(self.listed(None, 5))
+        assert self.stored.matches(self.listed())
+        assert self.stored.matches(self.listed(Digest("md5", "0" * 32), 5))
 
     def test_it_does_not_agree_with_other_bytes(self) -> None:
         """Another digest; another size where that is all that can be compared."""
-        assert not self.stored.agrees_with(self.listed(Digest("sha256", OTHER), 5))
-        assert not self.stored.agrees_with(self.listed(None, 6))
-        assert not self.stored.agrees_with(self.listed(Digest("md5", "0" * 32), 6))
+        assert not self.stored.matches(self.listed(Digest("sha256", OTHER), 5))
+        assert not self.stored.matches(self.listed(None, 6))
+        assert not self.stored.matches(self.listed(Digest("md5", "0" * 32), 6))
 
 
 def test_page_is_named_by_what_it_has() -> None:

@@ -14,9 +14,9 @@ from mypypi.daemon.backends import Backends
 from mypypi.daemon.index import Index
 from mypypi.errors import CatalogDown, JobsFailed
 from mypypi.model import QueueState
-from mypypi.observability.metrics import Asked, latest
+from mypypi.observability.metrics import CurrentState, render_metrics
 from mypypi.web.health import Check, Health, OperatorRoutes
-from mypypi.web.validation import Gate
+from mypypi.web.validation import RequestValidator
 
 #: Seconds that the queue has to say its state for a scrape of the metrics.
 _QUEUE_TIMEOUT = 3.0
@@ -28,7 +28,7 @@ def make_application(backends: Backends, index: Index) -> IResource:
     operator = OperatorRoutes(health, lambda outcomes: _metrics(backends, outcomes))
     routes = index.routes()
     trunk = _Trunk(routes.app.resource(), operator.app.resource())
-    return Gate(trunk, routes.methods, scoped=index.ecosystem.scoped)
+    return RequestValidator(trunk, routes.methods, scoped=index.ecosystem.scoped)
 
 
 def _checks(backends: Backends, index: Index) -> dict[str, Check]:
@@ -64,7 +64,7 @@ async def _metrics(backends: Backends, outcomes: dict[str, str]) -> bytes:
             jobs = {"waiting": state.waiting, "later": state.later, "dead": state.dead}
             oldest = state.oldest
     degraded = {part: outcome != "ok" for part, outcome in outcomes.items()}
-    return await backends.render_threads.run(latest, Asked(degraded, jobs, oldest))
+    return await backends.render_threads.run(render_metrics, CurrentState(degraded, jobs, oldest))
 
 
 async def _state(backends: Backends) -> QueueState:

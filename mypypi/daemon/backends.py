@@ -75,7 +75,7 @@ class Backends(Service):
         self.redis.start()
         self._queue_redis.start()
         if isinstance(self.storage, BucketStorage):
-            self._measuring = LoopingCall(self.storage.weigh)
+            self._measuring = LoopingCall(self.storage.measure)
             self._measuring.clock = self.reactor
             self._measuring.start(_MEASURE)
         self._sweeping.clock = self.reactor

@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mypypi.daemon.processes import LineBuffer, how_it_ended
-from mypypi.observability.logs import PROCESS, for_parent, marked
+from mypypi.observability.logs import PROCESS, for_supervisor, marked
 from mypypi.observability.multiprocess import DIRECTORY
 
 if TYPE_CHECKING:
@@ -217,4 +217,4 @@ class Lifeline(Service):
 
 def log_to_supervisor() -> ILogObserver:
     """For twistd's ``--logger``: every event goes to the supervisor, which writes it to its own log."""
-    return FileLogObserver(sys.stdout, for_parent)
+    return FileLogObserver(sys.stdout, for_supervisor)

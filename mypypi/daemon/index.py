@@ -14,14 +14,14 @@ from mypypi.daemon.backends import Backends
 from mypypi.ecosystems import ECOSYSTEMS
 from mypypi.files.fetch import Fetches
 from mypypi.pages.memory_cache import MemoryCache
-from mypypi.pages.page_cache import Pages
-from mypypi.pages.rendering import Press
+from mypypi.pages.page_cache import PageCache
+from mypypi.pages.rendering import Renderer
 from mypypi.pages.revalidation import PAGE_LEASE
-from mypypi.proxy.cold_files import Cold, ColdFiles
+from mypypi.proxy.cold_files import ColdFilePolicy, ColdFiles
 from mypypi.proxy.proxy import Proxy
 from mypypi.redis.leases import Leases
 from mypypi.settings.settings import Settings
-from mypypi.upstream.backoff import Pauses
+from mypypi.upstream.backoff import Backoff
 from mypypi.upstream.breaker import Breaker
 from mypypi.upstream.client import Upstream
 from mypypi.upstream.requester import RETRIES, Credentials
@@ -47,7 +47,7 @@ class Index(Service):
         settings, reactor = backends.settings, backends.reactor
         self._backends = backends
         self.ecosystem = ECOSYSTEMS[settings.package_type](settings.upstream_url)
-        backoff = Pauses(backends.catalog, reactor)
+        backoff = Backoff(backends.catalog, reactor)
         breaker_lease = settings.upstream_timeout + _RETRIES_TIME
         breaker = Breaker(backoff, backends.catalog, backends.process, reactor, breaker_lease)
         self.upstream = _upstream(settings, reactor, breaker)
@@ -83,14 +83,14 @@ class Index(Service):
         await self.upstream.stop()
         await self._bucket_reader.stop()
 
-    def _make_pages(self, backoff: Pauses) -> Pages:
+    def _make_pages(self, backoff: Backoff) -> PageCache:
         settings, backends = self._backends.settings, self._backends
         derived_bytes = settings.hot_pages_bytes // 4
-        return Pages(
+        return PageCache(
             self.ecosystem,
             backends.catalog,
             self.upstream,
-            Press(settings.package_type, settings.upstream_url, backends.render_threads),
+            Renderer(settings.package_type, settings.upstream_url, backends.render_threads),
             backends.render_threads,
             backends.reactor,
             Leases(backends.catalog, backends.process, backends.reactor, PAGE_LEASE),
@@ -103,14 +103,14 @@ class Index(Service):
 
     def _make_proxy(self) -> Proxy:
         settings, backends = self._backends.settings, self._backends
-        policy = ColdFiles(
+        policy = ColdFilePolicy(
             redirect=settings.cold_files == "redirect",
             strict=settings.upstream_strict,
             strict_wait=settings.strict_wait,
             most_fetches=_FETCHES_PER_REQUEST * settings.upstream_concurrency,
             disk=backends.disk if settings.file_storage_driver == "local" else "",
         )
-        cold = Cold(policy, self.fetches, backends.queue, self.upstream, backends.reactor)
+        cold = ColdFiles(policy, self.fetches, backends.queue, self.upstream, backends.reactor)
         through = settings.s3_serve == "proxy"
         return Proxy(self.ecosystem, self.pages, backends.catalog, backends.storage, cold, through=through)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from twisted.python import usage
 
-from mypypi.observability.logs import PROCESS, CannotLog, Chosen
+from mypypi.observability.logs import PROCESS, CannotLog, ConfiguredLogger
 from mypypi.settings.loading import SettingsError, load_settings
 from mypypi.settings.reference import describe
 from mypypi.settings.settings import Settings
@@ -42,7 +42,7 @@ class SettingsOptions(usage.Options):
         if self.parent is None:
             return
         try:
-            logger = Chosen.name(self.parent, self.settings.log_format, process)
+            logger = ConfiguredLogger.name(self.parent, self.settings.log_format, process)
         except CannotLog as error:
             raise usage.UsageError(str(error)) from None
         if logger is not None:

@@ -21,7 +21,7 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 import msgspec
 from zope.interface import implementer
 
-from mypypi.errors import BadRequest, NotFound, UpstreamBroken
+from mypypi.errors import BadRequest, BadUpstreamResponse, NotFound
 from mypypi.interfaces import IEcosystem
 from mypypi.keys import is_segment, key_of
 from mypypi.model import (
@@ -30,9 +30,9 @@ from mypypi.model import (
     PackageFile,
     PageId,
     PageRequest,
-    Pressed,
-    Rendered,
-    Source,
+    RenderedForm,
+    RenderedPage,
+    SourceDocument,
 )
 
 FULL = "application/json"
@@ -109,15 +109,15 @@ class NPM:
             return PageRequest("/-/npm/v1/keys", FULL)
         return PageRequest(f"/-/npm/v1/attestations/{quote(page.project, safe='@')}", FULL)
 
-    def press(self, page: PageId, source: Source, withheld: frozenset[str]) -> Pressed:
-        """See `IEcosystem.press`."""
+    def render(self, page: PageId, source: SourceDocument, withheld: frozenset[str]) -> RenderedPage:
+        """See `IEcosystem.render`."""
         if page.kind != "packument":
             _decode(source.body, dict[str, Any])
-            return Pressed({"full": Rendered(FULL, source.body)})
+            return RenderedPage({"full": RenderedForm(FULL, source.body)})
         try:
-            return _press_packument(page.project, source)
+            return _render_packument(page.project, source)
         except RecursionError:  # what could just be read can be too deep to be written
-            raise UpstreamBroken("upstream's answer can't be read: it is nested too deeply") from None
+            raise BadUpstreamResponse("upstream's answer can't be read: it is nested too deeply") from None
 
     def listing_form(self, page: PageId) -> str | None:
         """See `IEcosystem.listing_form`."""
@@ -166,21 +166,21 @@ def dist_tags(packument: bytes) -> bytes:
     return msgspec.json.encode(_decode(packument, _Manifests).dist_tags or {})
 
 
-def _press_packument(name: str, source: Source) -> Pressed:
+def _render_packument(name: str, source: SourceDocument) -> RenderedPage:
     parsed = _decode(source.body, _Packument)
     if parsed.name != name:
-        raise UpstreamBroken("upstream sends the packument of another package")
+        raise BadUpstreamResponse("upstream sends the packument of another package")
     links: dict[str, str] = {}
     files: dict[str, tuple[str, str, str]] = {}
     for version, members in parsed.versions.items():
         if "dist" in members:
             _take_dist(name, version, _decode(bytes(members["dist"]), _Dist), source.url, links, files)
     modified = _modified(parsed.time)
-    return Pressed(
+    return RenderedPage(
         {
-            "full": Rendered(FULL, _with_links(source.body, links), based=True),
-            "abbreviated": Rendered(ABBREVIATED, _with_links(_abbreviated(parsed), links), based=True),
-            "files": Rendered(FULL, msgspec.json.encode(list(files.values()))),
+            "full": RenderedForm(FULL, _with_links(source.body, links), based=True),
+            "abbreviated": RenderedForm(ABBREVIATED, _with_links(_abbreviated(parsed), links), based=True),
+            "files": RenderedForm(FULL, msgspec.json.encode(list(files.values()))),
         },
         modified=modified,
     )
@@ -288,4 +288,4 @@ def _decode(body: bytes, kind: type[Any]) -> Any:
     try:
         return msgspec.json.decode(_SURROGATES.sub(lambda match: match[1] or rb"\ufffd", body), type=kind)
     except _UNREADABLE as error:
-        raise UpstreamBroken(f"upstream's answer can't be read: {error}") from None
+        raise BadUpstreamResponse(f"upstream's answer can't be read: {error}") from None

@@ -20,7 +20,7 @@ from zope.interface import implementer
 from mypypi.ecosystems import simple_html
 from mypypi.ecosystems.pypi_names import normalise, projects_of
 from mypypi.ecosystems.simple_html import CORE_METADATA, Document, has_metadata
-from mypypi.errors import BadRequest, UpstreamBroken
+from mypypi.errors import BadRequest, BadUpstreamResponse
 from mypypi.interfaces import IEcosystem
 from mypypi.keys import key_from_segments, key_of
 from mypypi.model import (
@@ -29,9 +29,9 @@ from mypypi.model import (
     PackageFile,
     PageId,
     PageRequest,
-    Pressed,
-    Rendered,
-    Source,
+    RenderedForm,
+    RenderedPage,
+    SourceDocument,
 )
 
 __all__ = ["PyPI", "normalise"]
@@ -95,15 +95,15 @@ class PyPI:
         path = "/".join(["/pypi", project, *([quote(page.version, safe="")] if page.version else []), "json"])
         return PageRequest(path, "application/json")
 
-    def press(self, page: PageId, source: Source, withheld: frozenset[str]) -> Pressed:
+    def render(self, page: PageId, source: SourceDocument, withheld: frozenset[str]) -> RenderedPage:
         """Strays are the files (and their ``.metadata``) whose name tells another project than the page's, or none."""
-        pressers: dict[str, Callable[[PageId, Source, frozenset[str]], Pressed]]
-        pressers = {"root": _press_index, "simple": _press_project, "json": _press_json}
-        presser = pressers[page.kind]
+        renderers: dict[str, Callable[[PageId, SourceDocument, frozenset[str]], RenderedPage]]
+        renderers = {"root": _render_index, "simple": _render_project, "json": _render_json}
+        renderer = renderers[page.kind]
         try:
-            return presser(page, source, withheld)
+            return renderer(page, source, withheld)
         except Exception as error:  # parsers of what strangers wrote: their failures are too many to name
-            raise UpstreamBroken(f"Upstream's page {page} can't be read: {str(error)[:200]}") from error
+            raise BadUpstreamResponse(f"Upstream's page {page} can't be read: {str(error)[:200]}") from error
 
     def listing_form(self, page: PageId) -> str | None:
         return "json" if page.kind == "simple" else None
@@ -115,8 +115,8 @@ class PyPI:
             return {}
         try:
             files = _LISTING.decode(forms[form]).files
-        except RecursionError:  # a child that pressed it may have had more room
-            raise UpstreamBroken(f"Upstream's page {page} can't be read: it is nested too deeply") from None
+        except RecursionError:  # a child that rendered it may have had more room
+            raise BadUpstreamResponse(f"Upstream's page {page} can't be read: it is nested too deeply") from None
         return {file.link: file for file in _listed(files)}
 
     def pages_for(self, link: str) -> tuple[PageId, ...]:
@@ -135,10 +135,10 @@ class PyPI:
         return key if key == link else None
 
 
-def _press_index(_page: PageId, source: Source, _withheld: frozenset[str]) -> Pressed:
+def _render_index(_page: PageId, source: SourceDocument, _withheld: frozenset[str]) -> RenderedPage:
     document = _read(source, "projects", simple_html.read_index)
     document["projects"] = [project for project in document["projects"] if _is_project(project)]
-    return Pressed(_forms(document, simple_html.write_index))
+    return RenderedPage(_forms(document, simple_html.write_index))
 
 
 def _is_project(project: object) -> bool:
@@ -148,12 +148,12 @@ def _is_project(project: object) -> bool:
         return False
 
 
-def _press_project(page: PageId, source: Source, withheld: frozenset[str]) -> Pressed:
+def _render_project(page: PageId, source: SourceDocument, withheld: frozenset[str]) -> RenderedPage:
     base = _without_credentials(source.url)
     document = _read(source, "files", lambda text: simple_html.read_project(text, page.project, base))
     if not isinstance(document.get("name"), str):
         document["name"] = page.project
-    files, strays = [], []
+    files, indexed_links = [], []
     for file in document["files"]:
         if not _is_file(file) or (url := _absolute(base, file["url"])) is None:
             continue
@@ -170,12 +170,12 @@ def _press_project(page: PageId, source: Source, withheld: frozenset[str]) -> Pr
             for name in CORE_METADATA:
                 file.pop(name, None)
         if page.project not in projects_of(link):
-            strays += [link, metadata_link] if has_metadata(file.get("core-metadata")) else [link]
+            indexed_links += [link, metadata_link] if has_metadata(file.get("core-metadata")) else [link]
     document["files"] = files
-    return Pressed(_forms(document, simple_html.write_project), tuple(strays))
+    return RenderedPage(_forms(document, simple_html.write_project), tuple(indexed_links))
 
 
-def _press_json(_page: PageId, source: Source, _withheld: frozenset[str]) -> Pressed:
+def _render_json(_page: PageId, source: SourceDocument, _withheld: frozenset[str]) -> RenderedPage:
     document = msgspec.json.decode(_json_text(source.body, _content_type(source)[1]), type=dict)
     if not isinstance(document.get("info"), dict):
         raise TypeError("it has no info")
@@ -186,10 +186,10 @@ def _press_json(_page: PageId, source: Source, _withheld: frozenset[str]) -> Pre
         if _is_file(file) and (url := _absolute(base, file["url"])) is not None:
             served = _served(url)
             file["url"] = f"{BASE_PLACEHOLDER.decode()}/file/{served[1]}" if served else url
-    return Pressed({"json": Rendered("application/json", msgspec.json.encode(document), based=True)})
+    return RenderedPage({"json": RenderedForm("application/json", msgspec.json.encode(document), based=True)})
 
 
-def _read(source: Source, key: str, read_html: Callable[[str], Document]) -> Document:
+def _read(source: SourceDocument, key: str, read_html: Callable[[str], Document]) -> Document:
     """The page as PEP 691's document with a list under `key` and a version that we know. Raises all sorts of errors."""
     kind, charset = _content_type(source)
     if kind == "json":
@@ -209,7 +209,7 @@ def _read(source: Source, key: str, read_html: Callable[[str], Document]) -> Doc
     return document
 
 
-def _content_type(source: Source) -> tuple[str, str | None]:
+def _content_type(source: SourceDocument) -> tuple[str, str | None]:
     """``json`` or ``html``, and the charset if one is given; by the body's first byte where the type says neither."""
     header = Message()
     header["Content-Type"] = source.content_type
@@ -228,8 +228,11 @@ def _json_text(body: bytes, charset: str | None) -> bytes | str:
     return body.removeprefix(BOM_UTF8) if charset in (None, "utf-8", "utf8", "us-ascii") else body.decode(charset)
 
 
-def _forms(document: Document, write_html: Callable[[Document], bytes]) -> dict[str, Rendered]:
-    return {"json": Rendered(_JSON, msgspec.json.encode(document)), "html": Rendered(_HTML, write_html(document))}
+def _forms(document: Document, write_html: Callable[[Document], bytes]) -> dict[str, RenderedForm]:
+    return {
+        "json": RenderedForm(_JSON, msgspec.json.encode(document)),
+        "html": RenderedForm(_HTML, write_html(document)),
+    }
 
 
 def _is_file(file: object) -> bool:

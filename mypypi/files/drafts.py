@@ -38,7 +38,7 @@ class State:
     """
     How far a draft is, in the words of who fills it. `begun`: its bytes may be handed on as they come, `total` of them
     as far as upstream says; `validator` is upstream's for this version. It is whole and checked once it has a `digest`,
-    and worth nothing once it has an `error`: see `mypypi.errors.revived`.
+    and worth nothing once it has an `error`: see `mypypi.errors.error_from`.
     """
 
     begun: bool = False

@@ -18,18 +18,18 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from mypypi.errors import (
+    AlreadyStored,
+    BadUpstreamResponse,
     CatalogDown,
     FetchedElsewhere,
-    LookAgain,
     MyPyPiError,
-    NotYet,
+    StillFetching,
     StorageDown,
     StorageFull,
-    UpstreamBroken,
-    revived,
+    error_from,
     storage_error,
 )
-from mypypi.files.transfer import Stopped, Transfer, whole
+from mypypi.files.transfer import FetchCancelled, Transfer, whole
 from mypypi.model import Digest, PackageFile, fetch_lease
 from mypypi.observability import metrics
 
@@ -111,7 +111,7 @@ class Fetches:
         metrics.JOINS.labels("process").inc()
         return fetch.draft.content.open()
 
-    async def take_in(self, file: PackageFile) -> None:
+    async def fetch_and_store(self, file: PackageFile) -> None:
         """
         Fetch a file and keep it, for nobody in particular.
 
@@ -122,14 +122,14 @@ class Fetches:
             self.start(file).close()
         settled: Deferred[None] = Deferred(lambda _: None)
         self._running[name].waiting.append(settled)
-        with suppress(LookAgain):
+        with suppress(AlreadyStored):
             await settled
 
     def start(self, file: PackageFile, *, anew: bool = False) -> Content:
         """
         Begin to fetch a file that this process does not fetch yet, or to follow who does; its content, to be closed by
-        the caller. It ends with FetchedElsewhere where another host fetches the file, and with LookAgain where the file
-        is stored by now, unless it is to be fetched `anew` all the same.
+        the caller. It ends with FetchedElsewhere where another host fetches the file, and with AlreadyStored where
+        the file is stored by now, unless it is to be fetched `anew` all the same.
 
         Raises StorageDown or StorageFull where no draft can be kept.
         """
@@ -164,14 +164,14 @@ class Fetches:
                 await self._follow(fetch)
             if fetch.draft.filling:
                 await self._fill(fetch)
-        except Stopped:
-            trouble = NotYet("this server is being stopped: try again", 1)
+        except FetchCancelled:
+            trouble = StillFetching("this server is being stopped: try again", 1)
         except MyPyPiError as error:
             trouble = error
         except OSError as error:
             trouble = storage_error(error, "a draft could not be read")
         except Exception:
-            trouble = UpstreamBroken("the transfer from upstream failed")
+            trouble = BadUpstreamResponse("the transfer from upstream failed")
             raise
         finally:
             if trouble is not None:
@@ -195,7 +195,7 @@ class Fetches:
             self._take_note(draft)
             await deferLater(self._clock, look_after)
             if self._stopping:
-                raise Stopped
+                raise FetchCancelled
             if self._clock.seconds() - tried_at >= _TRY_LOCK:
                 tried_at = self._clock.seconds()
                 draft.take_over()
@@ -206,14 +206,14 @@ class Fetches:
         draft.look()
         self._take_note(draft)
         if not content.whole:  # it was over before we saw any of it
-            raise LookAgain("the file has just been fetched: try again")
+            raise AlreadyStored("the file has just been fetched: try again")
 
     @staticmethod
     def _take_note(draft: Draft) -> None:
         """Let readers have what the draft's note says."""
         content, state = draft.content, draft.state
         if state.error is not None:
-            raise revived(*state.error)
+            raise error_from(*state.error)
         if state.digest and content.fd >= 0 and not content.whole:
             content.length = state.total or 0
             content.finish(Digest.parse(state.digest))
@@ -222,7 +222,7 @@ class Fetches:
         """
         Have the one transfer, and keep what it brings. Those who follow the draft are told how it went.
 
-        Raises what `Transfer.run` and `IStorage.commit` do, FetchedElsewhere, LookAgain and Stopped.
+        Raises what `Transfer.run` and `IStorage.commit` do, FetchedElsewhere, AlreadyStored and FetchCancelled.
         """
         draft, key, lease = fetch.draft, fetch.file.key, fetch_lease(fetch.file.key)
         metrics.FETCHES_RUNNING.inc()
@@ -237,7 +237,7 @@ class Fetches:
             metrics.FETCHES.labels("stored").inc()
             self.log.info("stored {key}, {size} bytes", key=key, size=draft.content.length)
             draft.drop()
-        except (FetchedElsewhere, LookAgain) as error:
+        except (FetchedElsewhere, AlreadyStored) as error:
             self._give_up(fetch, error)
             raise
         except MyPyPiError as error:
@@ -246,10 +246,10 @@ class Fetches:
             self._give_up(fetch, error)
             await self._leases.release(lease)
             raise
-        except Stopped:
+        except FetchCancelled:
             raise
         except Exception:
-            self._give_up(fetch, UpstreamBroken("the transfer from upstream failed"))
+            self._give_up(fetch, BadUpstreamResponse("the transfer from upstream failed"))
             raise
         finally:
             metrics.FETCHES_RUNNING.dec()
@@ -269,14 +269,14 @@ class Fetches:
 
     async def _look_again(self, fetch: Fetch) -> None:
         if not fetch.anew and await self._is_stored(fetch.file):
-            raise LookAgain("the file has just been fetched: try again")
+            raise AlreadyStored("the file has just been fetched: try again")
 
     async def _is_stored(self, file: PackageFile) -> bool:
         try:
             stored = await self._storage.find(file.key, again=True)
         except StorageDown:
             return False
-        return stored is not None and stored.agrees_with(file)
+        return stored is not None and stored.matches(file)
 
     def _give_up(self, fetch: Fetch, error: MyPyPiError) -> None:
         """The draft is worth nothing: let others know, and take it away."""

@@ -13,9 +13,9 @@ from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 
-from mypypi.errors import Interrupted, UpstreamBroken, storage_error
+from mypypi.errors import BadUpstreamResponse, Interrupted, storage_error
 from mypypi.observability import metrics
-from mypypi.upstream.bodies import hang_up
+from mypypi.upstream.bodies import abort_connection
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -30,7 +30,7 @@ BACKLOG = 1024 * 1024
 class Receiver(Protocol):
     """Takes a body in: collects what arrives while a thread writes and hashes what arrived before.
 
-    `done` fires with True when nothing told where the body should end; fails with Interrupted, UpstreamBroken or
+    `done` fires with True when nothing told where the body should end; fails with Interrupted, BadUpstreamResponse or
     StorageDown.
     """
 
@@ -79,7 +79,7 @@ class Receiver(Protocol):
         self._waiting.clear()
         total = self._content.total
         if total is not None and self._content.length + len(data) > total:
-            self.give_up(UpstreamBroken(f"upstream sends more than the {total} bytes it announced"))
+            self.give_up(BadUpstreamResponse(f"upstream sends more than the {total} bytes it announced"))
             return
         self._writing = True
         self._threads.run(self._store, data, self._content.length).addCallbacks(
@@ -107,7 +107,7 @@ class Receiver(Protocol):
         if isinstance(failure.value, OSError):
             self.give_up(storage_error(failure.value, "a draft could not be written"))
         else:
-            self.give_up(UpstreamBroken("a draft could not be written"))
+            self.give_up(BadUpstreamResponse("a draft could not be written"))
         self._settle()
 
     def _stalled(self) -> None:
@@ -116,7 +116,7 @@ class Receiver(Protocol):
     def give_up(self, error: Exception) -> None:
         """Want no more of it; `done` fails with this once what came is written."""
         self._error = self._error or error
-        hang_up(self)
+        abort_connection(self)
 
     def _settle(self) -> None:
         """Once upstream has ended and the disk is done: say how."""

@@ -17,12 +17,12 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from mypypi.errors import (
+    BadUpstreamResponse,
     DigestMismatch,
     Interrupted,
     MyPyPiError,
     StorageFull,
     Truncated,
-    UpstreamBroken,
     UpstreamDown,
     UpstreamPaused,
     storage_error,
@@ -45,7 +45,7 @@ _LARGEST_INFLATED = 4 * 1024**3
 _BLOCK = 256 * 1024
 
 
-class Stopped(Exception):
+class FetchCancelled(Exception):
     """The transfer was told to stop; what is in the draft can be gone on with."""
 
 
@@ -72,7 +72,8 @@ class Transfer:
         """
         Fill the draft and check it; the digest of what is in it now.
 
-        Raises NotFound, UpstreamDown, UpstreamBroken (DigestMismatch, Truncated), StorageDown; Stopped after `stop`.
+        Raises NotFound, UpstreamDown, BadUpstreamResponse (DigestMismatch, Truncated), StorageDown;
+        FetchCancelled after `stop`.
         """
         try:
             await self._take_up()
@@ -118,7 +119,7 @@ class Transfer:
     async def _check(self) -> Digest:
         digest, promised = self._digest(), self._file.digest
         if self._encoding and promised is None:
-            raise UpstreamBroken(
+            raise BadUpstreamResponse(
                 "upstream sends a file in an encoding that nobody asked for, and no digest tells which"
             )
         if promised in (None, digest):
@@ -143,7 +144,7 @@ class Transfer:
                 await self._attempt(length)
             except (Interrupted, UpstreamDown) as error:
                 if self._stopped:
-                    raise Stopped from None
+                    raise FetchCancelled from None
                 fruitless = fruitless + 1 if self._content.length == length else 0
                 if not self._resumable() or fruitless > FRUITLESS:
                     raise
@@ -160,7 +161,7 @@ class Transfer:
             return await step
         except CancelledError:
             if self._stopped:
-                raise Stopped from None
+                raise FetchCancelled from None
             raise
         finally:
             self._step = None
@@ -176,7 +177,7 @@ class Transfer:
             if self._validator:
                 headers["If-Range"] = self._validator
         if self._stopped:
-            raise Stopped
+            raise FetchCancelled
         body = await self._in_step(Deferred.fromCoroutine(self._upstream.file(self._file.url, headers)))
         try:
             skip = self._begin(body) if not offset else self._continue(body, offset)
@@ -203,14 +204,14 @@ class Transfer:
 
     def _begin(self, body: FileResponse) -> int:
         if body.status != 200:  # noqa: PLR2004 - nobody asked for a part
-            raise UpstreamBroken(f"upstream answered {body.status} to a request for a whole file")
+            raise BadUpstreamResponse(f"upstream answered {body.status} to a request for a whole file")
         self._encoding = body.encoding
         if self._encoding:
             return 0  # what arrives may not be the file; nobody sees it before it is whole and checked
         file = self._file
         total = file.size if body.length is None else body.length
         if file.digest is None and file.size not in (None, total):
-            raise UpstreamBroken(f"upstream sends {total} bytes for a file that its page lists with {file.size}")
+            raise BadUpstreamResponse(f"upstream sends {total} bytes for a file that its page lists with {file.size}")
         if total is not None and total > self._draft.room():
             raise StorageFull(f"no room for a draft of {total} bytes")
         etag = body.header("etag")

@@ -31,13 +31,13 @@ class CannotLog(ValueError):
     """What twistd is asked for does not go with the form of lines."""
 
 
-class Chosen:
+class ConfiguredLogger:
     """
     The observer that the command line and the settings ask for. twistd takes the name of what makes one, and gives it
     no argument: so this is kept here, once for a process.
     """
 
-    NAME = f"{__name__}.Chosen.make"
+    NAME = f"{__name__}.ConfiguredLogger.make"
     _make: ClassVar[Callable[[], ILogObserver]]
 
     @classmethod
@@ -80,7 +80,7 @@ def marked(event: LogEvent, process: str | None) -> LogEvent:
     return {**event, "log_system": system, "log_process": process}
 
 
-def for_parent(event: LogEvent) -> str:
+def for_supervisor(event: LogEvent) -> str:
     """The event as a line for another process, which makes its own line of it; a record's parts by their names."""
     record = event.get("record")
     if isinstance(record, msgspec.Struct):

@@ -73,7 +73,7 @@ def forget_process(pid: int, directory: str) -> None:
 
 
 @frozen(eq=False)  # a registry keeps its collectors by what they are
-class Asked:
+class CurrentState:
     """
     What is asked for when somebody wants to know, and not counted before: of the process that was asked alone, so that
     no other one's older answer stands beside it. What could not be found out is not there.
@@ -100,7 +100,7 @@ class Asked:
             yield GaugeMetricFamily("mypypi_queue_oldest_seconds", "Age of the oldest job that waits", self.oldest)
 
 
-def latest(asked: Asked | None = None) -> bytes:
+def render_metrics(asked: CurrentState | None = None) -> bytes:
     """
     All numbers in the text format, of all processes that count together, and what was asked. Blocks where those are
     several.
@@ -110,5 +110,5 @@ def latest(asked: Asked | None = None) -> bytes:
         registry = CollectorRegistry()
         MultiProcessCollector(registry)
     answers = CollectorRegistry()
-    answers.register(asked or Asked())
+    answers.register(asked or CurrentState())
     return generate_latest(registry) + generate_latest(answers)

@@ -24,7 +24,7 @@ DerivedName = tuple[str, str, str]
 
 
 @define
-class Hot:
+class MemoryEntry:
     """A page held here: when (seconds) the catalog was last asked about it, and its listing once somebody needed it."""
 
     page: Page
@@ -49,22 +49,22 @@ class MemoryCache:
         self.weight = 0
         self._limit = pages_limit
         self._derived: LRUCache[DerivedName, Form] = LRUCache(derived_limit, _form_bytes)
-        self._pages: OrderedDict[PageId, Hot] = OrderedDict()
+        self._pages: OrderedDict[PageId, MemoryEntry] = OrderedDict()
 
-    def get(self, page: PageId) -> Hot | None:
+    def get(self, page: PageId) -> MemoryEntry | None:
         """The hot page, now the most recently used."""
         hot = self._pages.get(page)
         if hot is not None:
             self._pages.move_to_end(page)
         return hot
 
-    def put(self, page: Page, now: float) -> Hot:
+    def put(self, page: Page, now: float) -> MemoryEntry:
         """Hold this page; where this version of it is held already, its listing stays."""
         hot = self._pages.pop(page.id, None)
         if hot is not None:
             self._weigh(-hot.weight)
         listing = hot.listing if hot is not None and hot.page.version == page.version else None
-        hot = self._pages[page.id] = Hot(page, now, listing)
+        hot = self._pages[page.id] = MemoryEntry(page, now, listing)
         self._weigh(hot.weight)
         self._shed()
         return hot

@@ -15,20 +15,20 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from mypypi.coalescing import Once
+from mypypi.coalescing import Coalescer
 from mypypi.errors import MyPyPiError, NotFound
 from mypypi.model import Form, PackageFile, Page, PageId
-from mypypi.pages.page_store import LOOK_AGAIN, Shelf
+from mypypi.pages.page_store import LOOK_AGAIN, PageStore
 from mypypi.pages.rendering import Part, derive
-from mypypi.pages.revalidation import Refresh, Source
+from mypypi.pages.revalidation import PageSource, Revalidator
 
 if TYPE_CHECKING:
     from mypypi.interfaces import ICatalog, IEcosystem
     from mypypi.pages.memory_cache import MemoryCache
-    from mypypi.pages.rendering import Press
+    from mypypi.pages.rendering import Renderer
     from mypypi.redis.leases import Leases
     from mypypi.threads import Threads
-    from mypypi.upstream.backoff import Pauses
+    from mypypi.upstream.backoff import Backoff
     from mypypi.upstream.client import Upstream
 
 #: The share of its freshness that is left of a page when it is asked for early at most, and at least.
@@ -36,7 +36,7 @@ _EARLY, _EARLY_AT_LEAST = 0.2, 0.05
 
 
 @frozen
-class PageAnswer:
+class CachedPage:
     """A page to serve. `ttl`: seconds of freshness left, negative where it is stale. `why` upstream was asked for it
     (a fwd reason of RFC 9211, section 2.2), empty where upstream was not asked or has not answered."""
 
@@ -45,7 +45,7 @@ class PageAnswer:
     why: str = ""
 
 
-class Pages:
+class PageCache:
     """
     The pages of one ecosystem behind one upstream. Times are seconds.
 
@@ -60,11 +60,11 @@ class Pages:
         ecosystem: IEcosystem,
         catalog: ICatalog,
         upstream: Upstream,
-        press: Press,
+        renderer: Renderer,
         threads: Threads,
         clock: Any,
         leases: Leases,
-        pauses: Pauses,
+        backoff: Backoff,
         *,
         cache_time: float,
         negative_cache_time: float,
@@ -79,51 +79,52 @@ class Pages:
         self._negative_cache_time = negative_cache_time
         self._stale_after = stale_after
         self._memory = memory
-        self._deriving: Once[Form] = Once()
-        self._shelf = Shelf(catalog, clock, memory)
-        source = Source(ecosystem, upstream, press, threads)
-        self._refresh = Refresh(source, self._shelf, leases, pauses, clock, lambda page: self._ttl(page) > 0)
+        self._deriving: Coalescer[Form] = Coalescer()
+        self._store = PageStore(catalog, clock, memory)
+        source = PageSource(ecosystem, upstream, renderer, threads)
+        self._revalidator = Revalidator(source, self._store, leases, backoff, clock, lambda page: self._ttl(page) > 0)
         # Where this is less than the time in which others see what one process took in, it would be asked for twice.
         self._early = cache_time * _EARLY if cache_time * _EARLY_AT_LEAST >= LOOK_AGAIN else 0.0
         self._salt = random.random()  # noqa: S311
 
-    async def get(self, page: PageId) -> PageAnswer:
+    async def get(self, page: PageId) -> CachedPage:
         """
         The page, asked of upstream where it is not fresh; as it was, however old, where upstream fails.
 
-        Raises NotFound when upstream says so; UpstreamDown or UpstreamBroken when there is nothing to fall back on.
+        Raises NotFound when upstream says so; UpstreamDown or BadUpstreamResponse when there is no page to
+        fall back on.
         """
-        held = await self._shelf.held(page)
+        held = await self._store.held(page)
         if held is not None and (ttl := self._ttl(held)) > 0:
             if ttl < self._early:
                 self._refresh_early(held, ttl)
-            self._refresh.notice(held)
+            self._revalidator.notice(held)
             return self._answer(held, "")
         if held is None or held.missing:
-            fresh = await self._refresh.run(page, held)
+            fresh = await self._revalidator.revalidate(page, held)
             return self._answer(fresh, "miss")
-        if self._refresh.is_put_off(page):
+        if self._revalidator.is_put_off(page):
             return self._answer(held, "")
         try:
-            fresh = await self._in_time(self._refresh.run(page, held), held)
+            fresh = await self._in_time(self._revalidator.revalidate(page, held), held)
         except MyPyPiError:
             return self._answer(held, "")
         return self._answer(fresh, "" if fresh is held else "stale")
 
     async def held(self, page: PageId) -> Page | None:
         """The page as it is known, fresh or not, without asking upstream."""
-        return await self._shelf.held(page)
+        return await self._store.held(page)
 
     async def listing(self, page: Page) -> dict[str, PackageFile]:
         """The files that this page lists, by link."""
-        listing = self._shelf.listing(page)
+        listing = self._store.listing(page)
         if listing is not None:
             return listing
         name = self._ecosystem.listing_form(page.id)
         if name is None or name not in page.forms:
             return {}
         listing = await self._threads.run(self._read_listing, page, name)
-        self._shelf.put_listing(page, listing)
+        self._store.put_listing(page, listing)
         return listing
 
     async def form_for(self, form: Form, base: str, part: Part | None = None) -> Form:
@@ -145,11 +146,11 @@ class Pages:
 
     async def withhold(self, page: PageId, link: str) -> None:
         """Stop advertising a link that upstream lists and does not have: the page is taken in anew when next asked."""
-        await self._shelf.withhold(page, link)
+        await self._store.withhold(page, link)
 
     async def check(self) -> None:
         """Raises UpstreamDown with the reason while upstream is not asked, or the last page was not to be had."""
-        await self._refresh.check()
+        await self._revalidator.check()
 
     def _read_listing(self, page: Page, name: str) -> dict[str, PackageFile]:
         return self._ecosystem.listing(page.id, {name: zlib.decompress(page.forms[name].body, 31)})
@@ -162,20 +163,20 @@ class Pages:
         left: float = page.checked_at + lifetime - self._clock.seconds()
         return left
 
-    def _answer(self, page: Page, why: str) -> PageAnswer:
+    def _answer(self, page: Page, why: str) -> CachedPage:
         if page.missing:
             raise NotFound(f"upstream has no {page.id}")
-        return PageAnswer(page, self._ttl(page), why)
+        return CachedPage(page, self._ttl(page), why)
 
     def _refresh_early(self, held: Page, ttl: float) -> None:
         """A page that is asked for is refreshed before it runs out, so that nobody waits for it. When differs for each
         page and process: what was taken in together is asked for one after another, and by the first process alone."""
         share = (hash((self._salt, held.id)) & 0xFFFF) / 0xFFFF
         when = self._cache_time * (_EARLY_AT_LEAST + share * (_EARLY - _EARLY_AT_LEAST))
-        if ttl > when or held.missing or held.id in self._refresh:
+        if ttl > when or held.missing or held.id in self._revalidator:
             return
-        if self._upstream.spare and not self._refresh.is_put_off(held.id):
-            self._refresh.run(held.id, held, patient=True).addErrback(self._not_refreshed, held.id)
+        if self._upstream.has_spare_capacity and not self._revalidator.is_put_off(held.id):
+            self._revalidator.revalidate(held.id, held, background=True).addErrback(self._not_refreshed, held.id)
 
     def _not_refreshed(self, failure: Failure, page: PageId) -> None:
         """It is tried again when it is asked for next."""
@@ -192,5 +193,5 @@ class Pages:
                 late.cancel()
 
     def _late(self, refresh: Deferred[Page], held: Page) -> None:
-        self._refresh.silent()
+        self._revalidator.silent()
         refresh.callback(held)

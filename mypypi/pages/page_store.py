@@ -11,7 +11,7 @@ from attrs import evolve
 
 from mypypi.errors import CatalogDown
 from mypypi.model import PackageFile, Page, PageId
-from mypypi.pages.memory_cache import Hot, MemoryCache
+from mypypi.pages.memory_cache import MemoryCache, MemoryEntry
 
 if TYPE_CHECKING:
     from mypypi.interfaces import ICatalog
@@ -20,42 +20,42 @@ if TYPE_CHECKING:
 LOOK_AGAIN = 1.0
 
 
-class Shelf:
+class PageStore:
     """Pages as they were kept last, by this process or another one: in `memory`, else in the catalog."""
 
     def __init__(self, catalog: ICatalog, clock: Any, memory: MemoryCache) -> None:
         self._catalog = catalog
         self._clock = clock
-        self._hot = memory
+        self._memory = memory
 
     async def held(self, page: PageId) -> Page | None:
         """The page as it is known; the catalog is asked once a second at most, and missed where it can't be."""
-        hot = self._hot.get(page)
+        hot = self._memory.get(page)
         if hot is not None and self._clock.seconds() - hot.looked_at < LOOK_AGAIN:
             return hot.page
         try:
             return await self.look(page)
         except CatalogDown:
-            hot = self._hot.get(page)
+            hot = self._memory.get(page)
             return hot.page if hot is not None else None
 
     async def look(self, page: PageId) -> Page | None:
         """The page as the catalog knows it now. Raises CatalogDown."""
-        hot, now = self._hot.get(page), self._clock.seconds()
+        hot, now = self._memory.get(page), self._clock.seconds()
         looked = await self._look(page, hot)
-        newer = self._hot.get(page)
+        newer = self._memory.get(page)
         if newer is not None and newer is not hot:
             return newer.page  # taken in while we looked, of which the catalog's answer may know nothing yet
-        return self._hot.put(looked, now).page if looked is not None else None
+        return self._memory.put(looked, now).page if looked is not None else None
 
-    async def keep(self, page: Page, strays: tuple[str, ...], *, confirmed: bool = False) -> None:
+    async def keep(self, page: Page, indexed_links: tuple[str, ...], *, confirmed: bool = False) -> None:
         """In this process and, where it answers, in the catalog. A page that is `confirmed` is there already."""
-        self._hot.put(page, self._clock.seconds())
+        self._memory.put(page, self._clock.seconds())
         try:
             if confirmed:
                 await self._catalog.touch_page(page.id, page.version, page.checked_at)
             else:
-                await self._catalog.put_page(page, strays)
+                await self._catalog.put_page(page, indexed_links)
         except CatalogDown:
             pass  # the catalog has said so itself, once
 
@@ -80,14 +80,14 @@ class Shelf:
 
     def listing(self, page: Page) -> dict[str, PackageFile] | None:
         """The listing of this version of the page, where it was put and is still hot."""
-        hot = self._hot.get(page.id)
+        hot = self._memory.get(page.id)
         return hot.listing if hot is not None and hot.page.version == page.version else None
 
     def put_listing(self, page: Page, listing: dict[str, PackageFile]) -> None:
         """Hold the listing as well."""
-        self._hot.put_listing(page, listing)
+        self._memory.put_listing(page, listing)
 
-    async def _look(self, page: PageId, hot: Hot | None) -> Page | None:
+    async def _look(self, page: PageId, hot: MemoryEntry | None) -> Page | None:
         if hot is not None:
             stamp = await self._catalog.page_stamp(page)
             if stamp is None:

@@ -1,8 +1,8 @@
 """Turns what upstream sent into a page's forms, each rendered and compressed once, off the reactor thread.
 
-Small pages are pressed in a thread. A large one would hold the interpreter for whole seconds even there, so that goes
+Small pages are rendered in a thread. A large one would hold the interpreter for whole seconds even there, so that goes
 to a child process: ``python -m mypypi.pages.rendering`` reads one page from stdin, writes its forms to stdout, and
-ends. Knows `IEcosystem.press`. Must never know upstream, catalog, or clients.
+ends. Knows `IEcosystem.render`. Must never know upstream, catalog, or clients.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import msgspec
 from attrs import evolve, field, frozen
 
 from mypypi.ecosystems import ECOSYSTEMS
-from mypypi.errors import MyPyPiError, UpstreamBroken
-from mypypi.model import BASE_PLACEHOLDER, Form, PageId, Rendered, Source
+from mypypi.errors import BadUpstreamResponse, MyPyPiError
+from mypypi.model import BASE_PLACEHOLDER, Form, PageId, RenderedForm, SourceDocument
 
 if TYPE_CHECKING:
     from mypypi.threads import Threads
@@ -32,36 +32,38 @@ _LEVEL = 6
 
 
 @frozen
-class Printed:
-    """What `Pressed` says, its forms compressed as they are kept."""
+class CompressedPage:
+    """What `RenderedPage` says, its forms compressed as they are kept."""
 
     forms: dict[str, Form]
-    strays: tuple[str, ...] = ()
+    indexed_links: tuple[str, ...] = ()
     modified: str = ""
 
 
 @frozen
-class Press:
+class Renderer:
     """Presses pages of one ecosystem, named as in `ECOSYSTEMS`, behind one upstream URL."""
 
     package_type: str
     upstream_url: str
     threads: Threads
 
-    async def press(self, page: PageId, source: Source, withheld: frozenset[str]) -> Printed:
-        """The page's forms, and what else it says. Raises UpstreamBroken when it can't be understood."""
-        function = press if len(source.body) < _FOR_A_CHILD else press_in_child
+    async def render(self, page: PageId, source: SourceDocument, withheld: frozenset[str]) -> CompressedPage:
+        """The page's forms, and what else it says. Raises BadUpstreamResponse when it can't be understood."""
+        function = render if len(source.body) < _FOR_A_CHILD else render_in_child
         return await self.threads.run(function, self.package_type, self.upstream_url, page, source, withheld)
 
 
-def press(package_type: str, upstream_url: str, page: PageId, source: Source, withheld: frozenset[str]) -> Printed:
-    """Press a page here and now."""
-    pressed = ECOSYSTEMS[package_type](upstream_url).press(page, source, withheld)
-    forms = {name: compress(rendered) for name, rendered in pressed.forms.items()}
-    return Printed(forms, pressed.strays, pressed.modified)
+def render(
+    package_type: str, upstream_url: str, page: PageId, source: SourceDocument, withheld: frozenset[str]
+) -> CompressedPage:
+    """Render a page here and now."""
+    rendered = ECOSYSTEMS[package_type](upstream_url).render(page, source, withheld)
+    forms = {name: compress(rendered) for name, rendered in rendered.forms.items()}
+    return CompressedPage(forms, rendered.indexed_links, rendered.modified)
 
 
-def compress(rendered: Rendered) -> Form:
+def compress(rendered: RenderedForm) -> Form:
     """The form as it is kept. Its etag speaks of the identity bytes alone, so that it is the same on every host."""
     etag = hashlib.sha256(rendered.body).hexdigest()[:32]
     body = gzip(rendered.body)
@@ -94,10 +96,10 @@ def gzip(data: bytes) -> bytes:
     return compressor.compress(data) + compressor.flush()
 
 
-def press_in_child(
-    package_type: str, upstream_url: str, page: PageId, source: Source, withheld: frozenset[str]
-) -> Printed:
-    """Press a page in a process of its own. Blocks; raises UpstreamBroken."""
+def render_in_child(
+    package_type: str, upstream_url: str, page: PageId, source: SourceDocument, withheld: frozenset[str]
+) -> CompressedPage:
+    """Render a page in a process of its own. Blocks; raises BadUpstreamResponse."""
     order = (package_type, upstream_url, page, source, withheld)
     try:
         child = subprocess.run(
@@ -109,20 +111,22 @@ def press_in_child(
             check=True,
         )
     except (subprocess.SubprocessError, OSError) as error:
-        raise UpstreamBroken(f"the page {page} could not be taken in ({type(error).__name__})") from error
-    trouble, printed = msgspec.msgpack.decode(child.stdout, type=tuple[str, Printed])
+        raise BadUpstreamResponse(f"the page {page} could not be taken in ({type(error).__name__})") from error
+    trouble, printed = msgspec.msgpack.decode(child.stdout, type=tuple[str, CompressedPage])
     if trouble:
-        raise UpstreamBroken(trouble)
+        raise BadUpstreamResponse(trouble)
     return printed
 
 
 def main() -> None:
     """The child: one page in, its forms out."""
-    order = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=tuple[str, str, PageId, Source, frozenset[str]])
+    order = msgspec.msgpack.decode(
+        sys.stdin.buffer.read(), type=tuple[str, str, PageId, SourceDocument, frozenset[str]]
+    )
     try:
-        result = ("", press(*order))
+        result = ("", render(*order))
     except MyPyPiError as error:
-        result = (str(error), Printed({}))
+        result = (str(error), CompressedPage({}))
     sys.stdout.buffer.write(msgspec.msgpack.encode(result))
 
 

@@ -9,7 +9,7 @@ from mypypi.model import Digest, Link, PackageFile, StoredFile
 
 
 @frozen
-class Served:
+class LocalContent:
     """Bytes to serve from here. Its receiver closes the content. `hit`: they were stored before the request."""
 
     content: Content
@@ -18,7 +18,7 @@ class Served:
 
 
 @frozen
-class Described:
+class FileDescription:
     """What is known of a file without its bytes: enough for a HEAD."""
 
     digest: Digest | None
@@ -26,7 +26,7 @@ class Described:
 
 
 @frozen
-class Linked:
+class StoredElsewhere:
     """The file is stored elsewhere: the client is sent there, or gets the bytes from there `through` this server."""
 
     stored: StoredFile
@@ -35,17 +35,17 @@ class Linked:
 
 
 @frozen
-class Elsewhere:
+class RedirectToUpstream:
     """The client gets the bytes from upstream itself, at this URL."""
 
     url: str
 
 
 @frozen
-class PassedThrough:
+class PassThrough:
     """No draft can be kept, and a client could not get the bytes itself: they go through without being kept."""
 
     file: PackageFile
 
 
-FileAnswer = Served | Described | Linked | Elsewhere | PassedThrough
+FileAnswer = LocalContent | FileDescription | StoredElsewhere | RedirectToUpstream | PassThrough

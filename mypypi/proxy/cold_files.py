@@ -14,9 +14,9 @@ from twisted.internet.defer import TimeoutError as WaitedTooLong
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from mypypi.errors import CatalogDown, FetchedElsewhere, LookAgain, NotYet, StorageDown
+from mypypi.errors import AlreadyStored, CatalogDown, FetchedElsewhere, StillFetching, StorageDown
 from mypypi.model import PackageFile
-from mypypi.proxy.answers import Elsewhere, FileAnswer, PassedThrough, Served
+from mypypi.proxy.answers import FileAnswer, LocalContent, PassThrough, RedirectToUpstream
 from mypypi.worker.jobs import fetch_job
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ Stored = Callable[[PackageFile], Awaitable[FileAnswer | None]]
 
 
 @frozen
-class ColdFiles:
+class ColdFilePolicy:
     """MYPYPI_COLD_FILES, MYPYPI_UPSTREAM_STRICT and its wait; how many fetches may run here; and the id of the disk
     on which a worker must keep what it fetches, empty where any will do."""
 
@@ -44,12 +44,12 @@ class ColdFiles:
     disk: str = ""
 
 
-class Cold:
+class ColdFiles:
     """Answers for files that are not stored."""
 
     log = Logger()
 
-    def __init__(self, policy: ColdFiles, fetches: Fetches, queue: IQueue, upstream: Upstream, clock: Any) -> None:
+    def __init__(self, policy: ColdFilePolicy, fetches: Fetches, queue: IQueue, upstream: Upstream, clock: Any) -> None:
         self._policy = policy
         self._fetches = fetches
         self._queue = queue
@@ -61,12 +61,12 @@ class Cold:
         """
         What a client gets for this file now; `stored` looks whether it is stored by now.
 
-        Raises NotYet, and what ends a fetch.
+        Raises StillFetching, and what ends a fetch.
         """
         strict = self._policy.strict
         by_worker = self._policy.redirect and (strict or not self._upstream.needs_credentials(file.url))
         if by_worker and await self._queued(file):
-            return await self._stored_by_worker(file, stored) if strict else Elsewhere(file.url)
+            return await self._stored_by_worker(file, stored) if strict else RedirectToUpstream(file.url)
         return await self._fetched(file, stored)
 
     def in_trouble(self, why: str) -> None:
@@ -89,11 +89,11 @@ class Cold:
         while True:
             try:
                 return await self._fetched_here(file, until, anew=anew)
-            except (LookAgain, FetchedElsewhere) as error:  # noqa: PERF203 - a turn takes a quarter of a second
+            except (AlreadyStored, FetchedElsewhere) as error:  # noqa: PERF203 - a turn takes a quarter of a second
                 found = await stored(file)
                 if found is not None:
                     return found
-                if isinstance(error, LookAgain):
+                if isinstance(error, AlreadyStored):
                     anew = True  # it is in the storage, and can't be had from there
                 elif not self._policy.strict:
                     return self._without_us(file)
@@ -126,7 +126,7 @@ class Cold:
         except BaseException:
             content.close()
             raise
-        return Served(content, file.digest or content.digest, hit=False)
+        return LocalContent(content, file.digest or content.digest, hit=False)
 
     def _start(self, file: PackageFile, *, anew: bool) -> Content | None:
         """The content of a new fetch; None when there are too many already."""
@@ -139,8 +139,8 @@ class Cold:
         if self._policy.strict:
             raise StorageDown("the file can't be taken in and checked now: try again later")
         if self._upstream.needs_credentials(file.url):
-            return PassedThrough(file)
-        return Elsewhere(file.url)
+            return PassThrough(file)
+        return RedirectToUpstream(file.url)
 
     async def _whole(self, content: Content, until: float) -> None:
         """Strict: wait for the file to be whole and checked, but not for long."""
@@ -167,6 +167,6 @@ class Cold:
             self.log.info("files can be kept here again")
 
 
-def _not_yet(seconds: int) -> NotYet:
+def _not_yet(seconds: int) -> StillFetching:
     """The client is to come back after so many seconds, within bounds."""
-    return NotYet("the file is still being fetched and checked: try again", max(1, min(seconds, _LONGEST_WAIT)))
+    return StillFetching("the file is still being fetched and checked: try again", max(1, min(seconds, _LONGEST_WAIT)))

@@ -14,12 +14,12 @@ from twisted.logger import Logger
 from mypypi.errors import CatalogDown, MyPyPiError, NotFound, StorageDown, UpstreamDown, storage_error
 from mypypi.files.content import Content
 from mypypi.model import PackageFile, PageId, StoredFile
-from mypypi.proxy.answers import Described, FileAnswer, Linked, Served
+from mypypi.proxy.answers import FileAnswer, FileDescription, LocalContent, StoredElsewhere
 
 if TYPE_CHECKING:
     from mypypi.interfaces import ICatalog, IEcosystem, IStorage
-    from mypypi.pages.page_cache import PageAnswer, Pages
-    from mypypi.proxy.cold_files import Cold
+    from mypypi.pages.page_cache import CachedPage, PageCache
+    from mypypi.proxy.cold_files import ColdFiles
 
 
 class Proxy:
@@ -30,10 +30,10 @@ class Proxy:
     def __init__(
         self,
         ecosystem: IEcosystem,
-        pages: Pages,
+        pages: PageCache,
         catalog: ICatalog,
         storage: IStorage,
-        cold: Cold,
+        cold: ColdFiles,
         *,
         through: bool = False,
     ) -> None:
@@ -46,15 +46,15 @@ class Proxy:
         self._through = through
         self._unreadable = False
 
-    async def page(self, page: PageId) -> PageAnswer:
-        """As `Pages.get`."""
+    async def page(self, page: PageId) -> CachedPage:
+        """As `PageCache.get`."""
         return await self.pages.get(page)
 
     async def file(self, link: str, *, describe: bool = False) -> FileAnswer:
         """
         The file that our pages name by this link. With `describe`, what is known of it is enough.
 
-        Raises NotFound, NotYet, UpstreamDown, UpstreamBroken, StorageDown.
+        Raises NotFound, StillFetching, UpstreamDown, BadUpstreamResponse, StorageDown.
         """
         listed = await self._listed_here(link)
         stored = await self._stored(link, listed)
@@ -66,7 +66,7 @@ class Proxy:
             if stored is not None:
                 return stored
         if describe and listed.size is not None:
-            return Described(listed.digest, listed.size)
+            return FileDescription(listed.digest, listed.size)
         try:
             return await self._cold.answer(listed, lambda file: self._stored(link, file))
         except NotFound:
@@ -95,10 +95,10 @@ class Proxy:
         try:
             for _ in range(2):  # a file may leave the disk for the bucket between the look and the opening
                 stored = await self._storage.find(key)
-                if stored is None or (listed is not None and not stored.agrees_with(listed)):
+                if stored is None or (listed is not None and not stored.matches(listed)):
                     return None
                 if stored.path is None:
-                    return Linked(stored, await self._storage.link(stored), self._through)
+                    return StoredElsewhere(stored, await self._storage.link(stored), self._through)
                 served = _open(stored)
                 if served is not None:
                     self._readable()
@@ -125,7 +125,7 @@ class Proxy:
 
     async def _stray(self, link: str) -> PageId | None:
         try:
-            return await self._catalog.stray(link)
+            return await self._catalog.page_listing(link)
         except CatalogDown:
             return None
 
@@ -160,7 +160,7 @@ class Proxy:
             await self.pages.withhold(page, file.link)
 
 
-def _open(stored: StoredFile) -> Served | None:
+def _open(stored: StoredFile) -> LocalContent | None:
     """The content of a file on this host's disk; None when it has just gone."""
     assert stored.path is not None
     try:
@@ -169,4 +169,4 @@ def _open(stored: StoredFile) -> Served | None:
         return None
     except OSError as error:
         raise storage_error(error, "a stored file can't be read") from error
-    return Served(content, stored.digest, hit=True)
+    return LocalContent(content, stored.digest, hit=True)

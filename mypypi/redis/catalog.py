@@ -15,7 +15,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from mypypi.interfaces import ICatalog
-from mypypi.model import Digest, Form, Held, Page, PageId, Pause, StoredFile
+from mypypi.model import Digest, Form, HeldLease, Page, PageId, Pause, StoredFile
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
@@ -149,11 +149,11 @@ class RedisCatalog:
             return None
         return None if stamp is None else (stamp.version, stamp.checked_at)
 
-    async def put_page(self, page: Page, strays: tuple[str, ...]) -> None:
-        """See `ICatalog.put_page`. The strays come first: whoever sees the page can find them."""
+    async def put_page(self, page: Page, indexed_links: tuple[str, ...]) -> None:
+        """See `ICatalog.put_page`. The links come first: whoever sees the page can find them."""
         name = _name(page.id)
-        for start in range(0, len(strays), _STRAYS_AT_ONCE):
-            batch = strays[start : start + _STRAYS_AT_ONCE]
+        for start in range(0, len(indexed_links), _STRAYS_AT_ONCE):
+            batch = indexed_links[start : start + _STRAYS_AT_ONCE]
             await self._client.call("MSET", *(word for link in batch for word in (self._key("stray", link), name)))
         key, kept_for = self._key("page", name), _DAY if page.missing else 0
         await self._client.call("EVAL", _PUT, 2, key, f"{key}:new", kept_for, *_encode(page))
@@ -167,8 +167,8 @@ class RedisCatalog:
         """See `ICatalog.delete_page`."""
         await self._client.call("DEL", self._key("page", _name(page)))
 
-    async def stray(self, link: str) -> PageId | None:
-        """See `ICatalog.stray`."""
+    async def page_listing(self, link: str) -> PageId | None:
+        """See `ICatalog.page_listing`."""
         reply = await self._client.call("GET", self._key("stray", link))
         return None if reply is None else PageId(*(unquote(part) for part in reply.decode().split("/")))
 
@@ -221,14 +221,14 @@ class RedisCatalog:
         seconds = max(1, int(until - self._clock.seconds()))
         await self._client.call("SET", self._key("link", key), f"{until!r} {url}", "EX", seconds)
 
-    async def take_lease(self, name: str, owner: str, seconds: float, about: str = "") -> Held | None:
+    async def take_lease(self, name: str, owner: str, seconds: float, about: str = "") -> HeldLease | None:
         """See `ICatalog.take_lease`."""
         lease, key = msgspec.json.encode(_Lease(owner, about)), self._key("lease", name)
         reply = await self._client.call("EVAL", _TAKE_LEASE, 1, key, owner, lease, max(1, int(seconds * 1000)))
         if reply is None:
             return None
         held = msgspec.json.decode(reply[0], type=_Lease)
-        return Held(held.owner, max(0.0, int(reply[1]) / 1000), held.about)
+        return HeldLease(held.owner, max(0.0, int(reply[1]) / 1000), held.about)
 
     async def release_lease(self, name: str, owner: str) -> None:
         """See `ICatalog.release_lease`."""

@@ -16,7 +16,7 @@ from mypypi.errors import CatalogDown
 
 if TYPE_CHECKING:
     from mypypi.interfaces import ICatalog
-    from mypypi.model import Held
+    from mypypi.model import HeldLease
 
 #: Seconds for which a lease holds where nothing else is said.
 LEASE_SECONDS = 15.0
@@ -37,7 +37,7 @@ class Leases:
         self._seconds = seconds
         self._renewals: dict[str, LoopingCall] = {}
 
-    async def take(self, name: str, about: Callable[[], str] = str) -> Held | None:
+    async def take(self, name: str, about: Callable[[], str] = str) -> HeldLease | None:
         """
         Hold a lease until it is let go of: None; else who holds it. `about` is what others are told, asked for anew at
         each renewal. Raises CatalogDown.

@@ -17,7 +17,7 @@ from attrs import evolve
 from zope.interface import implementer
 
 from mypypi.interfaces import IQueue
-from mypypi.model import DeadJob, Job, QueueState, Taken
+from mypypi.model import ClaimedJob, DeadJob, Job, QueueState
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
@@ -153,23 +153,23 @@ class RedisQueue:
         stream = self._stream(job)
         await self._client.call("EVAL", _PUT, 2, stream, self._marker(job), _encode(job), _MARKER_SECONDS)
 
-    async def take(self, count: int) -> list[Taken]:
+    async def take(self, count: int) -> list[ClaimedJob]:
         """See `IQueue.take`."""
-        taken: list[Taken] = []
+        taken: list[ClaimedJob] = []
         for stream in self._streams():
             if len(taken) < count:
                 taken += await self._take_from(stream, count - len(taken))
         return taken or await self._wait_for_more(count)
 
-    async def renew(self, taken: Taken) -> None:
+    async def renew(self, taken: ClaimedJob) -> None:
         """See `IQueue.renew`."""
         await self._client.call("XCLAIM", taken.stream, _GROUP, self._consumer, 0, taken.id, "JUSTID")
 
-    async def done(self, taken: Taken) -> None:
+    async def done(self, taken: ClaimedJob) -> None:
         """See `IQueue.done`."""
         await self._client.call("EVAL", _DONE, 2, taken.stream, self._marker(taken.job), _GROUP, taken.id)
 
-    async def failed(self, taken: Taken, why: str) -> bool:
+    async def failed(self, taken: ClaimedJob, why: str) -> bool:
         """See `IQueue.failed`."""
         job = evolve(taken.job, tries=taken.job.tries + 1)
         if job.tries >= MOST_TRIES:
@@ -181,7 +181,7 @@ class RedisQueue:
         )
         return True
 
-    async def hand_back(self, taken: Taken) -> None:
+    async def hand_back(self, taken: ClaimedJob) -> None:
         """See `IQueue.hand_back`."""
         await self._client.call("EVAL", _HAND_BACK, 1, taken.stream, _GROUP, taken.id, _encode(taken.job))
 
@@ -234,7 +234,7 @@ class RedisQueue:
     def _marker(self, job: Job) -> str:
         return f"{self._stream(job)}:queued:{job.kind}:{job.name}"
 
-    async def _take_from(self, stream: str, count: int) -> list[Taken]:
+    async def _take_from(self, stream: str, count: int) -> list[ClaimedJob]:
         """What is there now: jobs whose claim ran out, looked for a part at a time, then new ones."""
         self._looked_until[stream], entries = await self._client.call(
             "EVAL", _TAKE, 2, stream, f"{stream}:later", _GROUP, self._consumer, count,
@@ -242,32 +242,32 @@ class RedisQueue:
         )  # fmt: skip
         return await self._readable(stream, entries)
 
-    async def _wait_for_more(self, count: int) -> list[Taken]:
+    async def _wait_for_more(self, count: int) -> list[ClaimedJob]:
         """The next job; Redis may give one of each stream, so that there may be one too many."""
         streams = self._streams()
         reply = await self._reader.call(
             "XREADGROUP", "GROUP", _GROUP, self._consumer, "COUNT", 1, "BLOCK", self._wait,
             "STREAMS", *streams, *(">" for _ in streams),
         )  # fmt: skip
-        taken: list[Taken] = []
+        taken: list[ClaimedJob] = []
         for stream, entries in reply or ():
             taken += await self._readable(stream.decode(), entries)
         for surplus in taken[count:]:
             await self.hand_back(surplus)
         return taken[:count]
 
-    async def _readable(self, stream: str, entries: list[tuple[bytes, list[bytes]] | None]) -> list[Taken]:
+    async def _readable(self, stream: str, entries: list[tuple[bytes, list[bytes]] | None]) -> list[ClaimedJob]:
         """The jobs in these entries. What is none is set aside; what was deleted while somebody held it is nothing."""
         taken = []
         for identity, fields in filter(None, entries):
-            each = Taken(_decode(identity, fields), stream, identity.decode())
+            each = ClaimedJob(_decode(identity, fields), stream, identity.decode())
             if each.job.kind == UNREADABLE:
                 await self._set_aside(each, each.job, "this is no job that this version can read")
             else:
                 taken.append(each)
         return taken
 
-    async def _set_aside(self, taken: Taken, job: Job, why: str) -> None:
+    async def _set_aside(self, taken: ClaimedJob, job: Job, why: str) -> None:
         reason = why[:_LONGEST_WHY].encode(errors="replace")
         await self._client.call(
             "EVAL", _BURY, 3, taken.stream, f"{self._base}:dead", self._marker(job),

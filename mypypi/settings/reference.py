@@ -12,7 +12,7 @@ import environ
 from attrs import fields, frozen
 
 from mypypi.settings.settings import Settings
-from mypypi.settings.types import Kind
+from mypypi.settings.types import SettingType
 
 if TYPE_CHECKING:
     from attrs import AttrsInstance
@@ -26,7 +26,7 @@ class Variable:
     help: str
     default: str
     embedded: str | None
-    kind: Kind
+    kind: SettingType
 
 
 def variables() -> list[Variable]:
@@ -39,7 +39,7 @@ def variables() -> list[Variable]:
             row["help_str"],
             _default_words(row["default"], field.metadata["shown"], field.metadata["embedded"]),
             field.metadata["embedded"],
-            cast("Kind", field.converter),
+            cast("SettingType", field.converter),
         )
         for row, field in zip(rows, fields(cast("type[AttrsInstance]", Settings)), strict=True)
     ]

@@ -24,9 +24,9 @@ from mypypi.settings.types import (
     REDIS_URL,
     SECONDS,
     URL,
-    Kind,
     RedisUrl,
     Secret,
+    SettingType,
     choice,
     endpoint,
     matching,
@@ -51,7 +51,13 @@ def default_upstream(package_type: str) -> str:
 
 
 def _setting(
-    default: Any, kind: Kind, about: str, *, name: str | None = None, embedded: str | None = None, shown: str = ""
+    default: Any,
+    kind: SettingType,
+    about: str,
+    *,
+    name: str | None = None,
+    embedded: str | None = None,
+    shown: str = "",
 ) -> Any:
     """
     `environ.var` with what tables and ``twistd mypypi`` need besides.
@@ -74,7 +80,7 @@ class Settings:
     )
     upstream_url: str = _setting(
         Factory(lambda settings: default_upstream(settings.package_type), takes_self=True),
-        Kind(url, f"{URL} (those go in {PREFIX}UPSTREAM_USERNAME and {PREFIX}UPSTREAM_PASSWORD)"),
+        SettingType(url, f"{URL} (those go in {PREFIX}UPSTREAM_USERNAME and {PREFIX}UPSTREAM_PASSWORD)"),
         "The index or registry behind it, without the trailing ``/simple``.",
         shown="the public PyPI in pypi mode, the public npm registry in npm mode",
     )
@@ -113,7 +119,7 @@ class Settings:
     )
     s3_prefix: str = _setting(
         None,
-        Kind(lambda text: text.strip("/"), "text", unset=""),
+        SettingType(lambda text: text.strip("/"), "text", unset=""),
         "With ``s3``: what every key in the bucket begins with.",
     )
     s3_access_key: Secret | None = _setting(
@@ -123,7 +129,7 @@ class Settings:
     )
     s3_secret_key: Secret | None = _setting(None, CREDENTIAL, "Secret key for S3.")
     s3_endpoint_url: str | None = _setting(
-        None, Kind(url, URL), "For other providers than AWS: the endpoint with its ``https://``."
+        None, SettingType(url, URL), "For other providers than AWS: the endpoint with its ``https://``."
     )
     s3_region: str | None = _setting(
         None, matching("[A-Za-z0-9-]+", "a region's name, as in eu-central-1"), "The bucket's region."
@@ -152,7 +158,7 @@ class Settings:
     )
     redis_url: RedisUrl | None = _setting(
         "redis://localhost:6379",
-        Kind(RedisUrl.parse, REDIS_URL, secret=True),
+        SettingType(RedisUrl.parse, REDIS_URL, secret=True),
         "``redis://`` or ``rediss://`` (TLS), with user, password and database, or ``unix://`` and a path; "
         "``mypypi`` starts a private Redis of its own where this is not set.",
         embedded="",
@@ -171,19 +177,19 @@ class Settings:
     )
     listen: str = _setting(
         "tcp:80",
-        Kind(endpoint, "a Twisted server endpoint description, as in tcp:80 or unix:/run/mypypi.sock"),
+        SettingType(endpoint, "a Twisted server endpoint description, as in tcp:80 or unix:/run/mypypi.sock"),
         "A Twisted server endpoint description (``tcp:80``, ``unix:…``, ``systemd:…``, ``ssl:…``); also ``--listen``.",
         embedded="tcp:8080:interface=127.0.0.1",
     )
     public_url: str | None = _setting(
         None,
-        Kind(url, URL),
+        SettingType(url, URL),
         "The address clients use, where it differs from the request's own (TLS termination, path prefix).",
         shown="taken from the request",
     )
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = _setting(
         None,
-        Kind(networks, "addresses or networks, separated by commas, as in 127.0.0.1, 10.0.0.0/8", unset=()),
+        SettingType(networks, "addresses or networks, separated by commas, as in 127.0.0.1, 10.0.0.0/8", unset=()),
         "Proxies in front of this server, by address or network: ``Forwarded`` and ``X-Forwarded-Proto``, ``-Host`` "
         "and ``-Prefix`` are believed from these alone.",
         shown="none",

@@ -96,7 +96,7 @@ class RedisUrl:
 
 
 @frozen
-class Kind:
+class SettingType:
     """
     What texts a setting takes: the converter of its field, and words for what it takes.
 
@@ -120,7 +120,9 @@ class Kind:
         return False
 
 
-def matching(pattern: str, expected: str, convert: Callable[[str], object] = str, *, secret: bool = False) -> Kind:
+def matching(
+    pattern: str, expected: str, convert: Callable[[str], object] = str, *, secret: bool = False
+) -> SettingType:
     """Texts that match this pattern, as they are or converted."""
 
     def matched(text: str) -> object:
@@ -128,15 +130,15 @@ def matching(pattern: str, expected: str, convert: Callable[[str], object] = str
             raise ValueError(expected)
         return convert(text)
 
-    return Kind(matched, expected, secret)
+    return SettingType(matched, expected, secret)
 
 
-def choice(*words: str) -> Kind:
+def choice(*words: str) -> SettingType:
     """One of these words."""
     return matching("|".join(words), " or ".join(words))
 
 
-def number(what: str, lowest: int = 1, highest: int = 999_999_999) -> Kind:
+def number(what: str, lowest: int = 1, highest: int = 999_999_999) -> SettingType:
     """A whole number within these bounds."""
 
     def number(text: str) -> int:
@@ -144,7 +146,7 @@ def number(what: str, lowest: int = 1, highest: int = 999_999_999) -> Kind:
             raise ValueError(text)
         return int(text)
 
-    return Kind(number, f"{what} from {lowest} to {highest}")
+    return SettingType(number, f"{what} from {lowest} to {highest}")
 
 
 def boolean(text: str) -> bool:
@@ -188,7 +190,7 @@ def endpoint(text: str) -> str:
 
 
 SECONDS = number("a whole number of seconds")
-BOOLEAN = Kind(boolean, "true or false (or 1, yes, on, 0, no, off)")
-DIRECTORY = Kind(lambda text: Path(text).absolute(), "a path")
+BOOLEAN = SettingType(boolean, "true or false (or 1, yes, on, 0, no, off)")
+DIRECTORY = SettingType(lambda text: Path(text).absolute(), "a path")
 CREDENTIAL = matching(r"[^\x00-\x1f\x7f]+", "text without a line break or other control character", Secret, secret=True)
 URL = "an http:// or https:// address with a host, and without a query, a fragment or credentials"

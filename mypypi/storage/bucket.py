@@ -17,7 +17,7 @@ from twisted.internet.defer import TimeoutError as WaitedTooLong
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from mypypi.coalescing import Once
+from mypypi.coalescing import Coalescer
 from mypypi.errors import CatalogDown, StorageDown, storage_error
 from mypypi.interfaces import IStorage
 from mypypi.model import Digest, Job, Link, StoredFile, fetch_lease
@@ -69,8 +69,8 @@ class BucketStorage:
         self._disk = disk
         self._public = public
         self._link_seconds = link_seconds
-        self._looking: Once[StoredFile | None] = Once()
-        #: What waits on the disk, as of the last `weigh`, and what this process has added since.
+        self._looking: Coalescer[StoredFile | None] = Coalescer()
+        #: What waits on the disk, as of the last `measure`, and what this process has added since.
         self.waiting_bytes = 0
         self._trouble = ""
         self._quiet_until = 0.0
@@ -97,7 +97,7 @@ class BucketStorage:
         await self.queue_upload(key)
         return stored
 
-    async def weigh(self) -> None:
+    async def measure(self) -> None:
         """See how much waits for its upload. There may be many files: a thread looks."""
         with suppress(OSError):
             self.waiting_bytes = await self._threads.run(self._waiting.weight)

@@ -23,7 +23,7 @@ RAW_ENCODING = "X-Raw-Content-Encoding"
 
 @implementer(IAgent)
 @define
-class Undecoded:
+class RawEncodingAgent:
     """
     Innermost agent: asks for this encoding, whatever treq adds, and hides the one that comes from treq.
 
@@ -64,7 +64,7 @@ class _QuietPool(HTTPConnectionPool):
     _factory = _QuietFactory
 
 
-def quiet_pool(reactor: Any, most: int) -> HTTPConnectionPool:
+def connection_pool(reactor: Any, most: int) -> HTTPConnectionPool:
     """Connections that are kept open, at most so many to each host."""
     pool = _QuietPool(reactor)
     pool.maxPersistentPerHost = most

@@ -32,7 +32,7 @@ class _Known:
     looked_at: float
 
 
-class Pauses:
+class Backoff:
     """
     Pauses by name. One that is over is still told, for a few minutes: what failed may fail again, and then pauses for
     longer. Each pause is a little longer or shorter than others, so that not all that failed comes back at once.

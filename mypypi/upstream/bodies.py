@@ -14,10 +14,10 @@ from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 
-from mypypi.errors import UpstreamBroken, UpstreamDown
+from mypypi.errors import BadUpstreamResponse, UpstreamDown
 
 
-def hang_up(receiver: Protocol) -> None:
+def abort_connection(receiver: Protocol) -> None:
     """
     Close the connection whose body goes to this receiver, now.
 
@@ -32,10 +32,10 @@ def hang_up(receiver: Protocol) -> None:
         transport.loseConnection()
 
 
-class Collector(Protocol):
+class BodyCollector(Protocol):
     """
     Takes in a page of at most `largest` bytes, and decodes it where it is `gzipped`. No silence may last longer than
-    `timeout` (seconds). `done` fires with the page; fails with UpstreamDown or UpstreamBroken.
+    `timeout` (seconds). `done` fires with the page; fails with UpstreamDown or BadUpstreamResponse.
     """
 
     def __init__(self, clock: Any, timeout: float, largest: int, *, gzipped: bool) -> None:
@@ -45,7 +45,7 @@ class Collector(Protocol):
         self._error: Exception | None = None
         self._timeout = timeout
         self._largest = largest
-        self._decoder = _Gunzip() if gzipped else None
+        self._decoder = _GzipDecoder() if gzipped else None
         self._silence = clock.callLater(timeout, self._stalled)
 
     def dataReceived(self, data: bytes) -> None:
@@ -56,12 +56,12 @@ class Collector(Protocol):
         try:
             data = data if self._decoder is None else self._decoder.decode(data)
         except zlib.error:
-            self._fail(UpstreamBroken("upstream sends a page in gzip that is damaged"))
+            self._fail(BadUpstreamResponse("upstream sends a page in gzip that is damaged"))
             return
         self._chunks.append(data)
         self._size += len(data)
         if self._size > self._largest:
-            self._fail(UpstreamBroken("upstream sends a page without end"))
+            self._fail(BadUpstreamResponse("upstream sends a page without end"))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self._silence.active():
@@ -74,7 +74,7 @@ class Collector(Protocol):
         elif not reason.check(ResponseDone) and not (reason.check(PotentialDataLoss) and _has_an_end(content)):
             self.done.errback(UpstreamDown("upstream closed the connection in the middle of a page"))
         elif self._decoder is not None and not self._decoder.is_whole:
-            self.done.errback(UpstreamBroken("upstream sends a page in gzip that ends early"))
+            self.done.errback(BadUpstreamResponse("upstream sends a page in gzip that ends early"))
         else:
             self.done.callback(content)
 
@@ -84,7 +84,7 @@ class Collector(Protocol):
     def _fail(self, error: Exception) -> None:
         self._error = error
         self._chunks.clear()
-        hang_up(self)
+        abort_connection(self)
 
 
 def _has_an_end(content: bytes) -> bool:
@@ -93,34 +93,34 @@ def _has_an_end(content: bytes) -> bool:
     return tail.endswith((b"}", b"</html>"))
 
 
-class Nobody(Protocol):
+class RefusedBody(Protocol):
     """Wants no byte of a body, however short."""
 
     def connectionMade(self) -> None:
-        hang_up(self)
+        abort_connection(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         pass
 
 
-class Sink(Protocol):
+class DiscardedBody(Protocol):
     """Reads off a body that is short and comes soon."""
 
     def __init__(self, clock: Any, timeout: float) -> None:
         self._room = 64 * 1024
-        self._patience = clock.callLater(timeout, hang_up, self)
+        self._patience = clock.callLater(timeout, abort_connection, self)
 
     def dataReceived(self, data: bytes) -> None:
         self._room -= len(data)
         if self._room < 0:
-            hang_up(self)
+            abort_connection(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self._patience.active():
             self._patience.cancel()
 
 
-class _Gunzip:
+class _GzipDecoder:
     """Decodes gzip (RFC 1952), whose checksum and end tell whether all of it came."""
 
     def __init__(self) -> None:

@@ -20,14 +20,14 @@ from mypypi.observability import metrics
 if TYPE_CHECKING:
     from mypypi.interfaces import ICatalog
     from mypypi.model import Pause
-    from mypypi.upstream.backoff import Pauses
+    from mypypi.upstream.backoff import Backoff
 
 #: Failures in a row after which the breaker opens.
 _FAILURES = 5
 
 
 @frozen
-class Pass:
+class Permit:
     """Leave for one request to an origin, to be settled by how it ended. A `trial` is the only one after a pause."""
 
     origin: str
@@ -45,8 +45,8 @@ class Breaker:
 
     log = Logger()
 
-    def __init__(self, pauses: Pauses, catalog: ICatalog, owner: str, clock: Any, seconds: float) -> None:
-        self._pauses = pauses
+    def __init__(self, backoff: Backoff, catalog: ICatalog, owner: str, clock: Any, seconds: float) -> None:
+        self._backoff = backoff
         self._catalog = catalog
         self._owner = owner
         self._clock = clock
@@ -57,21 +57,21 @@ class Breaker:
 
     def left(self, url: str) -> float:
         """Seconds for which this URL's origin is not asked, as far as it is known in this process."""
-        return self._pauses.left(origin_of(url))
+        return self._backoff.left(origin_of(url))
 
     async def check(self, url: str) -> None:
         """Raises UpstreamPaused with the reason while this URL's origin is not asked."""
         origin = origin_of(url)
-        pause = await self._pauses.look(origin)
+        pause = await self._backoff.look(origin)
         if pause is not None and pause.until > self._clock.seconds():
             raise self._paused(pause)
 
-    async def ask_leave(self, url: str) -> Pass:
+    async def acquire(self, url: str) -> Permit:
         """Leave for a request to this URL. Raises UpstreamPaused with the reason, and when to come back."""
         origin = origin_of(url)
-        pause = await self._pauses.look(origin)
+        pause = await self._backoff.look(origin)
         if pause is None:
-            return Pass(origin)
+            return Permit(origin)
         if pause.until > self._clock.seconds():
             self._show(origin, pause)
             raise self._paused(pause)
@@ -81,38 +81,38 @@ class Breaker:
         if not await self._is_ours(origin):
             self._trials.discard(origin)
             raise self._paused(pause)
-        return Pass(origin, trial=True)
+        return Permit(origin, trial=True)
 
-    async def worked(self, leave: Pass) -> None:
+    async def succeeded(self, permit: Permit) -> None:
         """An answer came, whatever it says."""
-        self._failures.pop(leave.origin, None)
-        if leave.trial:
-            await self._pauses.end(leave.origin)
-            self._hide(leave.origin)
-            self.log.info("{origin} is asked again", origin=leave.origin)
-            await self.give_back(leave)
+        self._failures.pop(permit.origin, None)
+        if permit.trial:
+            await self._backoff.end(permit.origin)
+            self._hide(permit.origin)
+            self.log.info("{origin} is asked again", origin=permit.origin)
+            await self.release(permit)
 
-    async def failed(self, leave: Pass, why: str, told: float | None = None) -> None:
+    async def failed(self, permit: Permit, why: str, told: float | None = None) -> None:
         """No answer came, or none that helps. `told`: seconds for which upstream wants to be left alone."""
-        origin, before = leave.origin, self._pauses.known(leave.origin)
+        origin, before = permit.origin, self._backoff.known(permit.origin)
         if before is None:
             self._failures[origin] = self._failures.get(origin, 0) + 1
         # A failure of what went out before the pause tells nothing new.
-        if leave.trial or self._failures.get(origin, 0) >= _FAILURES or (told or 0) > self._pauses.left(origin):
+        if permit.trial or self._failures.get(origin, 0) >= _FAILURES or (told or 0) > self._backoff.left(origin):
             self._failures.pop(origin, None)
-            pause = await self._pauses.begin(origin, why, seconds=told)
+            pause = await self._backoff.begin(origin, why, seconds=told)
             self._show(origin, pause)
             if before is None:
                 seconds = max(1, round(pause.until - self._clock.seconds()))
                 self.log.warn("{origin} is not asked for {seconds} s: {why}", origin=origin, seconds=seconds, why=why)
-        await self.give_back(leave)
+        await self.release(permit)
 
-    async def give_back(self, leave: Pass) -> None:
+    async def release(self, permit: Permit) -> None:
         """Nothing was learnt: somebody else may be the trial."""
-        if leave.trial:
-            self._trials.discard(leave.origin)
+        if permit.trial:
+            self._trials.discard(permit.origin)
             with suppress(CatalogDown):
-                await self._catalog.release_lease(f"trial:{leave.origin}", self._owner)
+                await self._catalog.release_lease(f"trial:{permit.origin}", self._owner)
 
     async def _is_ours(self, origin: str) -> bool:
         try:

@@ -12,12 +12,12 @@ from urllib.parse import urljoin, urlsplit
 from attrs import evolve
 from twisted.web.iweb import IAgent, IResponse
 
-from mypypi.errors import NotFound, UpstreamBroken, UpstreamDown, UpstreamRefused
-from mypypi.model import Source
+from mypypi.errors import BadUpstreamResponse, NotFound, UpstreamDown, UpstreamRefused
+from mypypi.model import SourceDocument
 from mypypi.observability import metrics
-from mypypi.upstream.bodies import Collector
+from mypypi.upstream.bodies import BodyCollector
 from mypypi.upstream.breaker import origin_of
-from mypypi.upstream.limiter import Turns
+from mypypi.upstream.limiter import ConcurrencyLimiter
 from mypypi.upstream.requester import Credentials, Request, Requester
 from mypypi.upstream.responses import (
     FileResponse,
@@ -64,7 +64,7 @@ class Upstream:
         self._reactor = reactor
         self._breaker = breaker
         self._metered = metered
-        self._turns = Turns(concurrency, metered=metered)
+        self._limiter = ConcurrencyLimiter(concurrency, metered=metered)
         self._requester = Requester(
             reactor,
             url,
@@ -82,9 +82,9 @@ class Upstream:
         return self._requester.needs_credentials(url)
 
     @property
-    def spare(self) -> bool:
+    def has_spare_capacity(self) -> bool:
         """Whether upstream can be asked for what nobody waits for."""
-        return self._turns.spare and not self.paused
+        return self._limiter.has_spare_capacity and not self.paused
 
     @property
     def paused(self) -> bool:
@@ -97,20 +97,20 @@ class Upstream:
             await self._breaker.check(self.url)
 
     async def page(
-        self, path: str, accept: str, etag: str = "", modified: str = "", *, patient: bool = False
+        self, path: str, accept: str, etag: str = "", modified: str = "", *, background: bool = False
     ) -> PageResponse:
         """
         The page at this path below upstream's URL, whole; without a source when the validators still hold.
 
-        With `patient`, upstream is asked only while more than half of the places are free.
-        Raises NotFound, UpstreamDown, UpstreamRefused, UpstreamBroken.
+        With `background`, upstream is asked only while more than half of the places are free.
+        Raises NotFound, UpstreamDown, UpstreamRefused, BadUpstreamResponse.
         """
         headers = {"Accept": accept}
         if etag:
             headers["If-None-Match"] = etag
         if modified:
             headers["If-Modified-Since"] = modified
-        response = await self._get(Request("page", self.url + path, headers), patient=patient)
+        response = await self._get(Request("page", self.url + path, headers), background=background)
         try:
             if response.status == 304:  # noqa: PLR2004 - not modified
                 return PageResponse(None, etag, modified)
@@ -119,14 +119,14 @@ class Upstream:
             response.close()
         if self._metered:
             metrics.UPSTREAM_BYTES.labels("page").inc(len(content) if response.length is None else response.length)
-        source = Source(content, response.header("content-type"), response.url)
+        source = SourceDocument(content, response.header("content-type"), response.url)
         return PageResponse(source, response.header("etag"), response.header("last-modified"))
 
     async def file(self, url: str, headers: Mapping[str, str]) -> FileResponse:
         """
         The response to a GET of this URL, a 200 or a 206, with its body still to come; the caller closes it.
 
-        Raises NotFound, UpstreamDown, UpstreamRefused, UpstreamBroken.
+        Raises NotFound, UpstreamDown, UpstreamRefused, BadUpstreamResponse.
         """
         return await self._get(Request("file", url, dict(headers)))
 
@@ -134,7 +134,7 @@ class Upstream:
         """
         Upstream's response to this very request at `target` (path and query), whatever its status.
 
-        Raises UpstreamDown, UpstreamBroken.
+        Raises UpstreamDown, BadUpstreamResponse.
         """
         await self._take_turn(self.url)
         try:
@@ -142,38 +142,38 @@ class Upstream:
             response = await self._requester.send(request)
             if response.code in _REDIRECT_STATUSES:
                 self._requester.discard(response)
-                raise UpstreamBroken("upstream redirects what can't be asked elsewhere")
+                raise BadUpstreamResponse("upstream redirects what can't be asked elsewhere")
             body = FileResponse(response.code, response.headers, self.url, response, lambda: None)
             return PassedResponse(
                 response.code, first_values(response.headers), await self._collect(body, _LARGEST_PASSED)
             )
         finally:
-            self._turns.end()
+            self._limiter.release()
 
     async def stop(self) -> None:
         """Close the connections that are kept open."""
         await self._requester.stop()
 
-    async def _get(self, request: Request, *, patient: bool = False) -> FileResponse:
+    async def _get(self, request: Request, *, background: bool = False) -> FileResponse:
         """Send a request and follow redirects by hand: credentials are decided anew at every step."""
-        await self._take_turn(request.url, patient=patient)
+        await self._take_turn(request.url, background=background)
         try:
             for _ in range(_REDIRECTS + 1):
                 response = await self._requester.send(request)
                 if response.code not in _REDIRECT_STATUSES:
                     self._check_status(response, request.headers)
-                    return FileResponse(response.code, response.headers, request.url, response, self._turns.end)
+                    return FileResponse(response.code, response.headers, request.url, response, self._limiter.release)
                 request = evolve(request, url=self._redirect_target(request.url, response))
-            raise UpstreamBroken("upstream redirects in circles")
+            raise BadUpstreamResponse("upstream redirects in circles")
         except BaseException:
-            self._turns.end()
+            self._limiter.release()
             raise
 
-    async def _take_turn(self, url: str, *, patient: bool = False) -> None:
+    async def _take_turn(self, url: str, *, background: bool = False) -> None:
         """Wait for a place among the running requests, unless upstream is not asked anyway."""
         if self._breaker is not None and self._breaker.left(url):
             await self._breaker.check(url)
-        await self._turns.take(patient=patient)
+        await self._limiter.acquire(background=background)
 
     def _check_status(self, response: IResponse, asked: Mapping[str, str]) -> None:
         status = response.code
@@ -187,7 +187,7 @@ class Upstream:
             raise UpstreamRefused(f"upstream refused the request ({status}): check the credentials it is asked with")
         if status == 429 or status >= 500:  # noqa: PLR2004 - too many requests, and the server's own errors
             raise UpstreamDown(f"upstream answered {status}", retry_after(response.headers, self._reactor.seconds()))
-        raise UpstreamBroken(f"upstream answered {status}")
+        raise BadUpstreamResponse(f"upstream answered {status}")
 
     def _redirect_target(self, url: str, response: IResponse) -> str:
         self._requester.discard(response)
@@ -201,13 +201,13 @@ class Upstream:
             scheme = ""
         downgrade = urlsplit(url).scheme == "https" and scheme != "https"
         if not location or scheme not in ("http", "https") or downgrade:
-            raise UpstreamBroken("upstream redirects to where we do not go")
+            raise BadUpstreamResponse("upstream redirects to where we do not go")
         return target
 
     async def _collect(self, response: FileResponse, largest: int = _LARGEST_PAGE) -> bytes:
-        """The whole body, decoded. Raises UpstreamDown, UpstreamBroken."""
+        """The whole body, decoded. Raises UpstreamDown, BadUpstreamResponse."""
         if response.encoding not in ("", "gzip"):
-            raise UpstreamBroken("upstream sends a page in an encoding that nobody asked for")
-        collector = Collector(self._reactor, self.timeout, largest, gzipped=bool(response.encoding))
+            raise BadUpstreamResponse("upstream sends a page in an encoding that nobody asked for")
+        collector = BodyCollector(self._reactor, self.timeout, largest, gzipped=bool(response.encoding))
         response.deliver(collector)
         return await collector.done

@@ -14,7 +14,7 @@ from mypypi.observability import metrics
 _WAITING = 16
 
 
-class Turns:
+class ConcurrencyLimiter:
     """At most `limit` requests to upstream at once. Those of a `metered` one are counted."""
 
     def __init__(self, limit: int, *, metered: bool = True) -> None:
@@ -22,18 +22,18 @@ class Turns:
         self._metered = metered
 
     @property
-    def spare(self) -> bool:
+    def has_spare_capacity(self) -> bool:
         """Whether more than half of the places are free, so that what nobody waits for may take one."""
         return self._places.tokens > self._places.limit // 2
 
-    async def take(self, *, patient: bool = False) -> None:
+    async def acquire(self, *, background: bool = False) -> None:
         """
-        Wait for a turn, which is to be ended. One who is `patient` gets none where there is no room to spare.
+        Wait for a turn, which is to be ended. One who is `background` gets none where there is no room to spare.
 
         Raises UpstreamBusy where too many wait.
         """
-        if len(self._places.waiting) >= _WAITING * self._places.limit or (patient and not self.spare):
-            if self._metered and not patient:
+        if len(self._places.waiting) >= _WAITING * self._places.limit or (background and not self.has_spare_capacity):
+            if self._metered and not background:
                 metrics.UPSTREAM_REFUSED.inc()
             raise UpstreamBusy("too many requests wait for upstream: try again")
         self._count(waiting=1)
@@ -43,7 +43,7 @@ class Turns:
             self._count(waiting=-1)
         self._count(running=1)
 
-    def end(self) -> None:
+    def release(self) -> None:
         """It is the next one's turn."""
         self._count(running=-1)
         self._places.release()

@@ -21,15 +21,15 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IResponse
 
 from mypypi import __version__
-from mypypi.errors import UpstreamDown, UpstreamSilent
+from mypypi.errors import UpstreamDown, UpstreamUnreachable
 from mypypi.observability import metrics
-from mypypi.upstream.agent import Undecoded, quiet_pool
-from mypypi.upstream.bodies import Sink
+from mypypi.upstream.agent import RawEncodingAgent, connection_pool
+from mypypi.upstream.bodies import DiscardedBody
 from mypypi.upstream.breaker import origin_of
 from mypypi.upstream.responses import first_value, retry_after
 
 if TYPE_CHECKING:
-    from mypypi.upstream.breaker import Breaker, Pass
+    from mypypi.upstream.breaker import Breaker, Permit
 
 _USER_AGENT = f"mypypi/{__version__}"
 #: Seconds before each retry of a request that failed fast; each pause is a little shorter or longer.
@@ -94,10 +94,10 @@ class Requester:
         self._metered = metered
         self._pool: HTTPConnectionPool | None = None
         if agent is None:
-            self._pool = quiet_pool(reactor, connections)
+            self._pool = connection_pool(reactor, connections)
             agent = Agent(reactor, connectTimeout=timeout, pool=self._pool)
-        self._gzip = HTTPClient(Undecoded(agent, "gzip"))
-        self._identity = HTTPClient(Undecoded(agent, "identity"))
+        self._gzip = HTTPClient(RawEncodingAgent(agent, "gzip"))
+        self._identity = HTTPClient(RawEncodingAgent(agent, "identity"))
 
     def needs_credentials(self, url: str) -> bool:
         """Whether requests to this URL carry credentials, which a client that is redirected there would lack."""
@@ -107,19 +107,19 @@ class Requester:
         """
         The response to this request, whatever its status; the breaker learns how it ended.
 
-        Raises UpstreamPaused while the origin is not asked, UpstreamSilent without an answer, UpstreamDown.
+        Raises UpstreamPaused while the origin is not asked, UpstreamUnreachable without an answer, UpstreamDown.
         """
-        leave = await self._breaker.ask_leave(request.url) if self._breaker is not None else None
+        permit = await self._breaker.acquire(request.url) if self._breaker is not None else None
         outcome = "none"
         try:
             response = await self._send_with_retries(request)
             outcome = f"{response.code // 100}xx"
-        except UpstreamSilent as error:
-            await self._settle(leave, str(error))
+        except UpstreamUnreachable as error:
+            await self._settle(permit, str(error))
             raise
         except BaseException:
-            if self._breaker is not None and leave is not None:
-                await self._breaker.give_back(leave)
+            if self._breaker is not None and permit is not None:
+                await self._breaker.release(permit)
             raise
         finally:
             if self._metered:
@@ -127,24 +127,24 @@ class Requester:
         failed = response.code == 429 or response.code >= 500  # noqa: PLR2004 - too many requests, server errors
         told = response.code in (429, 503) and bool(first_value(response.headers, "retry-after"))
         seconds = retry_after(response.headers, self._reactor.seconds()) if told else None
-        await self._settle(leave, f"upstream answered {response.code}" if failed else "", seconds)
+        await self._settle(permit, f"upstream answered {response.code}" if failed else "", seconds)
         return response
 
     def discard(self, response: IResponse) -> None:
         """Read a short body to its end, so that its connection can be used again."""
-        response.deliverBody(Sink(self._reactor, self.timeout))
+        response.deliverBody(DiscardedBody(self._reactor, self.timeout))
 
     async def stop(self) -> None:
         """Close the connections that are kept open."""
         if self._pool is not None:
             await self._pool.closeCachedConnections()
 
-    async def _settle(self, leave: Pass | None, why: str, told: float | None = None) -> None:
-        if self._breaker is not None and leave is not None:
+    async def _settle(self, permit: Permit | None, why: str, told: float | None = None) -> None:
+        if self._breaker is not None and permit is not None:
             if why:
-                await self._breaker.failed(leave, why, told)
+                await self._breaker.failed(permit, why, told)
             else:
-                await self._breaker.worked(leave)
+                await self._breaker.succeeded(permit)
 
     async def _send_with_retries(self, request: Request) -> IResponse:
         """The response of the last try: a request that failed fast, and does no harm twice, is sent again."""
@@ -157,7 +157,7 @@ class Requester:
                 if self._reactor.seconds() - began >= _FAST:
                     return response
                 self.discard(response)
-            except UpstreamSilent as error:
+            except UpstreamUnreachable as error:
                 cause = _cause(error.__cause__ or error)
                 fast = self._reactor.seconds() - began < _FAST
                 if not fast or not isinstance(cause, (Refused, ConnectionClosed)):
@@ -189,8 +189,8 @@ class Requester:
             if isinstance(cause, CancelledError) and self._reactor.seconds() - began < self.timeout - 0.001:
                 raise UpstreamDown("the request was given up") from None
             if isinstance(cause, CancelledError):
-                raise UpstreamSilent(f"upstream did not answer within {self.timeout:g} seconds") from None
-            raise UpstreamSilent(f"upstream can't be reached: {_reason(cause)}") from error
+                raise UpstreamUnreachable(f"upstream did not answer within {self.timeout:g} seconds") from None
+            raise UpstreamUnreachable(f"upstream can't be reached: {_reason(cause)}") from error
         response: IResponse = answer.original
         return response
 

@@ -13,9 +13,9 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
 from mypypi.dates import parse_date
-from mypypi.model import Source
+from mypypi.model import SourceDocument
 from mypypi.upstream.agent import RAW_ENCODING
-from mypypi.upstream.bodies import Nobody
+from mypypi.upstream.bodies import RefusedBody
 
 _LONGEST_RETRY_AFTER = 60
 #: Seconds to wait where upstream gives no Retry-After that can be read.
@@ -26,7 +26,7 @@ _DEFAULT_RETRY_AFTER = 5
 class PageResponse:
     """Upstream's response to a request for a page: its `source`, None when not modified; its validators, as sent."""
 
-    source: Source | None
+    source: SourceDocument | None
     etag: str
     modified: str
 
@@ -82,7 +82,7 @@ class FileResponse:
         if self._open:
             self._open = False
             if not self._delivered:
-                self.deliver(Nobody())  # a connection without a receiver for the body would stay open for ever
+                self.deliver(RefusedBody())  # a connection without a receiver for the body would stay open for ever
             self._closed()
 
 

@@ -30,13 +30,13 @@ class DrainingChannel(HTTPChannel):
         """A client came."""
         super().connectionMade()
         site: Any = self.factory
-        site.came(self)
+        site.connection_made(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """It is gone."""
         super().connectionLost(reason)
         site: Any = self.factory
-        site.went(self)
+        site.connection_lost(self)
 
     def dataReceived(self, data: bytes) -> None:
         """Bytes came."""
@@ -94,13 +94,13 @@ class DrainingSite(Site):
         self._channels: set[DrainingChannel] = set()
         self._drained: Deferred[None] | None = None
 
-    def came(self, channel: DrainingChannel) -> None:
+    def connection_made(self, channel: DrainingChannel) -> None:
         """There is one connection more."""
         self._channels.add(channel)
         if self._drained is not None:
             channel.drain()
 
-    def went(self, channel: DrainingChannel) -> None:
+    def connection_lost(self, channel: DrainingChannel) -> None:
         """There is one connection less."""
         self._channels.discard(channel)
         if self._drained is not None and not self._channels and not self._drained.called:

@@ -10,13 +10,13 @@ from twisted.internet.defer import Deferred
 
 from mypypi.errors import NotFound, UpstreamRefused
 from mypypi.keys import as_uri
-from mypypi.proxy.answers import Described, Elsewhere, Linked, PassedThrough, Served
+from mypypi.proxy.answers import FileDescription, LocalContent, PassThrough, RedirectToUpstream, StoredElsewhere
 from mypypi.proxy.proxy import Proxy
 from mypypi.web.conditions import Unsatisfiable, etag_matches, needs_total, range_applies, ranges_of
 from mypypi.web.errors import answer
 from mypypi.web.pass_through import pass_on, pass_through
 from mypypi.web.reader import Reader, Span
-from mypypi.web.request_log import mark
+from mypypi.web.request_log import set_kind
 
 if TYPE_CHECKING:
     from twisted.web.http import Request
@@ -45,27 +45,27 @@ class Files:
 
         Raises what `Proxy.file` does, and BadRequest.
         """
-        mark(request, "file")
+        set_kind(request, "file")
         found = await self.proxy.file(link, describe=request.method == b"HEAD")
-        if isinstance(found, Served):
+        if isinstance(found, LocalContent):
             return await self._serve(request, found)
-        if isinstance(found, Described):
+        if isinstance(found, FileDescription):
             _describe(request, found.digest)
             request.setHeader(b"content-length", b"%d" % found.size)
             request.setHeader(b"cache-status", b"MyPyPi; fwd=miss; detail=described")
             return b""
-        if isinstance(found, Linked):
+        if isinstance(found, StoredElsewhere):
             return await self._linked(request, link, found, lost=lost)
         request.setHeader(b"cache-status", b"MyPyPi; fwd=bypass")
-        if isinstance(found, Elsewhere):
+        if isinstance(found, RedirectToUpstream):
             body = answer(request, 302, "the file is at upstream")
             request.setHeader(b"location", as_uri(found.url).encode())
             return body
-        assert isinstance(found, PassedThrough)
+        assert isinstance(found, PassThrough)
         await pass_through(request, found.file, self.upstream, self.reactor)
         return b""
 
-    async def _linked(self, request: Request, link: str, linked: Linked, *, lost: bool) -> bytes:
+    async def _linked(self, request: Request, link: str, linked: StoredElsewhere, *, lost: bool) -> bytes:
         stored = linked.stored
         _describe(request, stored.digest)
         request.setHeader(b"cache-status", b"MyPyPi; hit")
@@ -98,7 +98,7 @@ class Files:
             return await self.serve(request, link, lost=True)
         return b""
 
-    async def _serve(self, request: Request, served: Served) -> bytes:
+    async def _serve(self, request: Request, served: LocalContent) -> bytes:
         content = served.content
         handed_over = False
         try:

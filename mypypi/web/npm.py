@@ -1,6 +1,7 @@
 """The routes of npm mode: packuments and what is cut out of them, tarballs, and the registry's own endpoints.
 
-A request goes: gate (`Gate`), route (here), proxy, then `PageResponses` or `Files`; what can't be cached is passed on.
+A request goes: validation (`RequestValidator`), route (here), proxy, then `PageResponses` or `Files`. What can't be
+cached is passed on to upstream.
 Knows routes and names. Must never decide what is served.
 """
 
@@ -12,7 +13,7 @@ from klein import Klein
 from werkzeug.http import parse_accept_header
 
 from mypypi.ecosystems.npm import ABBREVIATED, FULL, check_name, dist_tags, manifest
-from mypypi.errors import NotFound, UpstreamBroken
+from mypypi.errors import BadUpstreamResponse, NotFound
 from mypypi.model import PageId
 from mypypi.pages.rendering import Part
 from mypypi.web.errors import answer, answer_failure
@@ -90,7 +91,7 @@ class NPMRoutes:
         method, target = request.method.decode(), request.uri.decode("latin-1")
         passed = await self._upstream.pass_on(method, target, headers, request.content.read())
         if passed.status > 599:  # noqa: PLR2004 - nothing is defined beyond (RFC 9110, section 15)
-            raise UpstreamBroken(f"upstream answered {passed.status}")
+            raise BadUpstreamResponse(f"upstream answered {passed.status}")
         request.setResponseCode(passed.status)
         for name in _RETURNED:
             value = passed.headers.get(name, "")

@@ -17,12 +17,12 @@ from mypypi.dates import parse_date
 from mypypi.model import Form, PageId
 from mypypi.web.conditions import etag_matches
 from mypypi.web.negotiation import accepts_gzip, choose_type
-from mypypi.web.request_log import mark
+from mypypi.web.request_log import set_kind
 
 if TYPE_CHECKING:
     from twisted.web.http import Request
 
-    from mypypi.pages.page_cache import PageAnswer
+    from mypypi.pages.page_cache import CachedPage
     from mypypi.pages.rendering import Part
     from mypypi.proxy.proxy import Proxy
     from mypypi.web.public_address import Addresses
@@ -49,7 +49,7 @@ class PageResponses:
 
         Raises NotAcceptable, BadRequest, NotFound, and what `Proxy.page` does.
         """
-        mark(request, "page")
+        set_kind(request, "page")
         media_type = choose_type(_wanted(request), offered)
         answer = await self._proxy.page(page)
         form = answer.page.forms[offered[media_type]]
@@ -77,7 +77,7 @@ def _content_type(media_type: str) -> str:
     return "text/html; charset=utf-8" if media_type == "text/html" else media_type.replace(".latest+", ".v1+")
 
 
-def _set_freshness(request: Request, answer: PageAnswer) -> None:
+def _set_freshness(request: Request, answer: CachedPage) -> None:
     """A client may keep a page for as long as it is fresh here, so that its own cache adds nothing to our age."""
     request.setHeader(b"vary", b"Accept, Accept-Encoding")
     request.setHeader(b"cache-control", b"public, max-age=%d" % max(0, int(answer.ttl)))

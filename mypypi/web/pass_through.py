@@ -17,17 +17,17 @@ from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 from zope.interface import implementer
 
-from mypypi.errors import UpstreamBroken
+from mypypi.errors import BadUpstreamResponse
 from mypypi.files.content import HELD_BACK
 from mypypi.model import Digest, PackageFile
-from mypypi.upstream.bodies import hang_up
+from mypypi.upstream.bodies import abort_connection
 from mypypi.web.reader import Span, abort
 
 if TYPE_CHECKING:
     from twisted.python.failure import Failure
     from twisted.web.http import Request
 
-    from mypypi.proxy.answers import Linked
+    from mypypi.proxy.answers import StoredElsewhere
     from mypypi.upstream.client import Upstream
     from mypypi.upstream.responses import FileResponse
 
@@ -37,7 +37,7 @@ async def pass_through(request: Request, file: PackageFile, upstream: Upstream, 
     body = await upstream.file(file.url, {})
     try:
         if body.encoding:
-            raise UpstreamBroken("upstream sends a file in an encoding that nobody asked for")
+            raise BadUpstreamResponse("upstream sends a file in an encoding that nobody asked for")
         request.setHeader(b"content-type", b"application/octet-stream")
         request.setHeader(b"cache-control", b"no-store")
         if body.length is not None:
@@ -48,7 +48,7 @@ async def pass_through(request: Request, file: PackageFile, upstream: Upstream, 
 
 
 async def pass_on(
-    request: Request, linked: Linked, span: Span, bucket: Upstream, clock: Any, spoiled: Callable[[], object]
+    request: Request, linked: StoredElsewhere, span: Span, bucket: Upstream, clock: Any, spoiled: Callable[[], object]
 ) -> None:
     """
     Answer with a span of what a link leads to; status and headers are set already. `spoiled` is called where all came,
@@ -175,4 +175,4 @@ class _Passing(Protocol):
     def stopProducing(self) -> None:
         if self._silence.active():
             self._silence.cancel()
-        hang_up(self)
+        abort_connection(self)

@@ -1,7 +1,7 @@
 """The routes of pypi mode: the Simple Repository API, the JSON API, and package files.
 
-A request goes: gate (`Gate`), route (here), proxy, then `PageResponses` or `Files`. Knows routes and names. Must never
-decide what is served.
+A request goes: validation (`RequestValidator`), route (here), proxy, then `PageResponses` or `Files`. Knows routes and
+names. Must never decide what is served.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ _LONGEST_METHOD = 32
 _CLIENT_LEFT = 499
 
 
-class RequestLine(msgspec.Struct):
+class RequestRecord(msgspec.Struct):
     """One request: `size` in bytes of body, `seconds` up to the last byte that was handed over, `broken` off or not."""
 
     client: str
@@ -58,9 +58,9 @@ class RequestLine(msgspec.Struct):
         metrics.SENT_BYTES.labels(self.cache).inc(self.size)
 
 
-def line_of(request: Request, seconds: float, *, broken: bool) -> RequestLine:
+def record_of(request: Request, seconds: float, *, broken: bool) -> RequestRecord:
     """What is told of a request."""
-    return RequestLine(
+    return RequestRecord(
         getattr(request.getClientAddress(), "host", None) or "-",
         method_of(request.method),
         path_of(request.uri),
@@ -74,7 +74,7 @@ def line_of(request: Request, seconds: float, *, broken: bool) -> RequestLine:
     )
 
 
-def mark(request: Request, kind: Kind) -> None:
+def set_kind(request: Request, kind: Kind) -> None:
     """Say of what kind this request is."""
     marked: Any = request
     marked.kind = kind

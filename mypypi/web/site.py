@@ -18,7 +18,7 @@ from twisted.web.server import Request
 from mypypi.observability import metrics
 from mypypi.web.draining import DrainingChannel, DrainingSite
 from mypypi.web.reader import CLIENT_SILENCE
-from mypypi.web.request_log import RequestLine, choose_id, line_of, method_of, path_of
+from mypypi.web.request_log import RequestRecord, choose_id, method_of, path_of, record_of
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall
@@ -249,9 +249,9 @@ class WebSite(DrainingSite):
         built: Protocol | None = super().buildProtocol(addr)
         return built
 
-    def went(self, channel: DrainingChannel) -> None:
+    def connection_lost(self, channel: DrainingChannel) -> None:
         """There is one connection less."""
-        super().went(channel)
+        super().connection_lost(channel)
         host = getattr(channel.getPeer(), "host", None)
         if self._per_address and host is not None:
             self._connected[host] -= 1
@@ -261,7 +261,7 @@ class WebSite(DrainingSite):
     def log(self, request: Request, *, broken: bool = False) -> None:  # type: ignore[override] # it gets what it made
         """One line for a request that is over, and what is counted of it."""
         begun_at = getattr(request, "begun_at", None)
-        line = line_of(request, 0.0 if begun_at is None else self.now() - begun_at, broken=broken)
+        line = record_of(request, 0.0 if begun_at is None else self.now() - begun_at, broken=broken)
         line.count()
         _log_requests.info("{record}", record=line)
 
@@ -269,7 +269,7 @@ class WebSite(DrainingSite):
         """The same of one that was not read to its end."""
         method, uri = getattr(channel, "_command", b""), getattr(channel, "_path", b"")
         client = getattr(channel.getPeer(), "host", None) or "-"
-        line = RequestLine(client, method_of(method), path_of(uri), status, size, 0.0, "none", "other", "-")
+        line = RequestRecord(client, method_of(method), path_of(uri), status, size, 0.0, "none", "other", "-")
         line.count()
         _log_requests.info("{record}", record=line)
 

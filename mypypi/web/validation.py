@@ -34,7 +34,7 @@ class TargetTooLong(MyPyPiError):
     status = 414
 
 
-class Gate(Resource):
+class RequestValidator(Resource):
     """
     Lets requests through to `inner`, which may use `segments_of` on those that passed. `methods` says what may be asked
     of a path; `scoped` whether a segment that starts with ``@`` may have an encoded slash in it.

@@ -66,9 +66,9 @@ class Jobs:
     async def _fetch(self, job: Job) -> None:
         file = file_of(job)
         stored = await self._storage.find(file.key)
-        if stored is None or not stored.agrees_with(file):
+        if stored is None or not stored.matches(file):
             with suppress(NotFound):  # which the log says; it may be asked for again, and need not be tried till then
-                await self._fetches.take_in(file)
+                await self._fetches.fetch_and_store(file)
 
     async def _sweep(self, job: Job) -> None:
         try:

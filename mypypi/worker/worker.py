@@ -15,7 +15,7 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 
 from mypypi.errors import CatalogDown, MyPyPiError
-from mypypi.model import Job, Taken
+from mypypi.model import ClaimedJob, Job
 from mypypi.worker.jobs import SWEEP
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Worker(Service):
         if room is not None:
             room.callback(None)
 
-    async def _do(self, taken: Taken) -> None:
+    async def _do(self, taken: ClaimedJob) -> None:
         job = taken.job
         renewing = LoopingCall(self._renew, taken)
         renewing.clock = self._clock
@@ -130,7 +130,7 @@ class Worker(Service):
         finally:
             renewing.stop()
 
-    async def _attempt(self, taken: Taken) -> None:
+    async def _attempt(self, taken: ClaimedJob) -> None:
         job = taken.job
         try:
             await self._handle(job)
@@ -156,7 +156,7 @@ class Worker(Service):
             raise MyPyPiError(f"there is no job of this kind: {job.kind}")
         await handler(job)
 
-    async def _renew(self, taken: Taken) -> None:
+    async def _renew(self, taken: ClaimedJob) -> None:
         with suppress(CatalogDown):  # until it is back, or the claim has run out
             await self._queue.renew(taken)
 

@@ -15,9 +15,9 @@ from zope.interface.verify import verifyObject
 
 from mypypi.ecosystems import ECOSYSTEMS
 from mypypi.ecosystems.npm import NPM, check_name, dist_tags, manifest
-from mypypi.errors import BadRequest, NotFound, UpstreamBroken
+from mypypi.errors import BadRequest, BadUpstreamResponse, NotFound
 from mypypi.interfaces import IEcosystem
-from mypypi.model import BASE_PLACEHOLDER, Digest, PackageFile, PageId, PageRequest, Pressed, Source
+from mypypi.model import BASE_PLACEHOLDER, Digest, PackageFile, PageId, PageRequest, RenderedPage, SourceDocument
 
 BASE = BASE_PLACEHOLDER.decode()
 REGISTRY = "https://registry.example"
@@ -27,13 +27,13 @@ PAGE = PageId("packument", "thing")
 npm = NPM(REGISTRY)
 
 
-def press(document: object, name: str = "thing", url: str = "") -> Pressed:
-    """Press what an upstream sent: bytes and text as they are, everything else as JSON."""
+def render(document: object, name: str = "thing", url: str = "") -> RenderedPage:
+    """Render what an upstream sent: bytes and text as they are, everything else as JSON."""
     if isinstance(document, str):
         body = document.encode()
     else:
         body = document if isinstance(document, bytes) else json.dumps(document).encode()
-    return npm.press(PageId("packument", name), Source(body, FULL, url or f"{REGISTRY}/{name}"), frozenset())
+    return npm.render(PageId("packument", name), SourceDocument(body, FULL, url or f"{REGISTRY}/{name}"), frozenset())
 
 
 def packument(*versions: dict[str, Any], name: str = "thing", **fields: Any) -> dict[str, Any]:
@@ -47,24 +47,24 @@ def version(number: str = "1.0.0", tarball: str | None = None, name: str = "thin
     return {"name": name, "version": number, **fields, "dist": {"tarball": tarball or usual, **dist}}
 
 
-def form(pressed: Pressed, name: str = "full") -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(pressed.forms[name].body)
+def form(rendered: RenderedPage, name: str = "full") -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(rendered.forms[name].body)
     return document
 
 
-def links(pressed: Pressed, name: str = "full") -> dict[str, str]:
+def links(rendered: RenderedPage, name: str = "full") -> dict[str, str]:
     """The tarball links of a form, by version."""
-    return {number: each["dist"]["tarball"] for number, each in form(pressed, name)["versions"].items()}
+    return {number: each["dist"]["tarball"] for number, each in form(rendered, name)["versions"].items()}
 
 
-def listing(pressed: Pressed, name: str = "thing") -> dict[str, PackageFile]:
-    return npm.listing(PageId("packument", name), {"files": pressed.forms["files"].body})
+def listing(rendered: RenderedPage, name: str = "thing") -> dict[str, PackageFile]:
+    return npm.listing(PageId("packument", name), {"files": rendered.forms["files"].body})
 
 
-def listed(pressed: Pressed, link: str, name: str = "thing") -> PackageFile:
+def listed(rendered: RenderedPage, link: str, name: str = "thing") -> PackageFile:
     """What the listing says of a link, as a client asks for it."""
     assert link.startswith(f"{BASE}/"), link
-    return listing(pressed, name)[unquote(link.removeprefix(f"{BASE}/"))]
+    return listing(rendered, name)[unquote(link.removeprefix(f"{BASE}/"))]
 
 
 def integrity(algorithm: str, data: bytes = b"x") -> str:
@@ -174,9 +174,9 @@ class TestFullPackuments:
     ) -> None:
         """Signatures are made over what is in there: put upstream's links back, and it is what upstream sent."""
         body = json.dumps(document, ensure_ascii=ascii_only, indent=indent)
-        pressed = press(body)
-        restored = pressed.forms["full"].body.decode()
-        for number, link in links(pressed).items():
+        rendered = render(body)
+        restored = rendered.forms["full"].body.decode()
+        for number, link in links(rendered).items():
             url = document["versions"][number]["dist"]["tarball"]
             restored = restored.replace(json.dumps(link), json.dumps(url, ensure_ascii=ascii_only))
         assert restored == body
@@ -184,12 +184,12 @@ class TestFullPackuments:
     @given(document=packuments())
     def test_have_links_that_lead_here_and_from_here_to_upstream(self, document: dict[str, Any]) -> None:
         """In both forms: every one in the conventional form, and known to the listing with upstream's own URL."""
-        pressed = press(document)
-        assert links(pressed, "abbreviated") == links(pressed)
-        for number, link in links(pressed).items():
+        rendered = render(document)
+        assert links(rendered, "abbreviated") == links(rendered)
+        for number, link in links(rendered).items():
             assert unquote(link) == f"{BASE}/thing/-/thing-{number}.tgz"
             url = document["versions"][number]["dist"]["tarball"]
-            assert listed(pressed, link).url == (url if "://" in url else REGISTRY + url)
+            assert listed(rendered, link).url == (url if "://" in url else REGISTRY + url)
 
     @pytest.mark.parametrize(
         "field",
@@ -205,30 +205,30 @@ class TestFullPackuments:
     )
     def test_keep_what_only_looks_like_a_tarball_link(self, field: dict[str, Any]) -> None:
         """In a readme, a string, another field, a dependency of that name."""
-        pressed = press(packument(version("1.0.0", extra=field), **field))
-        full = form(pressed)
+        rendered = render(packument(version("1.0.0", extra=field), **field))
+        full = form(rendered)
         assert full["versions"]["1.0.0"].pop("extra") == field
         assert {name: full[name] for name in field} == field
-        assert links(pressed) == {"1.0.0": f"{BASE}/thing/-/thing-1.0.0.tgz"}
+        assert links(rendered) == {"1.0.0": f"{BASE}/thing/-/thing-1.0.0.tgz"}
 
     def test_know_a_link_however_it_is_escaped(self) -> None:
         """JSON may write a slash, or any letter, in more than one way."""
         url = f"{REGISTRY}/thing/-/thing-1.0.0.tgz".replace("/", r"\/").replace("example", r"\u0065xample")
-        pressed = press(f'{{"name":"thing","versions":{{"1.0.0":{{"dist":{{ "tarball" :\n"{url}"}}}}}}}}')
-        assert links(pressed) == {"1.0.0": f"{BASE}/thing/-/thing-1.0.0.tgz"}
+        rendered = render(f'{{"name":"thing","versions":{{"1.0.0":{{"dist":{{ "tarball" :\n"{url}"}}}}}}}}')
+        assert links(rendered) == {"1.0.0": f"{BASE}/thing/-/thing-1.0.0.tgz"}
 
     @pytest.mark.parametrize("readme", [r"cut \ud83d", r"\udc00 first", r"\\\ud83d", r"a pair \ud83d\ude00, \ud83d"])
     def test_with_half_a_character_are_read_all_the_same(self, readme: str) -> None:
         """The registry cuts readmes to a length, between the two halves of a character if need be."""
         body = json.dumps(packument(version(), readme="README")).replace("README", readme)
-        pressed = press(body)
-        assert readme.encode() in pressed.forms["full"].body
-        assert links(pressed) == links(pressed, "abbreviated") == {"1.0.0": f"{BASE}/thing/-/thing-1.0.0.tgz"}
-        assert json.loads(manifest(pressed.forms["full"].body, "1.0.0"))["version"] == "1.0.0"
+        rendered = render(body)
+        assert readme.encode() in rendered.forms["full"].body
+        assert links(rendered) == links(rendered, "abbreviated") == {"1.0.0": f"{BASE}/thing/-/thing-1.0.0.tgz"}
+        assert json.loads(manifest(rendered.forms["full"].body, "1.0.0"))["version"] == "1.0.0"
 
     def test_are_marked_to_hold_this_servers_address(self) -> None:
         """Both forms, which the answer then fills in; their media types are those of the registry."""
-        forms = press(packument(version())).forms
+        forms = render(packument(version())).forms
         assert [(forms[name].media_type, forms[name].based) for name in ("full", "abbreviated")] == [
             (FULL, True),
             (ABBREVIATED, True),
@@ -237,57 +237,57 @@ class TestFullPackuments:
     def test_without_versions_are_packuments(self) -> None:
         """What is left of a package that was unpublished."""
         document = {"name": "thing", "time": {"unpublished": {"versions": ["1.0.0"]}}}
-        pressed = press(document)
-        assert (form(pressed), listing(pressed)) == (document, {})
-        assert form(pressed, "abbreviated") == {"name": "thing", "dist-tags": {}, "versions": {}}
+        rendered = render(document)
+        assert (form(rendered), listing(rendered)) == (document, {})
+        assert form(rendered, "abbreviated") == {"name": "thing", "dist-tags": {}, "versions": {}}
 
     @pytest.mark.parametrize(
         "body", [b"", b"<html>", b"[]", b'"x"', b'{"name":"thing","versions":[]}', b'{"name":"thing"']
     )
     def test_that_are_none_are_upstreams_mistake(self, body: bytes) -> None:
         """Never kept, never shown."""
-        with pytest.raises(UpstreamBroken):
-            press(body)
+        with pytest.raises(BadUpstreamResponse):
+            render(body)
 
     def test_of_another_package_are_upstreams_mistake(self) -> None:
         """A registry that mixes them up would have clients install something else."""
-        with pytest.raises(UpstreamBroken, match="another package"):
-            press(packument(name="other"))
+        with pytest.raises(BadUpstreamResponse, match="another package"):
+            render(packument(name="other"))
 
     @given(body=st.binary() | (anything | oddities).map(lambda each: json.dumps(each).encode()))
     def test_of_whatever_shape_are_pressed_or_refused(self, body: bytes) -> None:
         """No upstream brings us down with what it sends."""
         try:
-            pressed = press(body)
-        except UpstreamBroken:
+            rendered = render(body)
+        except BadUpstreamResponse:
             return
-        assert form(pressed)["name"] == "thing"
+        assert form(rendered)["name"] == "thing"
 
 
 class TestLinks:
     def test_of_a_scoped_package_have_its_scope_once(self) -> None:
         """``@scope/name/-/name-version.tgz``: so lock files keep the version only."""
-        pressed = press(packument(version(name="@acme/thing"), name="@acme/thing"), "@acme/thing")
-        assert links(pressed) == {"1.0.0": f"{BASE}/@acme/thing/-/thing-1.0.0.tgz"}
+        rendered = render(packument(version(name="@acme/thing"), name="@acme/thing"), "@acme/thing")
+        assert links(rendered) == {"1.0.0": f"{BASE}/@acme/thing/-/thing-1.0.0.tgz"}
         assert (
-            listed(pressed, links(pressed)["1.0.0"], "@acme/thing").url == f"{REGISTRY}/@acme/thing/-/thing-1.0.0.tgz"
+            listed(rendered, links(rendered)["1.0.0"], "@acme/thing").url == f"{REGISTRY}/@acme/thing/-/thing-1.0.0.tgz"
         )
 
     def test_keep_a_plus_as_it_is(self) -> None:
         """Build metadata in a version: registries and clients write it so, and it is found as either."""
-        pressed = press(packument(version("1.0.0+build.5")))
-        assert links(pressed) == {"1.0.0+build.5": f"{BASE}/thing/-/thing-1.0.0+build.5.tgz"}
-        assert "thing/-/thing-1.0.0+build.5.tgz" in listing(pressed)
+        rendered = render(packument(version("1.0.0+build.5")))
+        assert links(rendered) == {"1.0.0+build.5": f"{BASE}/thing/-/thing-1.0.0+build.5.tgz"}
+        assert "thing/-/thing-1.0.0+build.5.tgz" in listing(rendered)
 
     def test_of_legacy_names_keep_their_capitals(self) -> None:
         """They are other packages than those without."""
-        pressed = press(packument(version(name="JSONStream"), name="JSONStream"), "JSONStream")
-        assert links(pressed) == {"1.0.0": f"{BASE}/JSONStream/-/JSONStream-1.0.0.tgz"}
+        rendered = render(packument(version(name="JSONStream"), name="JSONStream"), "JSONStream")
+        assert links(rendered) == {"1.0.0": f"{BASE}/JSONStream/-/JSONStream-1.0.0.tgz"}
 
     def test_lead_to_a_file_by_upstreams_own_name_for_it_too(self) -> None:
         """Which a lock file that was written against upstream may have."""
         url = f"{REGISTRY}/thing/-/odd%20name.tgz"
-        files = listing(press(packument(version("1.0.0", url))))
+        files = listing(render(packument(version("1.0.0", url))))
         assert {link: file.url for link, file in files.items()} == {
             "thing/-/thing-1.0.0.tgz": url,
             "thing/-/odd name.tgz": url,
@@ -296,27 +296,27 @@ class TestLinks:
     def test_prefer_the_version_of_that_name_to_another_ones_file(self) -> None:
         """Where upstream's names are crossed, ours are not."""
         crossed = {"1.0.0": f"{REGISTRY}/thing/-/thing-2.0.0.tgz", "2.0.0": f"{REGISTRY}/thing/-/thing-1.0.0.tgz"}
-        pressed = press(packument(*(version(number, url) for number, url in crossed.items())))
-        assert {number: listed(pressed, link).url for number, link in links(pressed).items()} == crossed
+        rendered = render(packument(*(version(number, url) for number, url in crossed.items())))
+        assert {number: listed(rendered, link).url for number, link in links(rendered).items()} == crossed
 
     @pytest.mark.parametrize(
         "url", ["file:///etc/passwd", "https://user:secret@files.example/a.tgz", "//[", "ftp://x/a"]
     )
     def test_that_can_not_be_served_from_here_stay_as_they_are(self, url: str) -> None:
         """And nothing is fetched for them."""
-        pressed = press(packument(version("1.0.0", url)))
-        assert (links(pressed), listing(pressed)) == ({"1.0.0": url}, {})
+        rendered = render(packument(version("1.0.0", url)))
+        assert (links(rendered), listing(rendered)) == ({"1.0.0": url}, {})
 
     def test_that_are_relative_are_taken_from_where_the_packument_came(self) -> None:
         """After a redirect, that is another host."""
-        pressed = press(packument(version("1.0.0", "-/thing.tgz")), url="https://mirror.example/npm/thing/")
-        assert listed(pressed, links(pressed)["1.0.0"]).url == "https://mirror.example/npm/thing/-/thing.tgz"
+        rendered = render(packument(version("1.0.0", "-/thing.tgz")), url="https://mirror.example/npm/thing/")
+        assert listed(rendered, links(rendered)["1.0.0"]).url == "https://mirror.example/npm/thing/-/thing.tgz"
 
     def test_of_a_version_without_one_are_none(self) -> None:
         """It is shown as upstream has it."""
-        pressed = press(packument({"version": "1.0.0"}, {"version": "2.0.0", "dist": {"tarball": None}}))
-        assert listing(pressed) == {}
-        assert form(pressed)["versions"]["2.0.0"] == {"version": "2.0.0", "dist": {"tarball": None}}
+        rendered = render(packument({"version": "1.0.0"}, {"version": "2.0.0", "dist": {"tarball": None}}))
+        assert listing(rendered) == {}
+        assert form(rendered)["versions"]["2.0.0"] == {"version": "2.0.0", "dist": {"tarball": None}}
 
 
 class TestAbbreviatedPackuments:
@@ -350,7 +350,7 @@ class TestAbbreviatedPackuments:
         }
         tags, modified = {"latest": "1.0.0"}, "2026-01-02T03:04:05.678Z"
         full = packument(version(dist=dist, **needed, **other), time={"modified": modified}, readme="long")
-        short = form(press(full | {"dist-tags": tags}), "abbreviated")
+        short = form(render(full | {"dist-tags": tags}), "abbreviated")
         assert short == {
             "name": "thing",
             "dist-tags": tags,
@@ -368,8 +368,8 @@ class TestAbbreviatedPackuments:
     def test_are_made_of_pieces_that_stay_as_they_are(self) -> None:
         """A number keeps its digits, a string its escapes."""
         pieces = b'"engines":{"node":1.10,"e":1E400},"deprecated":"\\u00e9\\/"'
-        pressed = press(b'{"name":"thing","versions":{"1.0.0":{"version":"1.0.0",%s}}}' % pieces)
-        assert pieces in pressed.forms["abbreviated"].body
+        rendered = render(b'{"name":"thing","versions":{"1.0.0":{"version":"1.0.0",%s}}}' % pieces)
+        assert pieces in rendered.forms["abbreviated"].body
 
     @pytest.mark.parametrize(
         ("fields", "expected"),
@@ -385,7 +385,7 @@ class TestAbbreviatedPackuments:
     )
     def test_say_whether_installing_runs_a_script(self, fields: dict[str, Any], expected: bool | None) -> None:  # noqa: FBT001 - an example
         """As the registry does, which leaves the scripts themselves out."""
-        short = form(press(packument(version(**fields))), "abbreviated")["versions"]["1.0.0"]
+        short = form(render(packument(version(**fields))), "abbreviated")["versions"]["1.0.0"]
         assert (short.get("hasInstallScript"), "scripts" in short) == (expected, False)
 
 
@@ -405,9 +405,9 @@ class TestDigests:
     )
     def test_are_the_strongest_that_the_version_gives(self, dist: dict[str, Any], expected: str) -> None:
         """Of its integrity (Subresource Integrity, section 3.5), else its shasum."""
-        pressed = press(packument(version(dist=dist)))
+        rendered = render(packument(version(dist=dist)))
         digest = Digest(expected, hashlib.new(expected, b"x").hexdigest())
-        assert listed(pressed, links(pressed)["1.0.0"]).digest == digest
+        assert listed(rendered, links(rendered)["1.0.0"]).digest == digest
 
     @pytest.mark.parametrize(
         "useless",
@@ -428,9 +428,9 @@ class TestDigests:
         """The shasum counts then; where there is none, nothing can be checked."""
         shasum = hashlib.sha1(b"x").hexdigest()  # noqa: S324 - as registries gave it
         found = [
-            listed(pressed, links(pressed)["1.0.0"]).digest
+            listed(rendered, links(rendered)["1.0.0"]).digest
             for dist in ({"integrity": useless, "shasum": shasum}, {"integrity": useless, "shasum": "garbage"})
-            for pressed in [press(packument(version(dist=dist)))]
+            for rendered in [render(packument(version(dist=dist)))]
         ]
         assert found == [Digest("sha1", shasum), None]
 
@@ -446,20 +446,20 @@ class TestPartsOfPackuments:
     )
     def test_a_version_is_cut_out_by_number_or_tag(self, wanted: str, number: str) -> None:
         """As it stands in the packument, its link included."""
-        full = press(TAGGED).forms["full"].body
+        full = render(TAGGED).forms["full"].body
         cut = manifest(full, wanted)
         assert cut in full
-        assert json.loads(cut) == form(press(TAGGED))["versions"][number]
+        assert json.loads(cut) == form(render(TAGGED))["versions"][number]
 
     @pytest.mark.parametrize("wanted", ["9.9.9", "gone", "^1", ""])
     def test_a_version_that_is_not_there_is_not_found(self, wanted: str) -> None:
         """Also where a tag names one."""
         with pytest.raises(NotFound, match="version not found"):
-            manifest(press(TAGGED).forms["full"].body, wanted)
+            manifest(render(TAGGED).forms["full"].body, wanted)
 
     def test_the_tags_are_cut_out(self) -> None:
         """All of them, also those of no version."""
-        assert json.loads(dist_tags(press(TAGGED).forms["full"].body)) == TAGS
+        assert json.loads(dist_tags(render(TAGGED).forms["full"].body)) == TAGS
         assert json.loads(dist_tags(b'{"name":"thing"}')) == {}
 
     @pytest.mark.parametrize(
@@ -478,7 +478,7 @@ class TestPartsOfPackuments:
     )
     def test_the_time_of_the_last_change_is_an_http_date(self, time: object, expected: str) -> None:
         """For Last-Modified, which pnpm 12 reads; none where upstream gives none that is one."""
-        assert press(packument(time=time)).modified == expected
+        assert render(packument(time=time)).modified == expected
 
 
 class TestOtherPages:
@@ -486,15 +486,15 @@ class TestOtherPages:
     def test_are_passed_on_as_they_are(self, page: PageId) -> None:
         """What is signed must not change; they list no files."""
         body = b'{ "keys" : [ {"keyid":"SHA256:x", "key":"\\/"} ] }'
-        pressed = npm.press(page, Source(body, FULL, f"{REGISTRY}/-/npm/v1/keys"), frozenset())
-        assert {name: (each.body, each.based) for name, each in pressed.forms.items()} == {"full": (body, False)}
-        assert (npm.listing_form(page), pressed.modified) == (None, "")
+        rendered = npm.render(page, SourceDocument(body, FULL, f"{REGISTRY}/-/npm/v1/keys"), frozenset())
+        assert {name: (each.body, each.based) for name, each in rendered.forms.items()} == {"full": (body, False)}
+        assert (npm.listing_form(page), rendered.modified) == (None, "")
 
     @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"keys":'])
     def test_that_are_no_documents_are_upstreams_mistake(self, body: bytes) -> None:
         """Never kept, never shown."""
-        with pytest.raises(UpstreamBroken):
-            npm.press(PageId("keys"), Source(body, FULL, REGISTRY), frozenset())
+        with pytest.raises(BadUpstreamResponse):
+            npm.render(PageId("keys"), SourceDocument(body, FULL, REGISTRY), frozenset())
 
 
 class TestLinksThatCome:
@@ -527,5 +527,5 @@ class TestLinksThatCome:
 
     def test_lie_where_the_listing_says(self) -> None:
         """The two ways to a file's place agree."""
-        files = listing(press(packument(version("1.0.0+build"), version("2.0.0"))))
+        files = listing(render(packument(version("1.0.0+build"), version("2.0.0"))))
         assert {link: file.key for link, file in files.items()} == {link: npm.key_for(link) for link in files}

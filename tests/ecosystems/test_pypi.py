@@ -16,10 +16,10 @@ from zope.interface.verify import verifyObject
 
 from mypypi.ecosystems import ECOSYSTEMS
 from mypypi.ecosystems.pypi import PyPI, normalise
-from mypypi.errors import BadRequest, UpstreamBroken
+from mypypi.errors import BadRequest, BadUpstreamResponse
 from mypypi.interfaces import IEcosystem
 from mypypi.keys import key_from_segments, key_of
-from mypypi.model import BASE_PLACEHOLDER, Digest, PageId, PageRequest, Pressed, Source
+from mypypi.model import BASE_PLACEHOLDER, Digest, PageId, PageRequest, RenderedPage, SourceDocument
 
 SIMPLE_JSON = "application/vnd.pypi.simple.v1+json"
 SHA256, OTHER_SHA256, SHA512 = "a1" * 32, "b2" * 32, "c3" * 64
@@ -31,19 +31,19 @@ WHEEL_LINK = f"https/files.example/packages/{WHEEL}"
 pypi = PyPI("https://index.example")
 
 
-def press(
+def render(
     document: object,
     page: PageId = PROJECT,
     content_type: str = SIMPLE_JSON,
     withheld: frozenset[str] = frozenset(),
     url: str = "https://index.example/simple/holy-grail/",
-) -> Pressed:
-    """Press what an upstream sent: bytes and text as they are, everything else as JSON."""
+) -> RenderedPage:
+    """Render what an upstream sent: bytes and text as they are, everything else as JSON."""
     if isinstance(document, str):
         body = document.encode()
     else:
         body = document if isinstance(document, bytes) else json.dumps(document).encode()
-    return pypi.press(page, Source(body, content_type, url), withheld)
+    return pypi.render(page, SourceDocument(body, content_type, url), withheld)
 
 
 def project(*files: Mapping[str, object], **fields: object) -> dict[str, Any]:
@@ -56,17 +56,17 @@ def wheel(**fields: object) -> dict[str, object]:
     }
 
 
-def as_json(pressed: Pressed) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(pressed.forms["json"].body)
+def as_json(rendered: RenderedPage) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(rendered.forms["json"].body)
     return document
 
 
-def as_html(pressed: Pressed) -> str:
-    return pressed.forms["html"].body.decode()
+def as_html(rendered: RenderedPage) -> str:
+    return rendered.forms["html"].body.decode()
 
 
-def only_file(pressed: Pressed) -> dict[str, Any]:
-    [file] = as_json(pressed)["files"]
+def only_file(rendered: RenderedPage) -> dict[str, Any]:
+    [file] = as_json(rendered)["files"]
     assert isinstance(file, dict)
     return file
 
@@ -151,9 +151,9 @@ class TestLinks:
     )
     def test_lead_here_and_keep_upstreams_path(self, url: str, written: str) -> None:
         """A link names upstream's host and path just as upstream wrote them, so that it can be translated back."""
-        pressed = press(project(wheel(url=url)))
-        assert only_file(pressed)["url"] == f"../../file/{written}"
-        assert f'href="../../file/{written.replace("&", "&amp;")}#sha256={SHA256}"' in as_html(pressed)
+        rendered = render(project(wheel(url=url)))
+        assert only_file(rendered)["url"] == f"../../file/{written}"
+        assert f'href="../../file/{written.replace("&", "&amp;")}#sha256={SHA256}"' in as_html(rendered)
 
     @pytest.mark.parametrize(
         "url",
@@ -168,22 +168,22 @@ class TestLinks:
     )
     def test_that_could_not_be_kept_here_stay_upstreams(self, url: str) -> None:
         """A file without a key is left to the client to get, and is not listed as one that can be had here."""
-        pressed = press(project(wheel(url=url, core_metadata=True)))
-        assert only_file(pressed)["url"] == url
-        assert only_file(pressed)["core-metadata"] is True
-        assert pypi.listing(PROJECT, {"json": pressed.forms["json"].body}) == {}
+        rendered = render(project(wheel(url=url, core_metadata=True)))
+        assert only_file(rendered)["url"] == url
+        assert only_file(rendered)["core-metadata"] is True
+        assert pypi.listing(PROJECT, {"json": rendered.forms["json"].body}) == {}
 
     def test_have_one_fragment(self) -> None:
         """A fragment in upstream's JSON does not get in the way of the hash that HTML puts there."""
-        pressed = press(project(wheel(url="ftp://files.example/x.whl#sha256=00")))
-        assert only_file(pressed)["url"] == "ftp://files.example/x.whl"
-        assert f'href="ftp://files.example/x.whl#sha256={SHA256}"' in as_html(pressed)
+        rendered = render(project(wheel(url="ftp://files.example/x.whl#sha256=00")))
+        assert only_file(rendered)["url"] == "ftp://files.example/x.whl"
+        assert f'href="ftp://files.example/x.whl#sha256={SHA256}"' in as_html(rendered)
 
     def test_never_show_credentials(self) -> None:
         """Where the page's own address holds credentials, links resolved against it do not."""
-        pressed = press(project(wheel(url="/x.whl")), url="https://me:secret@index.example/simple/holy-grail/")
-        assert only_file(pressed)["url"] == "../../file/https/index.example/x.whl"
-        assert "secret" not in as_html(pressed)
+        rendered = render(project(wheel(url="/x.whl")), url="https://me:secret@index.example/simple/holy-grail/")
+        assert only_file(rendered)["url"] == "../../file/https/index.example/x.whl"
+        assert "secret" not in as_html(rendered)
 
     @given(
         segments=st.lists(st.text(min_size=1, max_size=20), min_size=1, max_size=4),
@@ -197,9 +197,9 @@ class TestLinks:
             quote(segment, safe="" if encode_all else "+~!$&'()*,;=:@", errors="replace") for segment in segments
         )
         url = f"https://files.example/{path}" + (f"?{query}" if query else "")
-        pressed = press(project(wheel(url=url, core_metadata=True)))
-        listing = pypi.listing(PROJECT, {"json": pressed.forms["json"].body})
-        written = only_file(pressed)["url"]
+        rendered = render(project(wheel(url=url, core_metadata=True)))
+        listing = pypi.listing(PROJECT, {"json": rendered.forms["json"].body})
+        written = only_file(rendered)["url"]
         if not listing:
             assert written == url
             return
@@ -207,7 +207,7 @@ class TestLinks:
         assert link == key_of(url) == pypi.key_for(link)
         assert listing[link].url == url
         assert listing[link].key == link
-        advertised = "core-metadata" in only_file(pressed)
+        advertised = "core-metadata" in only_file(rendered)
         assert advertised == (f"{link}.metadata" in listing) == (len(listing) == 2)
 
     @pytest.mark.parametrize(
@@ -247,14 +247,14 @@ class TestFields:
             },
         )
         document["meta"] |= {"tracks": ["https://a.example/"], "_last-serial": 7, "new": True}
-        pressed = as_json(press(document))
-        pressed["files"][0]["url"] = WHEEL_URL
-        assert pressed == document
+        rendered = as_json(render(document))
+        rendered["files"][0]["url"] = WHEEL_URL
+        assert rendered == document
 
     def test_have_their_attributes_in_html(self) -> None:
         """HTML shows every field that it has a place for, and unknown ones as attributes."""
         html = as_html(
-            press(
+            render(
                 project(
                     wheel(
                         requires_python=">=3.9,<4",
@@ -288,7 +288,7 @@ class TestFields:
             },
         )
         document["meta"]["tracks"] = ["https://a.example/", "https://c.example/"]
-        html = as_html(press(document))
+        html = as_html(render(document))
         assert html.startswith("<!DOCTYPE html>\n<html>")
         for name, content in [
             ("repository-version", "1.4"),
@@ -304,7 +304,7 @@ class TestFields:
         """Nothing that upstream writes becomes a tag of ours."""
         evil = '"><script>alert(1)</script>'
         html = as_html(
-            press(
+            render(
                 project({"filename": evil, "url": f"https://files.example/{evil}", "hashes": {"md5": evil}, evil: "x"})
             )
         )
@@ -323,55 +323,55 @@ class TestFields:
     )
     def test_show_one_hash_in_html(self, hashes: object, fragment: str) -> None:
         """The link's hash is sha256, which every client knows (PEP 503), else the strongest that upstream gave."""
-        assert f'href="../../file/{WHEEL_LINK}{fragment}"' in as_html(press(project(wheel(hashes=hashes))))
+        assert f'href="../../file/{WHEEL_LINK}{fragment}"' in as_html(render(project(wheel(hashes=hashes))))
 
     @given(st.dictionaries(st.text(), st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists)))
     def test_of_any_kind_survive(self, fields: dict[str, object]) -> None:
         """No field that is not a link is changed, whatever its name and value."""
         document = project({**fields, **wheel(core_metadata=True)}, **{**fields, **project(wheel())})
         document["files"][0] |= {"new": fields}
-        pressed = as_json(press(document))
-        assert pressed["files"][0]["url"] == f"../../file/{WHEEL_LINK}"
-        pressed["files"][0]["url"] = WHEEL_URL
-        assert pressed == document
+        rendered = as_json(render(document))
+        assert rendered["files"][0]["url"] == f"../../file/{WHEEL_LINK}"
+        rendered["files"][0]["url"] = WHEEL_URL
+        assert rendered == document
 
 
 class TestMetadata:
     @pytest.mark.parametrize("name", ["dist-info-metadata", "data-dist-info-metadata"])
     def test_under_an_old_name_gets_the_valid_one(self, name: str) -> None:
         """Clients that know only PEP 714's name find what an old upstream has under the other."""
-        file = only_file(press(project({**wheel(), name: {"sha256": OTHER_SHA256}})))
+        file = only_file(render(project({**wheel(), name: {"sha256": OTHER_SHA256}})))
         assert file["core-metadata"] == file[name] == {"sha256": OTHER_SHA256}
 
     def test_never_gets_the_name_that_breaks_old_pips(self) -> None:
         """With dist-info-metadata in JSON pip 22.3 to 23.1 fail (PEP 714), so it is there only if upstream put it."""
-        assert "dist-info-metadata" not in only_file(press(project(wheel(core_metadata=True))))
+        assert "dist-info-metadata" not in only_file(render(project(wheel(core_metadata=True))))
         page = f'<a href="{WHEEL_URL}" data-dist-info-metadata="true">{WHEEL}</a>'
-        file = only_file(press(page, content_type="text/html"))
+        file = only_file(render(page, content_type="text/html"))
         assert file["core-metadata"] is True
         assert "dist-info-metadata" not in file
 
     def test_that_is_withheld_is_not_advertised(self) -> None:
         """Metadata that upstream advertises and does not have is no longer promised, under any name."""
         file = wheel(core_metadata=True, dist_info_metadata=True, data_dist_info_metadata=True)
-        pressed = press(project(file), withheld=frozenset([f"{WHEEL_LINK}.metadata"]))
-        assert "metadata" not in as_html(pressed)
-        assert not [name for name in only_file(pressed) if "metadata" in name]
-        assert list(pypi.listing(PROJECT, {"json": pressed.forms["json"].body})) == [WHEEL_LINK]
+        rendered = render(project(file), withheld=frozenset([f"{WHEEL_LINK}.metadata"]))
+        assert "metadata" not in as_html(rendered)
+        assert not [name for name in only_file(rendered) if "metadata" in name]
+        assert list(pypi.listing(PROJECT, {"json": rendered.forms["json"].body})) == [WHEEL_LINK]
 
     @pytest.mark.parametrize("url", [f"{WHEEL_URL}?v=1", f"https://files.example/{'a' * 245}.whl"])
     def test_that_could_not_be_had_is_not_advertised(self, url: str) -> None:
         """Metadata without a place here (behind a query, or with too long a name) is not promised."""
-        pressed = press(project(wheel(url=url, core_metadata=True)))
-        assert "core-metadata" not in only_file(pressed)
-        assert list(pypi.listing(PROJECT, {"json": pressed.forms["json"].body})) == [key_of(url)]
+        rendered = render(project(wheel(url=url, core_metadata=True)))
+        assert "core-metadata" not in only_file(rendered)
+        assert list(pypi.listing(PROJECT, {"json": rendered.forms["json"].body})) == [key_of(url)]
 
 
 class TestListing:
     def listing(self, *files: Mapping[str, object]) -> list[tuple[str, str, Digest | None, int | None]]:
         form = pypi.listing_form(PROJECT)
         assert form is not None
-        listed = pypi.listing(PROJECT, {form: press(project(*files)).forms[form].body})
+        listed = pypi.listing(PROJECT, {form: render(project(*files)).forms[form].body})
         assert list(listed) == [file.link for file in listed.values()]
         return [(file.link, file.url, file.digest, file.size) for file in listed.values()]
 
@@ -455,9 +455,9 @@ class TestTracingAFileBack:
         """A file whose name does not lead to the page that lists it is a stray, and so is its metadata."""
         stray = {"filename": "other-1.0-py3-none-any.whl", "url": "https://files.example/other-1.0-py3-none-any.whl"}
         link = key_of(stray["url"])
-        pressed = press(project(wheel(core_metadata=True), stray, {**stray, "url": WHEEL_URL}))
-        assert pressed.strays == (link,)
-        assert press(project({**stray, "core-metadata": True})).strays == (link, f"{link}.metadata")
+        rendered = render(project(wheel(core_metadata=True), stray, {**stray, "url": WHEEL_URL}))
+        assert rendered.indexed_links == (link,)
+        assert render(project({**stray, "core-metadata": True})).indexed_links == (link, f"{link}.metadata")
 
 
 class TestUpstreamsThatSpeakHtml:
@@ -483,7 +483,7 @@ class TestUpstreamsThatSpeakHtml:
 
     def test_are_shown_in_json_without_loss(self) -> None:
         """Links, attributes and metas become the fields that JSON has for them (PEP 503, 592, 658, 708, 740, 792)."""
-        assert as_json(press(self.PAGE, content_type="text/html; charset=UTF-8")) == {
+        assert as_json(render(self.PAGE, content_type="text/html; charset=UTF-8")) == {
             "meta": {"api-version": "1.0", "tracks": ["https://a.example/", "https://c.example/"], "new": "later"},
             "name": "holy-grail",
             "alternate-locations": ["https://b.example/"],
@@ -540,40 +540,43 @@ class TestUpstreamsThatSpeakHtml:
     )
     def test_lose_nothing_on_the_way_from_json_and_back(self, file: dict[str, Any]) -> None:
         """HTML written from JSON reads as the same JSON again, and mousebender reads in it what PEP 691 defines."""
-        html = as_html(press(project({**file, "url": f"https://files.example/{quote(file['filename'])}"})))
+        html = as_html(render(project({**file, "url": f"https://files.example/{quote(file['filename'])}"})))
         [read] = from_project_details_html(html.replace('content="1.4"', 'content="1.0"'), "holy-grail")["files"]
         assert read["filename"] == file["filename"]
         assert read["hashes"] == file["hashes"]
-        again = only_file(press(html, content_type="text/html"))
+        again = only_file(render(html, content_type="text/html"))
         del again["url"]
         assert again == file
 
     def test_list_projects(self) -> None:
         """The names between the tags are the projects; a file server's links to elsewhere are not."""
         head = '<meta name="pypi:repository-version" content="1">'
-        pressed = press(f'{head}<a href="../">../</a><a href="x/"> Holy.Grail </a><a>b/</a>', ROOT, "text/html")
-        assert as_json(pressed) == {"meta": {"api-version": "1.0"}, "projects": [{"name": "Holy.Grail"}, {"name": "b"}]}
-        assert '<a href="holy-grail/">Holy.Grail</a>' in as_html(pressed)
+        rendered = render(f'{head}<a href="../">../</a><a href="x/"> Holy.Grail </a><a>b/</a>', ROOT, "text/html")
+        assert as_json(rendered) == {
+            "meta": {"api-version": "1.0"},
+            "projects": [{"name": "Holy.Grail"}, {"name": "b"}],
+        }
+        assert '<a href="holy-grail/">Holy.Grail</a>' in as_html(rendered)
 
 
 class TestTheListOfProjects:
     def test_keeps_names_as_upstream_wrote_them(self) -> None:
         """Links are normalised and relative; names, fields and order are upstream's; what is no name is left out."""
         projects = [{"name": "Zope.Interface", "_last-serial": 3}, {"name": "a"}]
-        pressed = press(
+        rendered = render(
             {"meta": {"api-version": "1.4"}, "projects": [*projects, {"name": "<b>"}, {}, 1, {"name": 1}]}, ROOT
         )
-        assert as_json(pressed) == {"meta": {"api-version": "1.4"}, "projects": projects}
-        assert '<a href="zope-interface/">Zope.Interface</a><br/>' in as_html(pressed)
-        assert from_project_index_html(as_html(pressed).replace("1.4", "1.0"))["projects"] == [
+        assert as_json(rendered) == {"meta": {"api-version": "1.4"}, "projects": projects}
+        assert '<a href="zope-interface/">Zope.Interface</a><br/>' in as_html(rendered)
+        assert from_project_index_html(as_html(rendered).replace("1.4", "1.0"))["projects"] == [
             {"name": "Zope.Interface"},
             {"name": "a"},
         ]
-        assert pressed.strays == ()
+        assert rendered.indexed_links == ()
 
     def test_is_typed(self) -> None:
         """Each form says what it is."""
-        forms = press({"projects": []}, ROOT).forms
+        forms = render({"projects": []}, ROOT).forms
         assert {name: form.media_type for name, form in forms.items()} == {
             "json": SIMPLE_JSON,
             "html": "text/html; charset=utf-8",
@@ -593,7 +596,7 @@ class TestPyPIsOwnJson:
             "releases": {"1.0": [wheel()], "2.0": None},
             "vulnerabilities": [],
         }
-        form = press(document, self.PAGE, "application/json").forms["json"]
+        form = render(document, self.PAGE, "application/json").forms["json"]
         assert (form.media_type, form.based) == ("application/json", True)
         ours = wheel(url=f"{BASE_PLACEHOLDER.decode()}/file/{WHEEL_LINK}")
         assert json.loads(form.body) == {
@@ -605,8 +608,8 @@ class TestPyPIsOwnJson:
     @pytest.mark.parametrize("body", [b"[]", b"{}", b'{"info": 1}', b"<html>"])
     def test_must_be_about_a_project(self, body: bytes) -> None:
         """Something else than PyPI's JSON is upstream's fault, not a page."""
-        with pytest.raises(UpstreamBroken):
-            press(body, self.PAGE, "application/json")
+        with pytest.raises(BadUpstreamResponse):
+            render(body, self.PAGE, "application/json")
 
 
 class TestWhatUpstreamSends:
@@ -624,22 +627,22 @@ class TestWhatUpstreamSends:
     )
     def test_is_json_by_its_type_or_its_first_byte(self, content_type: str) -> None:
         """A type that says nothing of use is no reason to turn a page down."""
-        assert only_file(press(b"\xef\xbb\xbf \n" + json.dumps(project(wheel())).encode(), content_type=content_type))
+        assert only_file(render(b"\xef\xbb\xbf \n" + json.dumps(project(wheel())).encode(), content_type=content_type))
 
     @pytest.mark.parametrize(
         "content_type", ["text/html", "application/vnd.pypi.simple.v1+html", "text/plain", "", ";"]
     )
     def test_is_html_by_its_type_or_its_first_byte(self, content_type: str) -> None:
         """As for JSON."""
-        assert only_file(press(f" \n<a href={WHEEL_URL}>x</a>", content_type=content_type))["filename"] == WHEEL
+        assert only_file(render(f" \n<a href={WHEEL_URL}>x</a>", content_type=content_type))["filename"] == WHEEL
 
     @pytest.mark.parametrize("encoding", ["iso-8859-1", "utf-16"])
     def test_is_in_the_charset_that_it_says(self, encoding: str) -> None:
         """The parameter of the type is heeded, for HTML and JSON."""
         page = f'<a href="{WHEEL_URL}" data-yanked="é">x</a>'
-        html = press(page.encode(encoding), content_type=f"text/html; charset={encoding}")
+        html = render(page.encode(encoding), content_type=f"text/html; charset={encoding}")
         text = json.dumps(project(wheel(yanked="é")), ensure_ascii=False)
-        plain = press(text.encode(encoding), content_type=f'application/json; charset="{encoding}"')
+        plain = render(text.encode(encoding), content_type=f'application/json; charset="{encoding}"')
         assert only_file(html)["yanked"] == only_file(plain)["yanked"] == "é"
 
     @pytest.mark.parametrize(
@@ -661,8 +664,8 @@ class TestWhatUpstreamSends:
     )
     def test_that_makes_no_sense_is_upstreams_fault(self, body: bytes, content_type: str, reason: str) -> None:
         """What can't be a page is never taken for an empty one, and the message says why."""
-        with pytest.raises(UpstreamBroken, match=f"page simple/holy-grail can't be read: .*{reason}"):
-            press(body, content_type=content_type)
+        with pytest.raises(BadUpstreamResponse, match=f"page simple/holy-grail can't be read: .*{reason}"):
+            render(body, content_type=content_type)
 
     @pytest.mark.parametrize(
         "odd", [None, 1, "x", [], {}, {"url": 1, "filename": "x"}, {"url": WHEEL_URL}, wheel(url="//[")]
@@ -670,16 +673,16 @@ class TestWhatUpstreamSends:
     def test_is_used_but_for_the_entries_that_make_no_sense(self, odd: object) -> None:
         """One malformed file is left out; the others are there."""
         document = {"files": [odd, wheel()]}
-        pressed = press(document)
-        assert only_file(pressed)["filename"] == WHEEL
-        assert as_json(pressed)["meta"] == {"api-version": "1.0"}
-        assert as_json(pressed)["name"] == "holy-grail"
+        rendered = render(document)
+        assert only_file(rendered)["filename"] == WHEEL
+        assert as_json(rendered)["meta"] == {"api-version": "1.0"}
+        assert as_json(rendered)["name"] == "holy-grail"
 
     @given(body=st.binary() | st.text().map(lambda text: f"<a href={text}>".encode()), html=st.booleans())
     def test_is_pressed_or_refused(self, body: bytes, html: bool) -> None:  # noqa: FBT001 - hypothesis passes by name
-        """No bytes whatsoever end in another error than the one that says so, and what is pressed can be listed."""
+        """No bytes whatsoever end in another error than the one that says so, and what is rendered can be listed."""
         try:
-            pressed = press(body, content_type="text/html" if html else "")
-        except UpstreamBroken:
+            rendered = render(body, content_type="text/html" if html else "")
+        except BadUpstreamResponse:
             return
-        pypi.listing(PROJECT, {"json": pressed.forms["json"].body})
+        pypi.listing(PROJECT, {"json": rendered.forms["json"].body})

@@ -58,7 +58,7 @@ def is_broken(answer: Answer, thing: Published) -> bool:
     return answer.status in (0, 200) and not answer.complete and begun
 
 
-class ColdFiles:
+class ColdFilePolicy:
     """A file that is not stored yet."""
 
     def test_a_cold_file_arrives_while_upstream_still_sends_it(self, site: Site) -> None:
@@ -695,7 +695,7 @@ class Settings:
         assert is_whole(site.get(thing), thing)
 
 
-class FilePromises(ColdFiles, StoredFiles, MisbehavingUpstream, Requests, Trouble, Settings):
+class FilePromises(ColdFilePolicy, StoredFiles, MisbehavingUpstream, Requests, Trouble, Settings):
     """All of them, for one ecosystem."""
 
     kind: Kind

@@ -15,26 +15,26 @@ import twisted.internet.reactor  # noqa: F401 - which LoopingCall would import i
 from twisted.internet.defer import Deferred
 
 from mypypi.errors import (
+    AlreadyStored,
+    BadUpstreamResponse,
     DigestMismatch,
     FetchedElsewhere,
     Interrupted,
-    LookAgain,
     NotFound,
-    NotYet,
+    StillFetching,
     StorageDown,
     StorageFull,
     Truncated,
-    UpstreamBroken,
     UpstreamDown,
     UpstreamRefused,
-    UpstreamSilent,
+    UpstreamUnreachable,
 )
 from mypypi.files.content import HELD_BACK, Content
 from mypypi.files.drafts import Draft, Drafts, State
 from mypypi.files.fetch import Fetches
 from mypypi.files.receiver import BACKLOG
 from mypypi.files.transfer import FRUITLESS
-from mypypi.model import Digest, Held, PackageFile, StoredFile, fetch_lease
+from mypypi.model import Digest, HeldLease, PackageFile, StoredFile, fetch_lease
 from mypypi.redis.leases import Leases
 from mypypi.storage.disk import DiskStorage
 from mypypi.threads import Threads
@@ -239,14 +239,14 @@ class LyingTest(FetchTestCase):
         content = self.fetch(listed(size=SIZE))
         self.wire.last.send(response(200, b"", content_length="", transfer_encoding="chunked"))
         self.wire.last.send(chunked(DATA + b"more"))
-        self.assert_failed(content, UpstreamBroken)
+        self.assert_failed(content, BadUpstreamResponse)
         self.assertTrue(self.wire.last.closed)
 
     def test_other_size_than_listed_is_refused_where_no_digest_decides(self) -> None:
         """Before a byte of it is shown to anybody."""
         content = self.fetch(listed(None, SIZE + 1))
         self.head()
-        self.assert_failed(content, UpstreamBroken)
+        self.assert_failed(content, BadUpstreamResponse)
         self.assertFalse(content.begun)
         self.assertTrue(self.wire.last.closed)
 
@@ -254,7 +254,7 @@ class LyingTest(FetchTestCase):
         """It could pass for the whole where there is no digest."""
         content = self.fetch(listed(None))
         self.wire.last.answer(206, DATA[5:], content_range=f"bytes 5-{SIZE - 1}/{SIZE}")
-        self.assert_failed(content, UpstreamBroken)
+        self.assert_failed(content, BadUpstreamResponse)
 
     def test_body_without_length_or_digest_is_not_believed(self) -> None:
         """Nothing tells whether that is all."""
@@ -277,7 +277,7 @@ class LyingTest(FetchTestCase):
 
     def test_each_error_of_upstreams_keeps_its_meaning(self) -> None:
         """A file that is gone is told from an upstream that is."""
-        for status, kind in {404: NotFound, 403: UpstreamRefused, 503: UpstreamDown, 418: UpstreamBroken}.items():
+        for status, kind in {404: NotFound, 403: UpstreamRefused, 503: UpstreamDown, 418: BadUpstreamResponse}.items():
             content = self.fetch()
             self.wire.last.answer(status)
             self.assert_failed(content, kind)
@@ -347,7 +347,7 @@ class EncodedTest(FetchTestCase):
         """Nothing tells which of the two is the file."""
         content = self.fetch(listed(None))
         self.wire.last.answer(body=gzipped(DATA), content_encoding="gzip")
-        self.assert_failed(content, UpstreamBroken)
+        self.assert_failed(content, BadUpstreamResponse)
 
     def test_other_encodings_are_not_undone(self) -> None:
         """The digest does not agree, which is the end of it."""
@@ -411,7 +411,7 @@ class ResumeTest(FetchTestCase):
         """Those who wait are told at once, and the next request tries again."""
         content = self.fetch()
         self.wire.last.cut()
-        self.assert_failed(content, UpstreamSilent)
+        self.assert_failed(content, UpstreamUnreachable)
         content = self.fetch()
         self.cut_after(0)
         self.assertIsInstance(content.error, Truncated)
@@ -851,7 +851,7 @@ class SharedTest(FetchTestCase):
         self.head()
         self.wire.last.send(DATA[:10_000])
         self.now(self.fetches.stop())
-        self.assertIsInstance(content.error, NotYet)
+        self.assertIsInstance(content.error, StillFetching)
         self.assertTrue(self.wire.last.closed)
         again = self.follow()
         self.assertEqual("bytes=10000-", self.wire.last.headers["range"])
@@ -868,7 +868,7 @@ class SharedTest(FetchTestCase):
         self.assertEqual(2, len(self.wire.exchanges))
         self.cut_after(10_000)
         self.now(self.other.stop())
-        self.assertIsInstance(followed.error, NotYet)
+        self.assertIsInstance(followed.error, StillFetching)
         for left in (self.root / "drafts").iterdir():
             left.unlink()
 
@@ -879,7 +879,7 @@ class SharedTest(FetchTestCase):
         stopped = Deferred.fromCoroutine(self.other.stop())
         self.look()
         self.successResultOf(stopped)
-        self.assertIsInstance(followed.error, NotYet)
+        self.assertIsInstance(followed.error, StillFetching)
         self.wire.last.answer(body=DATA)
         self.assert_stored()
 
@@ -887,7 +887,7 @@ class SharedTest(FetchTestCase):
         """Whoever looked just before it was stored looks again; where it can't be had from there, it is fetched."""
         self.fetch()
         self.wire.last.answer(body=DATA)
-        self.assertIsInstance(self.follow().error, LookAgain)
+        self.assertIsInstance(self.follow().error, AlreadyStored)
         self.assertEqual(1, len(self.wire.exchanges))
         self.closing(self.other.start(listed(), anew=True))
         self.assertEqual(2, len(self.wire.exchanges))
@@ -915,19 +915,19 @@ class SharedTest(FetchTestCase):
         self.clock.advance(4)
         self.wire.last.send(DATA[: SIZE // 4])
         self.clock.advance(1)
-        held = self.now(cast("Awaitable[Held | None]", self.catalog.take_lease(fetch_lease(listed().key), "x", 1)))
+        held = self.now(cast("Awaitable[HeldLease | None]", self.catalog.take_lease(fetch_lease(listed().key), "x", 1)))
         assert held is not None
         self.assertEqual(("disk", "15"), (held.owner, held.about))
         self.wire.last.send(DATA[SIZE // 4 :])
         free = self.catalog.take_lease(fetch_lease(listed().key), "x", 0.1)
-        self.assertIsNone(self.now(cast("Awaitable[Held | None]", free)))
+        self.assertIsNone(self.now(cast("Awaitable[HeldLease | None]", free)))
 
     def test_file_on_its_way_to_other_hosts_is_not_fetched_by_them(self) -> None:
         """The storage passes it on, which takes a while: the lease is left standing for that."""
         with mock.patch.object(self.storage, "passes_on", 900.0):
             self.fetch()
             self.wire.last.answer(body=DATA)
-        held = self.now(cast("Awaitable[Held | None]", self.catalog.take_lease(fetch_lease(listed().key), "x", 1)))
+        held = self.now(cast("Awaitable[HeldLease | None]", self.catalog.take_lease(fetch_lease(listed().key), "x", 1)))
         assert held is not None
         self.assertEqual(900, held.left)
 

@@ -26,8 +26,8 @@ from twisted.logger import LogEvent
 
 from mypypi.ecosystems import ECOSYSTEMS
 from mypypi.errors import MyPyPiError
-from mypypi.model import PageId, Source
-from mypypi.pages.rendering import press
+from mypypi.model import PageId, SourceDocument
+from mypypi.pages.rendering import render
 from tests.fuzz import inputs
 from tests.fuzz.inputs import PROJECT, SDIST, TARBALL, WHEEL, Asked, Sent
 from tests.fuzz.world import UPSTREAM, UPSTREAM_HOST, Answer, Broken, Said, World, check_log, observed, read_answer
@@ -205,19 +205,19 @@ _SOURCES = {
 def check_pressed(
     package_type: str, page: PageId, body: bytes, content_type: str, withheld: frozenset[str] = frozenset()
 ) -> None:
-    """Press it and list its files; all that is listed has an address of its own."""
+    """Render it and list its files; all that is listed has an address of its own."""
     ecosystem = ECOSYSTEMS[package_type](UPSTREAM)
-    source = Source(body, content_type, f"{UPSTREAM}/simple/{PROJECT}/")
+    source = SourceDocument(body, content_type, f"{UPSTREAM}/simple/{PROJECT}/")
     try:
-        pressed = ecosystem.press(page, source, withheld)
+        rendered = ecosystem.render(page, source, withheld)
     except MyPyPiError:
         event("refused")
         return
-    press(package_type, UPSTREAM, page, source, withheld)
+    render(package_type, UPSTREAM, page, source, withheld)
     name = ecosystem.listing_form(page)
     if name is None:
         return
-    listing = ecosystem.listing(page, {name: pressed.forms[name].body})
+    listing = ecosystem.listing(page, {name: rendered.forms[name].body})
     event(f"{len(listing)} files")
     for link, file in listing.items():
         if file.link != link or not isinstance(link, str):
@@ -225,7 +225,7 @@ def check_pressed(
         host = urlsplit(file.url).hostname
         if host is None or file.url.partition("://")[2].partition("/")[0].count("@"):
             raise Broken(f"a file at {file.url!r}")
-        if page not in (*ecosystem.pages_for(link), *([page] if link in pressed.strays else [])):
+        if page not in (*ecosystem.pages_for(link), *([page] if link in rendered.indexed_links else [])):
             raise Broken(f"nobody could tell that {link!r} is listed here")
 
 

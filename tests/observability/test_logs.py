@@ -13,7 +13,7 @@ import pytest
 from twisted.logger import LogEvent, Logger, eventFromJSON
 from twisted.python.failure import Failure
 
-from mypypi.observability.logs import CannotLog, Chosen, for_parent, json_line, marked, text_line
+from mypypi.observability.logs import CannotLog, ConfiguredLogger, for_supervisor, json_line, marked, text_line
 from tests.conftest import DaemonFactory
 from tests.rig.daemon import Daemon
 from tests.rig.http import eventually, get
@@ -84,16 +84,16 @@ class TestJSON:
     def test_event_of_a_child(self) -> None:
         """What a parent writes for its child is what the child would have written."""
         event = event_of("{record}", record=Record("/a", 7))
-        relayed = marked(eventFromJSON(for_parent(event)[1:]), "3")
+        relayed = marked(eventFromJSON(for_supervisor(event)[1:]), "3")
         assert json_line(None, relayed) == json_line("3", event)
         assert text_line("3", relayed) == text_line("3", event)
 
     def test_what_twistd_is_left_to_do(self) -> None:
         """Its own lines where those are right, and whatever its user asked for."""
-        assert Chosen.name({}, "text") is None
-        assert Chosen.name({"logger": print}, "json") is None
+        assert ConfiguredLogger.name({}, "text") is None
+        assert ConfiguredLogger.name({"logger": print}, "json") is None
         with pytest.raises(CannotLog):
-            Chosen.name({"syslog": True}, "json")
+            ConfiguredLogger.name({"syslog": True}, "json")
 
 
 class TestDaemons:

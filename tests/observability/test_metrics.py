@@ -11,7 +11,7 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from mypypi.observability.metrics import Asked, latest
+from mypypi.observability.metrics import CurrentState, render_metrics
 from tests.conftest import DaemonFactory
 from tests.rig.daemon import Daemon
 from tests.rig.http import eventually, get
@@ -44,13 +44,13 @@ def value(samples: Samples, name: str, **labels: str) -> float | None:
 
 def test_what_is_asked_is_told_beside_what_is_counted() -> None:
     """And is not there where it could not be found out: no number is better than an old one."""
-    told = parsed(latest(Asked({"redis": True, "storage": False}, {"waiting": 3}, 7.5)).decode())
+    told = parsed(render_metrics(CurrentState({"redis": True, "storage": False}, {"waiting": 3}, 7.5)).decode())
     assert value(told, "degraded", part="redis") == 1
     assert value(told, "degraded", part="storage") == 0
     assert value(told, "queue_jobs", state="waiting") == 3
     assert value(told, "queue_oldest_seconds") == 7.5
     assert value(told, "connections") is not None
-    untold = parsed(latest(Asked({"redis": True})).decode())
+    untold = parsed(render_metrics(CurrentState({"redis": True})).decode())
     assert [name for name, _ in untold if "queue" in name] == []
 
 

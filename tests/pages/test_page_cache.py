@@ -11,16 +11,16 @@ from unittest import mock
 from twisted.internet.defer import CancelledError, Deferred
 
 from mypypi.ecosystems.pypi import PyPI
-from mypypi.errors import CatalogDown, NotFound, UpstreamBroken, UpstreamDown
+from mypypi.errors import BadUpstreamResponse, CatalogDown, NotFound, UpstreamDown
 from mypypi.interfaces import ICatalog
 from mypypi.model import Page, PageId
 from mypypi.pages.memory_cache import MemoryCache
-from mypypi.pages.page_cache import PageAnswer, Pages
-from mypypi.pages.rendering import Press
+from mypypi.pages.page_cache import CachedPage, PageCache
+from mypypi.pages.rendering import Renderer
 from mypypi.pages.revalidation import PAGE_LEASE
 from mypypi.redis.leases import Leases
 from mypypi.threads import Threads
-from mypypi.upstream.backoff import Pauses
+from mypypi.upstream.backoff import Backoff
 from mypypi.upstream.client import Upstream
 from tests.support.fakes import MemoryCatalog
 from tests.support.memory import NOW, AtOnce, MemoryTestCase, WhenTold, Wire, simple_page
@@ -52,12 +52,12 @@ def document(page: Page) -> dict[str, list[dict[str, object]]]:
     return cast("dict[str, list[dict[str, object]]]", json.loads(zlib.decompress(page.forms["json"].body, 31)))
 
 
-def versions(answer: PageAnswer) -> list[str]:
+def versions(answer: CachedPage) -> list[str]:
     return [str(file["filename"]).split("-")[1] for file in document(answer.page)["files"]]
 
 
 class PagesTestCase(MemoryTestCase):
-    """Pages of one process, over a wire and a catalog in memory. `other` are those of another process."""
+    """The page cache of one process, over a wire and a catalog in memory. `other` are those of another process."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -70,16 +70,16 @@ class PagesTestCase(MemoryTestCase):
         uniform.start()
         self.addCleanup(uniform.stop)
 
-    def make(self, threads: Threads | None = None, cache_time: float = CACHE_TIME) -> Pages:
-        return Pages(
+    def make(self, threads: Threads | None = None, cache_time: float = CACHE_TIME) -> PageCache:
+        return PageCache(
             PyPI(URL),
             self.catalog,
             Upstream(self.clock, URL, agent=self.wire.agent),
-            Press("pypi", URL, AtOnce()),
+            Renderer("pypi", URL, AtOnce()),
             threads or AtOnce(),
             self.clock,
             Leases(self.catalog, f"process {next(self.processes)}", self.clock, PAGE_LEASE),
-            Pauses(self.catalog, self.clock),
+            Backoff(self.catalog, self.clock),
             cache_time=cache_time,
             negative_cache_time=NEGATIVE_CACHE_TIME,
             stale_after=STALE_AFTER,
@@ -95,11 +95,11 @@ class PagesTestCase(MemoryTestCase):
     def upstream_hangs(self) -> None:
         self.wire.replies.clear()
 
-    def get(self) -> PageAnswer:
+    def get(self) -> CachedPage:
         """The page as it is answered at once."""
         return self.now(self.pages.get(THING))
 
-    def asking(self) -> Deferred[PageAnswer]:
+    def asking(self) -> Deferred[CachedPage]:
         """The page for one who may have to wait."""
         return self.start(self.pages.get(THING))
 
@@ -132,7 +132,7 @@ class FreshTest(PagesTestCase):
         self.upstream_has("1.0", etag='"1"')
         before = self.get().page
         self.clock.advance(CACHE_TIME)
-        with mock.patch("mypypi.pages.rendering.press") as press:
+        with mock.patch("mypypi.pages.rendering.render") as press:
             after = self.get()
         press.assert_not_called()
         self.assertEqual('"1"', self.wire.last.headers["if-none-match"])
@@ -140,11 +140,11 @@ class FreshTest(PagesTestCase):
         self.assertEqual((before.version, NOW + CACHE_TIME), self.now(self.catalog.page_stamp(THING)))
 
     def test_unchanged_page_is_known_without_validators(self) -> None:
-        """By its bytes: it is neither pressed nor put anew."""
+        """By its bytes: it is neither rendered nor put anew."""
         self.upstream_has("1.0")
         before = self.get().page
         self.clock.advance(CACHE_TIME)
-        with mock.patch("mypypi.pages.rendering.press") as press:
+        with mock.patch("mypypi.pages.rendering.render") as press:
             after = self.get()
         press.assert_not_called()
         self.assertNotIn("if-none-match", self.wire.last.headers)
@@ -391,7 +391,7 @@ class FailingTest(PagesTestCase):
             error = self.failing(self.pages.get(PageId("simple", "unseen")), UpstreamDown)
             self.assertEqual((7, before + 1), (error.retry_after, self.asked))
         self.wire.reply("/simple/unseen/", 200, b"nonsense")
-        self.failing(self.pages.get(PageId("simple", "unseen")), UpstreamBroken)
+        self.failing(self.pages.get(PageId("simple", "unseen")), BadUpstreamResponse)
 
     def test_trouble_is_told_while_it_lasts(self) -> None:
         """For the health check: the last reason, until a page is had again."""
@@ -608,7 +608,7 @@ class WithheldTest(PagesTestCase):
         self.assertTrue(self.advertised(self.other))
         self.now(self.pages.withhold(THING, f"{LINK}.metadata"))
 
-    def advertised(self, pages: Pages) -> bool:
+    def advertised(self, pages: PageCache) -> bool:
         """Whether these pages say that the wheel's metadata can be had by itself."""
         page = self.now(pages.get(THING)).page
         listed = f"{LINK}.metadata" in self.now(pages.listing(page))
@@ -616,7 +616,7 @@ class WithheldTest(PagesTestCase):
         return listed
 
     def test_withheld_link_is_gone_from_the_next_answer(self) -> None:
-        """However fresh the page is: the next answer is pressed anew."""
+        """However fresh the page is: the next answer is rendered anew."""
         self.assertFalse(self.advertised(self.pages))
 
     def test_withheld_link_is_gone_everywhere_within_a_second(self) -> None:
@@ -661,7 +661,7 @@ class WithheldTest(PagesTestCase):
 class BusyTest(PagesTestCase):
     """The threads that press pages are busy."""
 
-    def test_one_who_waits_for_the_press_is_answered_from_what_is_held(self) -> None:
+    def test_one_who_waits_for_the_render_is_answered_from_what_is_held(self) -> None:
         """It counts towards the same seconds as upstream does."""
         self.upstream_has("1.0")
         self.get()

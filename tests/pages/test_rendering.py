@@ -11,9 +11,9 @@ from unittest import mock
 
 import pytest
 
-from mypypi.errors import UpstreamBroken
-from mypypi.model import PageId, Rendered, Source
-from mypypi.pages.rendering import Press, compress, press, press_in_child
+from mypypi.errors import BadUpstreamResponse
+from mypypi.model import PageId, RenderedForm, SourceDocument
+from mypypi.pages.rendering import Renderer, compress, render, render_in_child
 from tests.support.memory import AtOnce, MemoryTestCase, simple_page
 
 URL = "https://index.example"
@@ -22,9 +22,9 @@ LINK = "https/files.example/thing-1.0.tar.gz"
 STRAY = "https/files.example/other-1.0.tar.gz"
 
 
-def source(*files: dict[str, object], padding: int = 0) -> Source:
+def source(*files: dict[str, object], padding: int = 0) -> SourceDocument:
     body = simple_page(*files) + b" " * padding
-    return Source(body, "application/vnd.pypi.simple.v1+json", f"{URL}/simple/thing/")
+    return SourceDocument(body, "application/vnd.pypi.simple.v1+json", f"{URL}/simple/thing/")
 
 
 def file(link: str, **fields: object) -> dict[str, object]:
@@ -36,39 +36,39 @@ class PressTest(MemoryTestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.press = Press("pypi", URL, AtOnce())
+        self.renderer = Renderer("pypi", URL, AtOnce())
 
-    def pressed(self, source: Source, function: str) -> None:
+    def rendered(self, source: SourceDocument, function: str) -> None:
         with mock.patch(f"mypypi.pages.rendering.{function}") as called:
-            self.now(self.press.press(THING, source, frozenset()))
+            self.now(self.renderer.render(THING, source, frozenset()))
         called.assert_called_once_with("pypi", URL, THING, source, frozenset())
 
-    def test_small_page_is_pressed_in_a_thread(self) -> None:
+    def test_small_page_is_rendered_in_a_thread(self) -> None:
         """A child would cost more than it saves."""
-        self.pressed(source(padding=512 * 1024 - 100), "press")
+        self.rendered(source(padding=512 * 1024 - 100), "render")
 
-    def test_large_page_is_pressed_in_a_child(self) -> None:
+    def test_large_page_is_rendered_in_a_child(self) -> None:
         """Which does not hold this process's interpreter."""
-        self.pressed(source(padding=512 * 1024), "press_in_child")
+        self.rendered(source(padding=512 * 1024), "render_in_child")
 
 
-def test_child_presses_as_this_process_does() -> None:
-    """Forms, strays and all, with what is withheld left out."""
+def test_child_renders_as_this_process_does() -> None:
+    """Forms, links and all, with what is withheld left out."""
     listed = source(file(LINK, **{"core-metadata": True}), file(STRAY), padding=600_000)
     withheld = frozenset([f"{LINK}.metadata"])
-    printed = press_in_child("pypi", URL, THING, listed, withheld)
-    assert printed == press("pypi", URL, THING, listed, withheld)
-    assert STRAY in printed.strays
+    printed = render_in_child("pypi", URL, THING, listed, withheld)
+    assert printed == render("pypi", URL, THING, listed, withheld)
+    assert STRAY in printed.indexed_links
     assert b"core-metadata" not in zlib.decompress(printed.forms["json"].body, 31)
 
 
 def test_child_tells_what_it_can_not_read() -> None:
     """In the same words."""
-    broken = Source(b"neither", "text/plain", f"{URL}/simple/thing/")
-    with pytest.raises(UpstreamBroken) as here:
-        press("pypi", URL, THING, broken, frozenset())
-    with pytest.raises(UpstreamBroken) as there:
-        press_in_child("pypi", URL, THING, broken, frozenset())
+    broken = SourceDocument(b"neither", "text/plain", f"{URL}/simple/thing/")
+    with pytest.raises(BadUpstreamResponse) as here:
+        render("pypi", URL, THING, broken, frozenset())
+    with pytest.raises(BadUpstreamResponse) as there:
+        render_in_child("pypi", URL, THING, broken, frozenset())
     assert str(here.value) == str(there.value)
 
 
@@ -82,14 +82,14 @@ def test_child_that_fails_is_no_page(program: str, tmp_path: Path) -> None:
     with (
         mock.patch.object(sys, "executable", str(executable)),
         mock.patch("mypypi.pages.rendering._CHILD_SECONDS", 0.3),
-        pytest.raises(UpstreamBroken),
+        pytest.raises(BadUpstreamResponse),
     ):
-        press_in_child("pypi", URL, THING, source(), frozenset())
+        render_in_child("pypi", URL, THING, source(), frozenset())
 
 
 def test_form_is_compressed_once_and_named_by_its_identity_bytes() -> None:
     """Its etag and its bytes are the same on every host, whatever the time."""
-    rendered = Rendered("text/html", b"<html></html>" * 100, based=True)
+    rendered = RenderedForm("text/html", b"<html></html>" * 100, based=True)
     form = compress(rendered)
     assert form == compress(rendered)
     assert (form.media_type, form.size, form.based) == ("text/html", 1300, True)
@@ -102,4 +102,4 @@ def test_form_is_compressed_once_and_named_by_its_identity_bytes() -> None:
 def test_pages_come_from_the_ecosystem_of_that_name() -> None:
     """Of no other."""
     with pytest.raises(KeyError):
-        press("cargo", URL, THING, cast("Any", None), frozenset())
+        render("cargo", URL, THING, cast("Any", None), frozenset())

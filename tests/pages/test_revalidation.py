@@ -7,10 +7,10 @@ from typing import cast
 from twisted.internet.defer import Deferred
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 
-from mypypi.errors import NotFound, UpstreamBroken, UpstreamDown
+from mypypi.errors import BadUpstreamResponse, NotFound, UpstreamDown
 from mypypi.model import PageId
 from mypypi.observability import metrics
-from mypypi.pages.page_cache import PageAnswer
+from mypypi.pages.page_cache import CachedPage
 from mypypi.pages.revalidation import PAGE_LEASE
 from tests.pages.test_page_cache import (
     CACHE_TIME,
@@ -35,7 +35,7 @@ def lease_waits() -> float:
 class FleetTestCase(PagesTestCase):
     """`pages` asks upstream, which lets it wait, and so does `other`, to which its lease is in the way."""
 
-    def both_ask(self, page: PageId = THING) -> tuple[Deferred[PageAnswer], Deferred[PageAnswer]]:
+    def both_ask(self, page: PageId = THING) -> tuple[Deferred[CachedPage], Deferred[CachedPage]]:
         self.upstream_hangs()
         before, waits = self.asked, lease_waits()
         first, second = self.start(self.pages.get(page)), self.start(self.other.get(page))
@@ -171,7 +171,7 @@ class HolderTest(FleetTestCase):
 
     def test_failure_for_a_cold_page_is_everybodys(self) -> None:
         """As what it was, down or broken: not every process of the fleet asks a failing upstream in turn."""
-        for status, kind in ((500, UpstreamDown), (418, UpstreamBroken)):
+        for status, kind in ((500, UpstreamDown), (418, BadUpstreamResponse)):
             before = self.asked
             first, second = self.both_ask()
             self.wire.last.answer(status)

@@ -12,21 +12,21 @@ from unittest import mock
 from twisted.internet.defer import CancelledError, Deferred
 
 from mypypi.ecosystems.pypi import PyPI
-from mypypi.errors import DigestMismatch, NotFound, NotYet, StorageDown, UpstreamDown
+from mypypi.errors import DigestMismatch, NotFound, StillFetching, StorageDown, UpstreamDown
 from mypypi.files.content import HELD_BACK, Content
 from mypypi.files.drafts import Drafts
 from mypypi.files.fetch import Fetches
 from mypypi.model import PageId
 from mypypi.pages.memory_cache import MemoryCache
-from mypypi.pages.page_cache import Pages
-from mypypi.pages.rendering import Press
+from mypypi.pages.page_cache import PageCache
+from mypypi.pages.rendering import Renderer
 from mypypi.pages.revalidation import PAGE_LEASE
-from mypypi.proxy.answers import Described, Elsewhere, FileAnswer, PassedThrough, Served
-from mypypi.proxy.cold_files import Cold, ColdFiles
+from mypypi.proxy.answers import FileAnswer, FileDescription, LocalContent, PassThrough, RedirectToUpstream
+from mypypi.proxy.cold_files import ColdFilePolicy, ColdFiles
 from mypypi.proxy.proxy import Proxy
 from mypypi.redis.leases import Leases
 from mypypi.storage.disk import DiskStorage
-from mypypi.upstream.backoff import Pauses
+from mypypi.upstream.backoff import Backoff
 from mypypi.upstream.client import Upstream
 from mypypi.upstream.requester import Credentials
 from mypypi.worker.jobs import file_of
@@ -54,7 +54,7 @@ def listed(url: str = FILE_URL, **fields: object) -> dict[str, object]:
 class ProxyTestCase(MemoryTestCase):
     """A proxy over a wire, with a catalog in memory and a storage on disk."""
 
-    cold_files = ColdFiles()
+    cold_files = ColdFilePolicy()
     credentials: Credentials | None = None
     url = URL
 
@@ -79,8 +79,8 @@ class ProxyTestCase(MemoryTestCase):
         self.fetches = Fetches(
             upstream, self.drafts, self.storage, threads, self.clock, Leases(self.catalog, "disk", self.clock)
         )
-        press = Press("pypi", self.url, threads)
-        self.pages = Pages(
+        press = Renderer("pypi", self.url, threads)
+        self.pages = PageCache(
             ecosystem,
             self.catalog,
             upstream,
@@ -88,14 +88,14 @@ class ProxyTestCase(MemoryTestCase):
             threads,
             self.clock,
             Leases(self.catalog, str(next(self.processes)), self.clock, PAGE_LEASE),
-            Pauses(self.catalog, self.clock),
+            Backoff(self.catalog, self.clock),
             cache_time=300,
             negative_cache_time=60,
             stale_after=3,
             memory=MemoryCache(100_000_000),
         )
         self.queue = MemoryQueue(self.clock)
-        self.cold = Cold(self.cold_files, self.fetches, self.queue, upstream, self.clock)
+        self.cold = ColdFiles(self.cold_files, self.fetches, self.queue, upstream, self.clock)
         return Proxy(ecosystem, self.pages, self.catalog, self.storage, self.cold)
 
     def upstream_lists(self, *files: dict[str, object]) -> None:
@@ -120,16 +120,16 @@ class ProxyTestCase(MemoryTestCase):
         return asked
 
     def closed_in_the_end(self, answer: FileAnswer) -> FileAnswer:
-        if isinstance(answer, Served):
+        if isinstance(answer, LocalContent):
             self.addCleanup(answer.content.close)
         return answer
 
     def get(self, link: str = LINK, *, describe: bool = False) -> FileAnswer:
         return self.now(self.asking(link, describe=describe))
 
-    def served(self, link: str = LINK) -> Served:
+    def served(self, link: str = LINK) -> LocalContent:
         answer = self.get(link)
-        assert isinstance(answer, Served), answer
+        assert isinstance(answer, LocalContent), answer
         return answer
 
     def fails(self, kind: type[Exception], link: str = LINK) -> Any:
@@ -160,9 +160,9 @@ class OrderTest(ProxyTestCase):
         self.assertEqual([PAGE, FILE], self.wire.paths)
         self.wire.last.send(response(200, b"", content_length=str(SIZE)))
         answers = self.now(first), self.now(second), self.served()
-        assert all(isinstance(answer, Served) for answer in answers)
-        self.assertEqual(1, len({answer.content for answer in answers if isinstance(answer, Served)}))
-        self.assertEqual([False] * 3, [answer.hit for answer in answers if isinstance(answer, Served)])
+        assert all(isinstance(answer, LocalContent) for answer in answers)
+        self.assertEqual(1, len({answer.content for answer in answers if isinstance(answer, LocalContent)}))
+        self.assertEqual([False] * 3, [answer.hit for answer in answers if isinstance(answer, LocalContent)])
         self.assertEqual([PAGE, FILE], self.wire.paths)
 
     def test_file_that_a_known_page_lists_is_fetched(self) -> None:
@@ -252,7 +252,7 @@ class StoredTest(ProxyTestCase):
         asked = self.fetching()
         self.wire.last.answer(body=DATA)
         first = self.now(asked)
-        assert isinstance(first, Served)
+        assert isinstance(first, LocalContent)
         self.assertEqual((False, True), (first.hit, self.served().hit))
         self.assertEqual([PAGE, FILE], self.wire.paths)
 
@@ -281,7 +281,7 @@ class StoredTest(ProxyTestCase):
     def test_file_is_described_from_what_the_page_lists(self) -> None:
         """A HEAD costs no fetch where the size is known; where it is not, upstream has to say."""
         self.upstream_lists(listed(size=SIZE))
-        self.assertEqual(Described(DIGEST, SIZE), self.get(describe=True))
+        self.assertEqual(FileDescription(DIGEST, SIZE), self.get(describe=True))
         self.assertEqual([PAGE], self.wire.paths)
         self.upstream_lists(listed())
         self.clock.advance(300)
@@ -289,7 +289,7 @@ class StoredTest(ProxyTestCase):
         asked = self.asking(describe=True)
         self.wire.last.send(response(200, b"", content_length=str(SIZE)))
         served = self.now(asked)
-        assert isinstance(served, Served)
+        assert isinstance(served, LocalContent)
         self.assertEqual(SIZE, served.content.total)
 
 
@@ -302,7 +302,7 @@ class StreamTest(ProxyTestCase):
         self.assertNoResult(asked)
         self.wire.last.send(response(200, DATA[: HELD_BACK + 10], content_length=str(SIZE)))
         served = self.now(asked)
-        assert isinstance(served, Served)
+        assert isinstance(served, LocalContent)
         self.assertEqual((SIZE, 10, DIGEST), (served.content.total, served.content.readable, served.digest))
 
     def test_file_without_a_digest_has_none_while_it_streams(self) -> None:
@@ -311,7 +311,7 @@ class StreamTest(ProxyTestCase):
         asked = self.fetching()
         self.wire.last.send(response(200, b"", content_length=str(SIZE)))
         served = self.now(asked)
-        assert isinstance(served, Served)
+        assert isinstance(served, LocalContent)
         self.assertIsNone(served.digest)
         self.wire.last.send(DATA)
         self.assertEqual(DIGEST, self.served().digest)
@@ -374,15 +374,15 @@ class AdvertisedTest(ProxyTestCase):
 class RedirectTest(ProxyTestCase):
     """MYPYPI_COLD_FILES=redirect: the client goes to upstream, a worker fetches the file meanwhile."""
 
-    cold_files = ColdFiles(redirect=True)
+    cold_files = ColdFilePolicy(redirect=True)
 
     def test_client_is_sent_to_upstream_and_the_file_is_left_to_a_worker(self) -> None:
         """At once; who asks meanwhile is sent there too; when it is stored, it is served from here."""
-        self.assertEqual(Elsewhere(FILE_URL), self.get())
-        self.assertEqual(Elsewhere(FILE_URL), self.get())
+        self.assertEqual(RedirectToUpstream(FILE_URL), self.get())
+        self.assertEqual(RedirectToUpstream(FILE_URL), self.get())
         self.assertEqual([PAGE], self.wire.paths)
         (taken,) = self.now(self.queue.take(2))
-        self.start(self.fetches.take_in(file_of(taken.job)))
+        self.start(self.fetches.fetch_and_store(file_of(taken.job)))
         self.wire.last.answer(body=DATA)
         self.assertTrue(self.served().hit)
 
@@ -391,13 +391,13 @@ class RedirectTest(ProxyTestCase):
         self.queue.down = "gone"
         asked = self.fetching()
         self.wire.last.send(response(200, b"", content_length=str(SIZE)))
-        self.assertIsInstance(self.now(asked), Served)
+        self.assertIsInstance(self.now(asked), LocalContent)
 
 
 class StrictRedirectTest(ProxyTestCase):
     """With MYPYPI_UPSTREAM_STRICT as well: the client waits for the worker, and is never sent to upstream."""
 
-    cold_files = ColdFiles(redirect=True, strict=True, strict_wait=10)
+    cold_files = ColdFilePolicy(redirect=True, strict=True, strict_wait=10)
 
     def test_client_waits_until_a_worker_has_stored_the_file(self) -> None:
         """And gets it from here."""
@@ -406,19 +406,19 @@ class StrictRedirectTest(ProxyTestCase):
         self.assertNoResult(asked)
         self.is_stored()
         self.clock.advance(1)
-        self.assertIsInstance(self.now(asked), Served)
+        self.assertIsInstance(self.now(asked), LocalContent)
 
     def test_client_that_waited_too_long_is_told_to_come_back(self) -> None:
         """503 with Retry-After, long before clients give up reading."""
         asked = self.asking()
         self.clock.pump([1] * 11)
-        self.failing(asked, NotYet)
+        self.failing(asked, StillFetching)
 
 
 class CredentialsTest(ProxyTestCase):
     """A client can't be sent where it lacks what we have."""
 
-    cold_files = ColdFiles(redirect=True)
+    cold_files = ColdFilePolicy(redirect=True)
     credentials = Credentials("jane", "secret")
     url = "https://files.example"
 
@@ -426,22 +426,22 @@ class CredentialsTest(ProxyTestCase):
         """Though a redirect was asked for."""
         asked = self.fetching()
         self.wire.last.send(response(200, b"", content_length=str(SIZE)))
-        self.assertIsInstance(self.now(asked), Served)
+        self.assertIsInstance(self.now(asked), LocalContent)
 
     def test_file_that_needs_credentials_is_passed_through_where_it_can_not_be_kept(self) -> None:
         """Promise 8: the disk is full, and the client still gets its bytes."""
         with mock.patch.object(Drafts, "open", side_effect=OSError(errno.ENOSPC, "No space left on device")):
             answer = self.get()
-        assert isinstance(answer, PassedThrough)
+        assert isinstance(answer, PassThrough)
         self.assertEqual((LINK, FILE_URL), (answer.file.link, answer.file.url))
 
 
 class StrictTest(ProxyTestCase):
     """MYPYPI_UPSTREAM_STRICT: never an unchecked byte, never a redirect."""
 
-    cold_files = ColdFiles(strict=True, strict_wait=10)
+    cold_files = ColdFilePolicy(strict=True, strict_wait=10)
 
-    def wait(self, seconds: float, *, total: int = SIZE, before: int = 0, meanwhile: int = 0) -> NotYet:
+    def wait(self, seconds: float, *, total: int = SIZE, before: int = 0, meanwhile: int = 0) -> StillFetching:
         """What a client is told that waited, when so much had come before it asked and so much came meanwhile."""
         first = self.fetching()
         self.wire.last.send(response(200, b"", content_length=str(total)))
@@ -449,9 +449,9 @@ class StrictTest(ProxyTestCase):
         asked = self.asking()
         self.wire.last.send(bytes(meanwhile))
         self.clock.advance(seconds)
-        self.failing(first, NotYet)
-        error = self.failing(asked, NotYet)
-        assert isinstance(error, NotYet)
+        self.failing(first, StillFetching)
+        error = self.failing(asked, StillFetching)
+        assert isinstance(error, StillFetching)
         return error
 
     def test_client_waits_until_the_file_is_checked(self) -> None:
@@ -462,7 +462,7 @@ class StrictTest(ProxyTestCase):
         self.assertNoResult(asked)
         self.wire.last.send(DATA[-1:])
         served = self.now(asked)
-        assert isinstance(served, Served)
+        assert isinstance(served, LocalContent)
         self.assertEqual((True, SIZE), (served.content.whole, served.content.readable))
 
     def test_other_bytes_are_an_error(self) -> None:
@@ -509,7 +509,7 @@ class StorageTroubleTest(ProxyTestCase):
     def test_client_is_sent_to_upstream_where_no_draft_can_be_kept(self) -> None:
         """And served from here again when there is room."""
         with self.full():
-            self.assertEqual(Elsewhere(FILE_URL), self.get())
+            self.assertEqual(RedirectToUpstream(FILE_URL), self.get())
         self.fetching()
 
     def test_client_is_sent_to_upstream_when_the_disk_fills_up_before_a_byte_was_sent(self) -> None:
@@ -517,16 +517,16 @@ class StorageTroubleTest(ProxyTestCase):
         asked = self.fetching()
         with mock.patch("os.pwrite", side_effect=OSError(errno.ENOSPC, "No space left on device")):
             self.wire.last.answer(body=DATA, content_encoding="gzip")
-        self.assertEqual(Elsewhere(FILE_URL), self.now(asked))
+        self.assertEqual(RedirectToUpstream(FILE_URL), self.now(asked))
 
     def test_client_is_sent_to_upstream_while_too_many_files_are_fetched(self) -> None:
         """Those that are being fetched can still be joined."""
-        self.cold_files = ColdFiles(most_fetches=1)
+        self.cold_files = ColdFilePolicy(most_fetches=1)
         self.proxy = self.make()
         other = "https://files.example/thing-2.0-py3-none-any.whl"
         self.upstream_lists(listed(), listed(other))
         self.fetching()
-        self.assertEqual(Elsewhere(other), self.get(other.replace("://", "/")))
+        self.assertEqual(RedirectToUpstream(other), self.get(other.replace("://", "/")))
         self.assertNoResult(self.asking())
 
     def test_storage_that_can_not_be_read_is_passed_over(self) -> None:

@@ -132,7 +132,7 @@ class CatalogPromises:
             await self.catalog.put_page(evolve(PAGE, id=page, version=repr(page)), (f"link of {page!r}",))
         for page in odd:
             assert evolve(PAGE, id=page, version=repr(page)) == await self.catalog.get_page(page)
-            assert page == await self.catalog.stray(f"link of {page!r}")
+            assert page == await self.catalog.page_listing(f"link of {page!r}")
 
     async def test_text_that_looks_like_a_number_stays_text(self) -> None:
         """A version 1.10 does not become 1.1, and an etag does not lose its zeros."""
@@ -141,7 +141,7 @@ class CatalogPromises:
         await self.catalog.put_page(page, ("1.10",))
         assert page == await self.catalog.get_page(page.id)
         assert await self.catalog.page_stamp(page.id) == ("1.10", page.checked_at)
-        assert page.id == await self.catalog.stray("1.10")
+        assert page.id == await self.catalog.page_listing("1.10")
         await self.catalog.withhold(page.id, "2.50")
         assert await self.catalog.withheld(page.id) == {"2.50"}
 
@@ -150,9 +150,9 @@ class CatalogPromises:
         links = tuple(f"https/files.example/{n}/x-1.{n}0.whl" for n in range(1200))
         await self.catalog.put_page(PAGE, links)
         await self.catalog.delete_page(PAGE.id)
-        found = [await self.catalog.stray(link) for link in links]
+        found = [await self.catalog.page_listing(link) for link in links]
         assert [PAGE.id] * 1200 == found
-        assert await self.catalog.stray("https/files.example/other.whl") is None
+        assert await self.catalog.page_listing("https/files.example/other.whl") is None
 
     async def test_withheld_link_is_advertised_again_after_a_day(self) -> None:
         """Each link is withheld on its own page, for a day from when it was last said to be withheld."""
@@ -298,13 +298,13 @@ class RedisCatalogTests(CatalogPromises, TestCase):
         assert {page.version for page in seen if page} == {"1", "2"}
 
     async def test_prefixes_and_ecosystems_do_not_mix(self) -> None:
-        """Deployments that share a Redis see nothing of each other, in pages, strays or withheld links."""
+        """Deployments that share a Redis see nothing of each other, in pages, indexed links or withheld links."""
         await self.catalog.put_page(PAGE, ("x.whl",))
         await self.catalog.withhold(PAGE.id, "x.whl.metadata")
         for prefix, ecosystem in (("test2", "pypi"), ("test", "npm")):
             other = RedisCatalog(self.client, prefix, ecosystem, self.clock)
             assert await other.get_page(PAGE.id) is None
-            assert await other.stray("x.whl") is None
+            assert await other.page_listing("x.whl") is None
             assert await other.withheld(PAGE.id) == frozenset()
         keys = await self.client.call("KEYS", "*")
         assert all(key.startswith(b"test:") for key in keys)
@@ -555,7 +555,7 @@ def every_question(catalog: ICatalog) -> list[Callable[[], Awaitable[object]]]:
         lambda: catalog.put_page(PAGE, ("x",)),
         lambda: catalog.touch_page(PAGE.id, "v1", 1.0),
         lambda: catalog.delete_page(PAGE.id),
-        lambda: catalog.stray("x"),
+        lambda: catalog.page_listing("x"),
         lambda: catalog.withhold(PAGE.id, "x"),
         lambda: catalog.withheld(PAGE.id),
         lambda: catalog.pause("x"),

@@ -16,7 +16,7 @@ from zope.interface.verify import verifyObject
 
 from mypypi.errors import CatalogDown
 from mypypi.interfaces import IQueue
-from mypypi.model import DeadJob, Job, QueueState, Taken
+from mypypi.model import ClaimedJob, DeadJob, Job, QueueState
 from mypypi.redis.client import RedisClient
 from mypypi.redis.queue import CLAIM, MOST_TRIES, UNREADABLE, RedisQueue
 from tests.redis.test_catalog import eventually, reason_why
@@ -50,16 +50,16 @@ class QueuePromises:
     async def passes(self, seconds: float) -> None:
         raise NotImplementedError
 
-    async def take(self, queue: IQueue, count: int = 10) -> list[Taken]:
+    async def take(self, queue: IQueue, count: int = 10) -> list[ClaimedJob]:
         """What there is now, in memory too, where the waiting is on the clock."""
-        taking = Deferred.fromCoroutine(cast("Coroutine[Deferred[Any], Any, list[Taken]]", queue.take(count)))
+        taking = Deferred.fromCoroutine(cast("Coroutine[Deferred[Any], Any, list[ClaimedJob]]", queue.take(count)))
         self.clock.advance(WAIT / 1000)
         return await taking
 
     async def names(self, queue: IQueue, count: int = 10) -> list[str]:
         return [taken.job.name for taken in await self.take(queue, count)]
 
-    async def take_one(self, queue: IQueue) -> Taken:
+    async def take_one(self, queue: IQueue) -> ClaimedJob:
         (taken,) = await self.take(queue, 1)
         return taken
 
@@ -668,7 +668,7 @@ class RedisQueueTests(QueuePromises, TestCase):
 
 def every_question(queue: IQueue) -> list[Callable[[], Awaitable[object]]]:
     """Each of a queue's methods, ready to be called."""
-    taken = Taken(FETCH, "test:queue:pypi", "1-1")
+    taken = ClaimedJob(FETCH, "test:queue:pypi", "1-1")
     return [
         lambda: queue.put(FETCH),
         lambda: queue.take(1),
@@ -686,7 +686,7 @@ def every_question(queue: IQueue) -> list[Callable[[], Awaitable[object]]]:
     ]
 
 
-async def waiting_for(taking: Deferred[list[Taken]]) -> list[Taken]:
+async def waiting_for(taking: Deferred[list[ClaimedJob]]) -> list[ClaimedJob]:
     """What it brings; nothing where the queue went away."""
     try:
         return await taking

@@ -18,7 +18,7 @@ from zope.interface import implementer
 
 from mypypi.errors import CatalogDown, StorageDown
 from mypypi.interfaces import ICatalog, IQueue, IStorage
-from mypypi.model import DeadJob, Digest, Held, Job, Link, Page, PageId, Pause, QueueState, StoredFile, Taken
+from mypypi.model import ClaimedJob, DeadJob, Digest, HeldLease, Job, Link, Page, PageId, Pause, QueueState, StoredFile
 from mypypi.redis.queue import CLAIM, MOST_TRIES, WAIT, pause_after
 
 _DAY = 86_400.0
@@ -55,10 +55,10 @@ class MemoryCatalog:
         kept = await self.get_page(page)
         return None if kept is None else (kept.version, kept.checked_at)
 
-    async def put_page(self, page: Page, strays: tuple[str, ...]) -> None:
+    async def put_page(self, page: Page, indexed_links: tuple[str, ...]) -> None:
         """See `ICatalog.put_page`."""
         await self.delete_page(page.id)
-        self._strays.update(dict.fromkeys(strays, page.id))
+        self._strays.update(dict.fromkeys(indexed_links, page.id))
         self._pages[page.id] = evolve(page, forms=dict(page.forms))
         if page.missing:
             self._missing_until[page.id] = self._clock.seconds() + _DAY
@@ -75,8 +75,8 @@ class MemoryCatalog:
         self._pages.pop(page, None)
         self._missing_until.pop(page, None)
 
-    async def stray(self, link: str) -> PageId | None:
-        """See `ICatalog.stray`."""
+    async def page_listing(self, link: str) -> PageId | None:
+        """See `ICatalog.page_listing`."""
         await self.check()
         return self._strays.get(link)
 
@@ -124,13 +124,13 @@ class MemoryCatalog:
         await self.check()
         self._links[key] = (url, until)
 
-    async def take_lease(self, name: str, owner: str, seconds: float, about: str = "") -> Held | None:
+    async def take_lease(self, name: str, owner: str, seconds: float, about: str = "") -> HeldLease | None:
         """See `ICatalog.take_lease`."""
         await self.check()
         now = self._clock.seconds()
         holder, until, what = self._leases.get(name, (owner, 0.0, ""))
         if holder != owner and until > now:
-            return Held(holder, until - now, what)
+            return HeldLease(holder, until - now, what)
         self._leases[name] = (owner, now + seconds, about)
         return None
 
@@ -220,7 +220,7 @@ class MemoryQueue:
             self._jobs.queued.add(_marker(job))
             self._jobs.add(evolve(job, about=dict(job.about)), self._clock.seconds())
 
-    async def take(self, count: int) -> list[Taken]:
+    async def take(self, count: int) -> list[ClaimedJob]:
         """See `IQueue.take`."""
         await self.check()
         taken = self._take_now(count)
@@ -235,19 +235,19 @@ class MemoryQueue:
         await self.check()
         return self._take_now(count)
 
-    async def renew(self, taken: Taken) -> None:
+    async def renew(self, taken: ClaimedJob) -> None:
         """See `IQueue.renew`."""
         await self.check()
         if taken.id in self._jobs.entries:
             self._jobs.entries[taken.id].claimed_until = self._clock.seconds() + self._claim
 
-    async def done(self, taken: Taken) -> None:
+    async def done(self, taken: ClaimedJob) -> None:
         """See `IQueue.done`."""
         await self.check()
         self._jobs.entries.pop(taken.id, None)
         self._jobs.queued.discard(_marker(taken.job))
 
-    async def failed(self, taken: Taken, why: str) -> bool:
+    async def failed(self, taken: ClaimedJob, why: str) -> bool:
         """See `IQueue.failed`."""
         await self.check()
         job = evolve(taken.job, tries=taken.job.tries + 1)
@@ -262,7 +262,7 @@ class MemoryQueue:
         self._jobs.queued.discard(_marker(job))
         return False
 
-    async def hand_back(self, taken: Taken) -> None:
+    async def hand_back(self, taken: ClaimedJob) -> None:
         """See `IQueue.hand_back`."""
         await self.check()
         if self._jobs.entries.pop(taken.id, None) is not None:
@@ -302,14 +302,14 @@ class MemoryQueue:
     def _sees(self, job: Job) -> bool:
         return job.disk in ("", self._disk)
 
-    def _take_now(self, count: int) -> list[Taken]:
+    def _take_now(self, count: int) -> list[ClaimedJob]:
         now = self._clock.seconds()
         due = [job for when, job in self._jobs.later if when <= now]
         self._jobs.later = [each for each in self._jobs.later if each[0] > now]
         for job in due:
             self._jobs.add(job, now)
         free = [
-            Taken(entry.job, entry.job.disk, name)
+            ClaimedJob(entry.job, entry.job.disk, name)
             for name, entry in self._jobs.entries.items()
             if self._sees(entry.job) and entry.claimed_until <= now
         ][:count]

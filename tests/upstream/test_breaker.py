@@ -8,9 +8,9 @@ from unittest import mock
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import ILogObserver, LogEvent, eventAsText, globalLogPublisher
 
-from mypypi.errors import MyPyPiError, NotFound, UpstreamBroken, UpstreamBusy, UpstreamDown, UpstreamPaused
+from mypypi.errors import BadUpstreamResponse, MyPyPiError, NotFound, UpstreamBusy, UpstreamDown, UpstreamPaused
 from mypypi.observability import metrics
-from mypypi.upstream.backoff import Pauses
+from mypypi.upstream.backoff import Backoff
 from mypypi.upstream.breaker import Breaker, origin_of
 from mypypi.upstream.client import Upstream
 from mypypi.upstream.requester import RETRIES
@@ -48,7 +48,7 @@ class BreakerTestCase(MemoryTestCase):
         self.upstream, self.other = self.made("one"), self.made("two")
 
     def made(self, owner: str, concurrency: int = 64) -> Upstream:
-        breaker = Breaker(Pauses(self.catalog, self.clock), self.catalog, owner, self.clock, TIMEOUT)
+        breaker = Breaker(Backoff(self.catalog, self.clock), self.catalog, owner, self.clock, TIMEOUT)
         return Upstream(
             self.clock,
             URL,
@@ -475,11 +475,11 @@ class CrowdTest(BreakerTestCase):
 
     def test_patient_one_leaves_half_of_the_places(self) -> None:
         """What nobody waits for goes out while there is room to spare, and does not wait in the queue."""
-        self.assertTrue(self.upstream.spare)
-        self.start(self.upstream.page("/1", JSON, patient=True))
+        self.assertTrue(self.upstream.has_spare_capacity)
+        self.start(self.upstream.page("/1", JSON, background=True))
         self.assertEqual(1, self.asked)
-        self.assertFalse(self.upstream.spare)
-        self.failing(self.upstream.page("/2", JSON, patient=True), UpstreamBusy)
+        self.assertFalse(self.upstream.has_spare_capacity)
+        self.failing(self.upstream.page("/2", JSON, background=True), UpstreamBusy)
         self.page(path="/3")
         self.assertEqual(2, self.asked)
 
@@ -514,5 +514,5 @@ class CountTest(BreakerTestCase):
     def test_broken_answer_is_an_answer(self) -> None:
         asked = self.page()
         self.wire.last.answer(418)
-        self.failing(asked, UpstreamBroken)
+        self.failing(asked, BadUpstreamResponse)
         self.works()

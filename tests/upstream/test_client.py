@@ -15,9 +15,9 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 
-from mypypi.errors import MyPyPiError, NotFound, UpstreamBroken, UpstreamDown, UpstreamRefused
-from mypypi.model import Source
-from mypypi.upstream.bodies import Collector
+from mypypi.errors import BadUpstreamResponse, MyPyPiError, NotFound, UpstreamDown, UpstreamRefused
+from mypypi.model import SourceDocument
+from mypypi.upstream.bodies import BodyCollector
 from mypypi.upstream.client import Upstream
 from mypypi.upstream.requester import Credentials
 from mypypi.upstream.responses import FileResponse, PageResponse
@@ -76,7 +76,7 @@ class PageTest(UpstreamTestCase):
         """The answer is what upstream sent, and where it came from."""
         asked = self.page()
         self.wire.last.answer(body=b"{}", content_type=JSON, etag='"1"', last_modified="then")
-        source = Source(b"{}", JSON, "https://index.example/root/simple/a/")
+        source = SourceDocument(b"{}", JSON, "https://index.example/root/simple/a/")
         self.assertEqual(PageResponse(source, '"1"', "then"), self.now(asked))
 
     def test_page_may_come_compressed(self) -> None:
@@ -92,13 +92,13 @@ class PageTest(UpstreamTestCase):
         for body in (data[:-9], data[:-1], b"", data[:-6] + b"\x00" * 6, b"{}"):
             asked = self.page()
             self.wire.last.answer(body=body, content_encoding="gzip")
-            self.failing(asked, UpstreamBroken)
+            self.failing(asked, BadUpstreamResponse)
 
     def test_encoding_that_nobody_asked_for_is_refused(self) -> None:
         """A page in brotli is no page."""
         asked = self.page()
         self.wire.last.answer(body=b"\x0b\x02", content_encoding="br")
-        self.failing(asked, UpstreamBroken)
+        self.failing(asked, BadUpstreamResponse)
 
     def test_page_is_confirmed_by_its_validators(self) -> None:
         """Both go out; 304 means that they still hold."""
@@ -113,7 +113,7 @@ class PageTest(UpstreamTestCase):
         for status in (304, 206):
             asked = self.page()
             self.wire.last.answer(status, b"" if status == 304 else b"{}", content_range="bytes 0-1/9")
-            self.failing(asked, UpstreamBroken)
+            self.failing(asked, BadUpstreamResponse)
 
     def test_page_that_is_cut_is_no_page(self) -> None:
         """Fewer bytes than announced are an upstream that failed, not a short page."""
@@ -148,11 +148,11 @@ class PageTest(UpstreamTestCase):
 
     def test_page_without_end_is_given_up(self) -> None:
         """What grows beyond any page is dropped, connection and all."""
-        collector = Collector(self.clock, 15, 10, gzipped=False)
+        collector = BodyCollector(self.clock, 15, 10, gzipped=False)
         asked = self.file()
         self.wire.last.send(response(200, b"x" * 11, content_length="1000"))
         self.now(asked).deliver(collector)
-        self.failing(collector.done, UpstreamBroken)
+        self.failing(collector.done, BadUpstreamResponse)
         self.assertTrue(self.wire.last.closed)
 
     def test_header_of_any_bytes_is_read(self) -> None:
@@ -253,7 +253,7 @@ class RedirectTest(UpstreamTestCase):
         asked = self.page()
         for _ in range(6):
             self.wire.last.answer(302, location="/again/")
-        self.assertIn("circles", str(self.failing(asked, UpstreamBroken)))
+        self.assertIn("circles", str(self.failing(asked, BadUpstreamResponse)))
         self.assertEqual(6, len(self.wire.exchanges))
         self.assert_a_slot_is_free(self.upstream)
 
@@ -327,7 +327,7 @@ class StatusTest(UpstreamTestCase):
             NotFound: (404, 410),
             UpstreamRefused: (401, 403, 407),
             UpstreamDown: (429, 500, 502, 503, 504, 599),
-            UpstreamBroken: (204, 400, 405, 418, 451),
+            BadUpstreamResponse: (204, 400, 405, 418, 451),
         }
         for kind, statuses in meanings.items():
             for status in statuses:
@@ -540,7 +540,7 @@ class FileTest(UpstreamTestCase):
         for status in (206, 304):
             asked = self.file()
             self.wire.last.answer(status, content_range="bytes 2-4/5")
-            self.failing(asked, UpstreamBroken)
+            self.failing(asked, BadUpstreamResponse)
 
     def test_answer_whose_body_nobody_takes_costs_its_connection(self) -> None:
         """Closed without a look at its body, it does not keep a connection that waits for a receiver."""
@@ -600,6 +600,6 @@ class _Received(Protocol):
         self.end = reason.type
 
 
-def _source(answer: PageResponse) -> Source:
+def _source(answer: PageResponse) -> SourceDocument:
     assert answer.source is not None
     return answer.source

@@ -18,7 +18,7 @@ from mypypi.errors import NotFound
 from mypypi.web.errors import answer_failure
 from mypypi.web.pages import send, slices
 from mypypi.web.reader import CLIENT_SILENCE
-from mypypi.web.request_log import cache_word, mark, method_of, path_of
+from mypypi.web.request_log import cache_word, method_of, path_of, set_kind
 from mypypi.web.site import LARGEST_BODY, WebSite
 from tests.support.memory import Connection, Handling, MemoryTestCase
 
@@ -87,7 +87,7 @@ class LineTest(SiteTestCase):
         """Client, method, path, status, bytes, seconds, cache, kind and id."""
 
         def handle(request: Any) -> Deferred[None]:
-            mark(request, "page")
+            set_kind(request, "page")
             request.setHeader(b"cache-status", b"MyPyPi; hit; ttl=3")
             later: Deferred[None] = Deferred()
             self.clock.callLater(1.5, request.write, b"hello")

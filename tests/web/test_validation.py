@@ -7,7 +7,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
 from mypypi.errors import BadRequest
-from mypypi.web.validation import Gate, TargetTooLong, segments_of
+from mypypi.web.validation import RequestValidator, TargetTooLong, segments_of
 from tests.support.memory import Connection, MemoryTestCase
 
 
@@ -85,7 +85,9 @@ class GateTest(MemoryTestCase):
     """Over HTTP: what passes, and what is answered at the gate."""
 
     def ask(self, line: bytes) -> Connection:
-        gate = Gate(_Inner(), lambda segments: ("GET", "HEAD", "POST") if segments[0] == "-" else ("GET", "HEAD"))
+        gate = RequestValidator(
+            _Inner(), lambda segments: ("GET", "HEAD", "POST") if segments[0] == "-" else ("GET", "HEAD")
+        )
         return Connection(Site(gate, reactor=self.clock), line + b" HTTP/1.1\r\nHost: here\r\n\r\n")
 
     def test_reading_passes(self) -> None:

@@ -11,7 +11,7 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, eventAsText, global
 from twisted.trial.unittest import SynchronousTestCase
 
 from mypypi.errors import CatalogDown, StorageDown
-from mypypi.model import DeadJob, Job, QueueState, Taken
+from mypypi.model import ClaimedJob, DeadJob, Job, QueueState
 from mypypi.redis.queue import CLAIM, MOST_TRIES
 from mypypi.worker.jobs import Jobs
 from mypypi.worker.worker import Worker
@@ -72,19 +72,19 @@ class NotedQueue(MemoryQueue):
         super().__init__(clock, "d1", jobs=jobs)
         self.noted: list[str] = []
 
-    async def renew(self, taken: Taken) -> None:
+    async def renew(self, taken: ClaimedJob) -> None:
         self.noted.append(f"renewed {taken.job.name}")
         await super().renew(taken)
 
-    async def done(self, taken: Taken) -> None:
+    async def done(self, taken: ClaimedJob) -> None:
         self.noted.append(f"done {taken.job.name}")
         await super().done(taken)
 
-    async def failed(self, taken: Taken, why: str) -> bool:
+    async def failed(self, taken: ClaimedJob, why: str) -> bool:
         self.noted.append(f"failed {taken.job.name}: {why}")
         return await super().failed(taken, why)
 
-    async def hand_back(self, taken: Taken) -> None:
+    async def hand_back(self, taken: ClaimedJob) -> None:
         self.noted.append(f"handed back {taken.job.name}")
         await super().hand_back(taken)
 
@@ -170,9 +170,9 @@ class WorkerTests(SynchronousTestCase):
 
     def test_jobs_of_two_streams_with_one_id_are_two(self) -> None:
         """Redis names jobs by the millisecond: a job for a disk and another may have the same id."""
-        jobs = [Taken(Job("wait", "a"), "all", "1-0"), Taken(Job("wait", "b"), "d1", "1-0")]
+        jobs = [ClaimedJob(Job("wait", "a"), "all", "1-0"), ClaimedJob(Job("wait", "b"), "d1", "1-0")]
 
-        async def take(count: int) -> list[Taken]:
+        async def take(count: int) -> list[ClaimedJob]:
             hand, jobs[:] = jobs[:count], jobs[count:]
             return hand or await MemoryQueue.take(self.queue, count)
 
@@ -265,7 +265,7 @@ class WorkerTests(SynchronousTestCase):
         """A queue that is down is not asked more than once a second."""
         asked: list[float] = []
 
-        async def take(count: int) -> list[Taken]:
+        async def take(count: int) -> list[ClaimedJob]:
             assert count == 2
             asked.append(self.clock.seconds())
             raise CatalogDown("cable pulled")
