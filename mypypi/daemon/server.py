@@ -14,7 +14,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.web.resource import IResource
 
-from mypypi.daemon.announcement import ready_line
+from mypypi.daemon.announcement import ServerReady
 from mypypi.daemon.listening import adopt, listen
 from mypypi.settings.settings import Settings
 from mypypi.web.site import WebSite
@@ -60,10 +60,9 @@ class Server(Service):
         super().stopService()
         return Deferred.fromCoroutine(self._stop())
 
-    @property
-    def ready_line(self) -> str:
-        """What to tell the person who started it."""
-        return ready_line(self._settings, self._port)
+    def ready(self, redis: str) -> ServerReady:
+        """What to tell the person who started it; `redis` says which Redis it uses."""
+        return ServerReady.of(self._settings, self._port, redis)
 
     async def _stop(self) -> None:
         port, self._port = self._port, None

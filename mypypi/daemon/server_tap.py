@@ -33,7 +33,7 @@ def makeService(options: Options) -> IService:
         return Supervisor(settings, reactor, relay=options.logs_elsewhere)
     backends, index, server = _server(settings, reactor)
     signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(_hung_up))  # type: ignore[attr-defined] # any reactor has it
-    announcement = Announcement(backends.redis, lambda redis: _say_ready(server, redis))
+    announcement = Announcement(backends.redis, lambda redis: _say_ready(server, f"{settings.redis_url} {redis}"))
     return OrderedServices([backends, index, server, announcement])
 
 
@@ -52,7 +52,7 @@ def _server(settings: Settings, reactor: Any, adopted: int | None = None) -> tup
 
 
 def _say_ready(server: Server, redis: str) -> None:
-    log.info("ready: {ready}; {redis}", ready=server.ready_line, redis=redis)
+    log.info("{record}", record=server.ready(redis))
 
 
 def _hung_up() -> None:

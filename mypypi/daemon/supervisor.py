@@ -16,7 +16,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 
-from mypypi.daemon.announcement import ready_line
+from mypypi.daemon.announcement import ServerReady
 from mypypi.daemon.child_process import ChildProcess, child_environment
 from mypypi.daemon.lifecycle import CannotStart, stop_with_failure
 from mypypi.daemon.listening import listen
@@ -57,6 +57,7 @@ class Supervisor(Service):
         self._reactor = reactor
         self._relay = relay
         self._environment = child_environment(settings, redis_url)
+        self._redis = redis_url or settings.redis_url
         self._slots = [_Slot(number) for number in range(1, settings.workers + 1)]
         self._port: Any = None
         self._children: set[ChildProcess] = set()
@@ -130,7 +131,8 @@ class Supervisor(Service):
         self.log.info("child {number} serves, pid {pid}", number=child.number, pid=child.pid)
         if not self._announced and all(slot.child is not None and slot.child.ready for slot in self._slots):
             self._announced = True
-            self.log.info("ready: {ready}; {words}", ready=ready_line(self._settings, self._port), words=words)
+            ready = ServerReady.of(self._settings, self._port, f"{self._redis} {words}")
+            self.log.info("{record}", record=ready)
 
     def _ended(self, child: ChildProcess, how: str) -> None:
         """A child has ended, asked or not."""

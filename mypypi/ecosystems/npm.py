@@ -142,7 +142,7 @@ class NPM:
 
     def example(self, address: str) -> str:
         """See `IEcosystem.example`."""
-        return f"npm install --registry {address} PACKAGE"
+        return f"npm install --registry {address} express"
 
 
 def check_name(name: str) -> str:

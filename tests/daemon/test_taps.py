@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from mypypi import __version__
+from mypypi.daemon.redis_server import find_server
 from mypypi.settings.reference import variables
 from tests.conftest import DaemonFactory
 from tests.rig.daemon import Daemon
@@ -52,14 +54,22 @@ def run(daemon: Daemon) -> int:
 
 def said(daemon: Daemon) -> list[str]:
     """What it said at the level of errors, without the time and the place."""
-    return re.findall(r"\[\S+#(?:error|critical)\] (.*)", daemon.log)
+    return re.findall(r"\[(?:\S+ )?(?:error|critical)(?: \S+)?\] (.*)", daemon.log)
 
 
 class TestCommandLine:
     @pytest.mark.parametrize("plugin", DAEMONS)
-    def test_help_describes_every_setting(self, plugin: str, tmp_path: Path) -> None:
-        """``twistd <daemon> --help`` tells all there is to set, and ends well."""
+    def test_help_is_short_and_points_to_the_settings(self, plugin: str, tmp_path: Path) -> None:
+        """``twistd <daemon> --help`` fits on a screen."""
         daemon = Daemon(plugin, tmp_path / "data", arguments=["--help"])
+        assert run(daemon) == 0
+        assert len(daemon.log.splitlines()) < 24
+        assert "--settings" in daemon.log
+
+    @pytest.mark.parametrize("plugin", DAEMONS)
+    def test_settings_are_described_on_request(self, plugin: str, tmp_path: Path) -> None:
+        """``twistd <daemon> --settings`` tells all there is to set, and ends well."""
+        daemon = Daemon(plugin, tmp_path / "data", arguments=["--settings"])
         assert run(daemon) == 0
         described = re.findall(r"^[A-Z_0-9]+$", daemon.log, re.MULTILINE)
         assert described == [variable.name for variable in variables()]
@@ -96,13 +106,31 @@ class TestCommandLine:
 
 class TestStart:
     def test_it_says_what_to_copy(self, index: FakeIndex, daemon_factory: DaemonFactory) -> None:
-        """One line: where it serves what, where data lies, and the command that uses it."""
+        """Where it listens, what it serves, where data lies, which Redis it has, and a command that uses it."""
         daemon = daemon_factory()
-        line = daemon.wait_for_log(r"ready: (.*)").group(1)
-        assert line == (
-            f"{daemon.url}/ serves {index.url}, data in {daemon.data};"
-            f" pip install --index-url {daemon.url}/simple/ PACKAGE"
-        )
+        (said,) = re.findall(r"\[info\] ready: ((?:.*\n)(?:\t.*\n)+)", daemon.log)
+        first, *rows = said.splitlines()
+        assert first == f"MyPyPi {__version__} listens at {daemon.url}/"
+        assert [row.split(maxsplit=1) for row in rows] == [
+            ["serves", f"{index.url} (pypi)"],
+            ["data", str(daemon.data)],
+            ["Redis", f"a private one, in {daemon.data}/redis"],
+            ["try", f"pip install --index-url {daemon.url}/simple/ flask"],
+        ]
+
+    def test_it_says_little_else(self, daemon_factory: DaemonFactory) -> None:
+        """What Redis and Twisted say of themselves is not for the person who starts the daemon."""
+        daemon = daemon_factory()
+        daemon.stop()
+        starts = re.findall(r"^\S+ \[.*?\] (\S+ ?\S*)", daemon.log, re.MULTILINE)
+        assert starts == [f"starting {find_server()}", "ready: MyPyPi", "Received SIGTERM,", "Server Shut"]
+
+    def test_debug_shows_everything(self, daemon_factory: DaemonFactory) -> None:
+        """With MYPYPI_LOG_LEVEL=debug."""
+        daemon = daemon_factory(env={"MYPYPI_LOG_LEVEL": "debug"})
+        daemon.stop()
+        assert re.search(r"\[debug mypypi\.\S+\] .*eady to accept connections", daemon.log)
+        assert re.search(r"\[debug twisted\.\S+\] reactor class", daemon.log)
 
     @pytest.mark.parametrize("plugin", SERVERS)
     def test_a_taken_port_is_told_in_one_line(self, plugin: str, taken: int, tmp_path: Path) -> None:
@@ -155,7 +183,8 @@ class TestStart:
         """Where Redis is not there yet it serves all the same, says so, and uses Redis as soon as it comes."""
         index.add(make_wheel("thing"))
         daemon = daemon_factory("mypypi-server", env={"MYPYPI_REDIS_URL": f"unix://{short_path}/redis.sock"})
-        assert "without Redis for now" in daemon.wait_for_log(r"ready: .*").group()
+        daemon.wait_for_log(r"ready: ")
+        assert "is not there yet, serving without it" in daemon.log
         assert get(f"{daemon.url}/simple/thing/").status == 200
         assert "degraded" in get(f"{daemon.url}/-/health/ready").text
         command = [redis_binary(), "--port", "0", "--unixsocket", "redis.sock", "--save", ""]
@@ -235,7 +264,7 @@ class TestEnd:
             daemon.launch()
             ending.callback(daemon.sweep)
             ending.callback(daemon.kill)
-            daemon.wait_for_log("Redis is starting")
+            daemon.wait_for_log("starting .*server")
             daemon.stop()
         assert daemon.ended_in_order
         assert daemon.leftovers() == []

@@ -80,7 +80,7 @@ class TestTheTable:
 
     def test_shows_what_to_type(self) -> None:
         """The line to copy names the registry as npm wants it."""
-        assert npm.example("http://here.example:8080/") == "npm install --registry http://here.example:8080/ PACKAGE"
+        assert npm.example("http://here.example:8080/") == "npm install --registry http://here.example:8080/ express"
 
 
 class TestNames:

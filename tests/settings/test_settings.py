@@ -52,6 +52,7 @@ TAKEN: dict[str, tuple[str, object]] = {
     "MYPYPI_UPSTREAM_CONCURRENCY": ("3", 3),
     "MYPYPI_UPSTREAM_TIMEOUT": ("30", 30),
     "MYPYPI_LOG_FORMAT": ("json", "json"),
+    "MYPYPI_LOG_LEVEL": ("warn", "warn"),
     "MYPYPI_CONNECTIONS_PER_ADDRESS": ("20", 20),
     "MYPYPI_DRAIN_TIME": ("0", 0),
     "MYPYPI_STALE_AFTER": ("1", 1),
