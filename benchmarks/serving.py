@@ -1,8 +1,9 @@
 """
-What the daemon's processor time goes to when everything is warm: a small page, many times, and a large file.
+Measures the daemon's processor time for cached pages and files.
 
-``python -m benchmarks.serving`` prints microseconds for an answer of a page and milliseconds for a gigabyte of a file,
-from the operating system's own accounting of the daemon, so that a slow client or a busy machine does not matter.
+``python -m benchmarks.serving`` requests a small page many times and a large file several times. It prints microseconds
+per page and milliseconds per gigabyte. They come from the operating system's accounting of the daemon's process, so
+that a slow client or a busy machine does not matter.
 """
 
 from __future__ import annotations
@@ -24,24 +25,24 @@ TIMES = 5
 
 
 def processor_seconds(daemon: Daemon) -> float:
-    """What the daemon has used by now, its own and the system's on its behalf."""
+    """Return the processor time that the daemon has used, in user mode and in the kernel."""
     times = psutil.Process(daemon.pid).cpu_times()
     return float(times.user + times.system)
 
 
 def read_all(connection: http.client.HTTPConnection, path: str, accept: str) -> int:
-    """The bytes of one answer."""
+    """Read one response to its end. Return its size in bytes."""
     connection.request("GET", path, headers={"Accept": accept, "Accept-Encoding": "gzip"})
-    answer = connection.getresponse()
+    response = connection.getresponse()
     size = 0
-    while block := answer.read(1 << 20):
+    while block := response.read(1 << 20):
         size += len(block)
-    assert answer.status == 200, answer.status
+    assert response.status == 200, response.status
     return size
 
 
 def main() -> None:
-    """Measure, print."""
+    """Run the benchmark."""
     kind = PyPIKind()
     with tempfile.TemporaryDirectory() as directory, FakeIndex() as index:
         for number in range(300):
@@ -60,9 +61,9 @@ def main() -> None:
                     read_all(connection, path, kind.accept)
                 used = processor_seconds(daemon) - before
                 if name == "page":
-                    print(f"page of {size} bytes: {used / times * 1e6:.0f} us of processor time for an answer")
+                    print(f"page of {size} bytes: {used / times * 1e6:.0f} us of processor time per response")
                 else:
-                    print(f"file of {size >> 20} MiB: {used / (size * times) * 1e12:.0f} ms of processor time for a GB")
+                    print(f"file of {size >> 20} MiB: {used / (size * times) * 1e12:.0f} ms of processor time per GB")
 
 
 if __name__ == "__main__":

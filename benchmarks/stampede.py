@@ -1,10 +1,10 @@
 """
-Many clients at once for one file that is not cached, beside one client alone.
+Compares many simultaneous clients of one uncached file with a single client.
 
-``python -m benchmarks.stampede`` has upstream serve a file of 50 MB at 20 MB/s, and asks a server with ``WORKERS=4``
-for it: with one client, then with 200, each time for another file and in turns. It prints the seconds until the last
-client has all of it, their ratio, how often upstream was asked, how much memory all processes took in addition, and
-their processor time. Clients count what they get; that it is right is tested elsewhere.
+``python -m benchmarks.stampede`` has upstream serve a file of 50 MB at 20 MB/s. One client, then 200 clients request it
+from a server with ``WORKERS=4``, alternately and each time with another file. It prints the seconds until the last
+client has the whole file, their ratio, the number of requests to upstream, the additional memory of all processes, and
+their processor time. Clients only count bytes; tests elsewhere check the content.
 """
 
 from __future__ import annotations
@@ -35,7 +35,11 @@ _BETWEEN = 0.05
 
 @frozen
 class Figures:
-    """Of one storm: seconds, requests to upstream, bytes of memory in addition, seconds of processor time."""
+    """The figures of one run.
+
+    `seconds` until the last client was done, `requests` to upstream, additional bytes of memory (`grown`), and seconds
+    of processor time (`cpu`).
+    """
 
     seconds: float
     requests: int
@@ -44,7 +48,7 @@ class Figures:
 
 
 def storm(index: FakeIndex, server: Daemon, clients: int, number: int, place: Path) -> Figures:
-    """So many clients ask for a file that nobody asked for yet."""
+    """Have `clients` clients request an uncached file at once."""
     wheel = make_wheel(f"stampede{number}", padding=SIZE)
     index.add(wheel)
     path = index.path_of(wheel.filename)
@@ -72,14 +76,14 @@ def storm(index: FakeIndex, server: Daemon, clients: int, number: int, place: Pa
 
 
 def used(server: Daemon) -> float:
-    """Seconds of processor time of all processes of a server."""
+    """Return the seconds of processor time of all processes of a server."""
     process = psutil.Process(server.pid)
     family = [process, *process.children(recursive=True)]
     return sum(times.user + times.system for times in (each.cpu_times() for each in family))
 
 
 def main() -> None:
-    """Print the figures."""
+    """Run the benchmark."""
     with ExitStack() as ending:
         place = Path(ending.enter_context(tempfile.TemporaryDirectory()))
         redis, index = ending.enter_context(Redis()), ending.enter_context(FakeIndex())

@@ -1,9 +1,9 @@
 """
-What a worker makes of uploads, beside boto3's own ``upload_file`` in a plain script.
+Compares a worker's uploads with boto3's ``upload_file`` in a plain script.
 
-``python -m benchmarks.uploads`` lets each upload many small files and one large one to a server that takes everything
-and keeps nothing, in turns; it prints files per second, processor time per file and per GB, and the ratio of the two.
-The processor time is that of the process alone, from the operating system's own accounting, without its start.
+``python -m benchmarks.uploads`` has both upload many small files and one large file, alternately, to a server that
+discards them. It prints files per second, processor time per file and per GB, and the ratios. The processor time is
+that of the process alone, from the operating system's accounting, without its start.
 """
 
 from __future__ import annotations
@@ -62,23 +62,23 @@ print(time.perf_counter() - began, used() - cpu)
 
 
 class Sink(BaseHTTPRequestHandler):
-    """An S3 that takes everything, and remembers sizes only."""
+    """An S3 server that accepts all uploads and stores only their sizes."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     sizes: dict[str, int] = {}  # noqa: RUF012 - one for all connections
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it so
-        """Say nothing."""
+        """Do not log."""
 
-    def _take(self) -> int:
+    def _read_body(self) -> int:
         left = size = int(self.headers.get("Content-Length") or 0)
         buffer = bytearray(1 << 20)
         while left:
             left -= self.rfile.readinto(memoryview(buffer)[: min(left, len(buffer))])
         return int(self.headers.get("X-Amz-Decoded-Content-Length") or size)
 
-    def _answer(self, body: bytes = b"", status: int = 200, length: int | None = None) -> None:
+    def _respond(self, body: bytes = b"", status: int = 200, length: int | None = None) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(body) if length is None else length))
         self.send_header("ETag", '"x"')
@@ -86,60 +86,60 @@ class Sink(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def do_PUT(self) -> None:
-        """A file, or a part of one."""
+        """Accept a file, or a part of one."""
         name = self.path.partition("?")[0]
-        size = self._take()
+        size = self._read_body()
         self.sizes[name] = self.sizes[name] + size if "partNumber" in self.path else size
-        self._answer()
+        self._respond()
 
     def do_POST(self) -> None:
-        """The begin or the end of an upload in parts."""
-        self._take()
+        """Begin or complete a multipart upload."""
+        self._read_body()
         if self.path.endswith("?uploads"):
             self.sizes[self.path.removesuffix("?uploads")] = 0
-        self._answer(b"<R><UploadId>u</UploadId><ETag>x</ETag></R>")
+        self._respond(b"<R><UploadId>u</UploadId><ETag>x</ETag></R>")
 
     def do_HEAD(self) -> None:
-        """How large it is."""
+        """Return an object's size."""
         size = self.sizes.get(self.path)
-        self._answer(status=404) if size is None else self._answer(length=size)
+        self._respond(status=404) if size is None else self._respond(length=size)
 
     def do_GET(self) -> None:
-        """No parts are left behind by anybody."""
-        self._answer(b"<R></R>")
+        """Return an empty list of unfinished uploads."""
+        self._respond(b"<R></R>")
 
 
 @frozen
 class Used:
-    """Seconds that passed, and seconds of processor time."""
+    """Elapsed seconds (`wall`) and seconds of processor time (`cpu`)."""
 
     wall: float
     cpu: float
 
 
 def used_by(pid: int) -> float:
-    """Seconds of processor time so far."""
+    """Return the seconds of processor time that a process has used."""
     times = psutil.Process(pid).cpu_times()
     return float(times.user + times.system)
 
 
 def make_files(directory: Path, name: str, number: int, size: int) -> list[str]:
-    """Files with nothing in common."""
+    """Create files with different content. Return their names."""
     for each in range(number):
         (directory / f"{name}-{each}").write_bytes(os.urandom(min(size, 1 << 20)) * (size // min(size, 1 << 20)))
     return [f"{name}-{each}" for each in range(number)]
 
 
-def plain(url: str, directory: Path, names: list[str]) -> Used:
-    """The script's turn."""
+def run_script(url: str, directory: Path, names: list[str]) -> Used:
+    """Upload the files with the plain script."""
     command = [sys.executable, "-c", _SCRIPT, url, KEYS["access"], KEYS["secret"], str(directory), "warm-0", *names]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603 - our own words
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603 - our arguments
     wall, cpu = map(float, printed.split())
     return Used(wall, cpu)
 
 
 async def waiting_jobs(data: Path, directory: Path, names: list[str]) -> list[Job]:
-    """The jobs for these files, which wait on the worker's disk from now on."""
+    """Put these files on the worker's disk. Return their upload jobs."""
     waiting = DiskStorage(data / "waiting", AtOnce())
     jobs = []
     for name in names:
@@ -155,8 +155,8 @@ async def waiting_jobs(data: Path, directory: Path, names: list[str]) -> list[Jo
     return jobs
 
 
-async def worker_turn(reactor: Any, queue: RedisQueue, worker: Daemon, jobs: list[Job]) -> Used:
-    """The worker's turn."""
+async def run_worker(reactor: Any, queue: RedisQueue, worker: Daemon, jobs: list[Job]) -> Used:
+    """Upload the files with the worker."""
     cpu, began = used_by(worker.pid), time.perf_counter()
     for job in jobs:
         await queue.put(job)
@@ -166,8 +166,8 @@ async def worker_turn(reactor: Any, queue: RedisQueue, worker: Daemon, jobs: lis
     return Used(time.perf_counter() - began, used_by(worker.pid) - cpu)
 
 
-def tell(what: str, number: int, size: int, ours: list[Used], theirs: list[Used]) -> None:
-    """Print the middle of each."""
+def print_medians(what: str, number: int, size: int, ours: list[Used], theirs: list[Used]) -> None:
+    """Print the medians of both, and their ratios."""
     figures = []
     for name, rounds in (("worker", ours), ("upload_file", theirs)):
         wall, cpu = median(each.wall for each in rounds), median(each.cpu for each in rounds)
@@ -181,7 +181,7 @@ def tell(what: str, number: int, size: int, ours: list[Used], theirs: list[Used]
 
 
 async def measure(reactor: Any, redis_url: str, worker: Daemon, url: str, files: Path) -> None:
-    """Measure, print."""
+    """Run the rounds of both, and print the results."""
     client = RedisClient(reactor, RedisUrl.parse(redis_url))
     client.start()
     queue = RedisQueue(client, "mypypi", "pypi", disk_id(worker.data), reactor)
@@ -190,17 +190,17 @@ async def measure(reactor: Any, redis_url: str, worker: Daemon, url: str, files:
         names = make_files(files, what, number, size)
         ours, theirs = [], []
         for _ in range(ROUNDS):
-            await worker_turn(reactor, queue, worker, await waiting_jobs(worker.data, files, ["warm-0"]))
+            await run_worker(reactor, queue, worker, await waiting_jobs(worker.data, files, ["warm-0"]))
             jobs = await waiting_jobs(worker.data, files, names)
-            ours.append(await worker_turn(reactor, queue, worker, jobs))
-            theirs.append(plain(url, files, names))
-        tell(f"{number} x {size / 1e6:g} MB", number, size, ours, theirs)
+            ours.append(await run_worker(reactor, queue, worker, jobs))
+            theirs.append(run_script(url, files, names))
+        print_medians(f"{number} x {size / 1e6:g} MB", number, size, ours, theirs)
     await client.stop()
 
 
 @contextmanager
 def sink() -> Iterator[str]:
-    """The URL of a server that takes everything, in a process of its own."""
+    """Run `Sink` in its own process. Yields its URL."""
     port = free_port()
     process = subprocess.Popen([sys.executable, "-m", "benchmarks.uploads", "--sink", str(port)], cwd=ROOT)  # noqa: S603
     try:
@@ -213,7 +213,7 @@ def sink() -> Iterator[str]:
 
 
 def main() -> None:
-    """Start all that it takes."""
+    """Run the benchmark."""
     with tempfile.TemporaryDirectory() as place, Redis() as redis, sink() as url:
         redis.call("CONFIG", "SET", "appendfsync", "everysec")
         files = Path(place, "files")

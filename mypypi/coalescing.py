@@ -1,4 +1,8 @@
-"""One run of some work at a time for each name, however many ask for it. Knows nothing of the work."""
+"""
+Deduplicates concurrent calls: callers that ask for the same name share one run and its result.
+
+Knows names and Deferreds. Must never know what the work does.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,11 @@ T = TypeVar("T")
 
 
 class Coalescer(Generic[T]):
-    """Joins those who ask for the same work while it runs. Each waits on a Deferred of its own, so that one who leaves
-    takes nothing away from the others, nor from the work."""
+    """
+    Runs work once per name at a time, for all concurrent callers.
+
+    Each caller waits on its own Deferred. A caller that cancels it stops neither the work nor the other callers.
+    """
 
     log = Logger()
 
@@ -27,7 +34,7 @@ class Coalescer(Generic[T]):
         return name in self._waiting
 
     def run(self, name: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> Deferred[T]:
-        """What the work of this name comes to: that which is running, else this."""
+        """Join the work of this name, or start it. Fires with the result or failure of the work."""
         mine: Deferred[T] = Deferred(lambda _: None)
         if name in self._waiting:
             self._waiting[name].append(mine)
@@ -39,8 +46,8 @@ class Coalescer(Generic[T]):
     def _done(self, result: T | Failure, name: Hashable) -> None:
         waited = False
         for waiter in self._waiting.pop(name):
-            if not waiter.called:  # it may have left, even because of what an earlier one did just now
+            if not waiter.called:  # cancelled earlier, or just now by the callback of a previous waiter
                 waited = True
                 waiter.callback(result)
         if not waited and isinstance(result, Failure) and not result.check(MyPyPiError):
-            self.log.failure("work for {name} failed when nobody waited for it", result, name=str(name))
+            self.log.failure("work for {name} failed after every caller had cancelled", result, name=str(name))

@@ -1,6 +1,6 @@
-"""Reads dates as HTTP has them, whoever wrote them.
+"""Parses HTTP dates, including malformed ones.
 
-Knows the date's forms. Must never know which header it stands in.
+Knows the formats of a date. Must never know which header contains it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from werkzeug import http
 
 
 def parse_date(text: str | None) -> datetime | None:
-    """The moment that an HTTP-date names (RFC 9110, section 5.6.7), with its zone; None for anything else."""
+    """Parse an HTTP-date (RFC 9110, section 5.6.7). None for any other text."""
     try:
         return http.parse_date(text)
     except OverflowError:  # a day or a year of twenty digits

@@ -1,7 +1,7 @@
-"""What can go wrong, in the domain's words. Each error knows the HTTP status it is answered with.
+"""The errors that this project raises. Each knows the HTTP status of its response.
 
-Translated to a response in one place, `mypypi.web.errors`. Must never know Twisted or HTTP beyond a status number.
-A message is shown to clients: it says what happened and what to do, and never holds a secret.
+`mypypi.web.errors` alone turns them into responses. Clients see the message: it says what happened and what to do, and
+never contains a secret. Must never know Twisted, nor HTTP beyond a status number.
 """
 
 from __future__ import annotations
@@ -10,32 +10,32 @@ import errno
 
 
 class MyPyPiError(Exception):
-    """Anything that this project raises on purpose. `retry_after` is in seconds."""
+    """The base of all errors raised on purpose. `retry_after` is in seconds, None if unknown."""
 
     status = 500
     retry_after: int | None = None
 
 
 class BadRequest(MyPyPiError):
-    """The client sent what can't be understood."""
+    """The client's request is malformed."""
 
     status = 400
 
 
 class NotFound(MyPyPiError):
-    """Upstream says that there is no such thing, or no page of upstream's lists it."""
+    """Upstream answered 404, or none of its pages lists the file."""
 
     status = 404
 
 
 class NotAcceptable(MyPyPiError):
-    """The client takes none of the forms there are (RFC 9110, section 15.5.7)."""
+    """The client accepts none of the available forms (RFC 9110, section 15.5.7)."""
 
     status = 406
 
 
 class TemporarilyUnavailable(MyPyPiError):
-    """It can't be had now: whoever asks is to come back in `retry_after` seconds."""
+    """The request failed now, and may succeed after `retry_after` seconds."""
 
     status = 503
 
@@ -46,60 +46,72 @@ class TemporarilyUnavailable(MyPyPiError):
 
 class UpstreamDown(TemporarilyUnavailable):
     """
-    Upstream can't be reached, took too long, or answers that it can't serve now (5xx, 429).
+    Upstream can't be reached, timed out, or answered 429 or 5xx.
 
-    503 and not 502 or 504, since every client but one tries again after it.
+    The status is 503 rather than 502 or 504, since all clients but one retry after a 503.
     """
 
 
 class UpstreamUnreachable(UpstreamDown):
-    """Not one byte of an answer: what held for this request will hold for the next ones, whatever they are for."""
+    """
+    Upstream sent no byte of a response.
+
+    Unlike an error status, this concerns the whole origin: other requests to it are likely to fail too.
+    """
 
 
 class UpstreamPaused(UpstreamDown):
-    """Upstream fails, or wants to be left alone for a while: it was not asked."""
+    """No request was sent: upstream is in back-off after failures or a Retry-After."""
 
 
 class UpstreamBusy(UpstreamDown):
-    """More requests wait for upstream than will be answered soon: it was not asked."""
+    """
+    No request was sent: the queue for upstream is full.
+
+    For a background request, upstream had no spare capacity.
+    """
 
 
 class BadUpstreamResponse(MyPyPiError):
-    """Upstream answered with something that can't be what was asked for."""
+    """Upstream's response can't be used: it is not what was requested."""
 
     status = 502
 
 
 class UpstreamRefused(BadUpstreamResponse):
-    """Upstream wants other credentials than the configured ones (401, 403)."""
+    """Upstream rejected the configured credentials (401, 403, 407)."""
 
 
 class DigestMismatch(BadUpstreamResponse):
-    """The bytes are not those that the index promised. They are discarded."""
+    """The bytes from upstream do not match the index's digest, and are discarded."""
 
 
 class Truncated(BadUpstreamResponse):
-    """Upstream's body ended early and could not be resumed."""
+    """Upstream's body ended early, and can't be resumed."""
 
 
 class Interrupted(Truncated):
-    """A body ended before its end. It may be resumed."""
+    """Upstream's body ended early, and may be resumed."""
 
 
 class StillFetching(TemporarilyUnavailable):
-    """The file is on its way; strict mode answers this instead of an unchecked byte."""
+    """
+    The file is still being fetched.
+
+    Strict mode answers with this error instead of sending bytes that are not checked yet.
+    """
 
 
 class FetchedElsewhere(TemporarilyUnavailable):
-    """Another host holds the lease of the file's fetch, which should be done by then as far as is known."""
+    """Another host holds the lease to fetch this file. `retry_after` estimates when that fetch ends."""
 
 
 class AlreadyStored(TemporarilyUnavailable):
-    """The file came into the storage just when it was to be fetched."""
+    """The file was stored just before its fetch began."""
 
 
 class CatalogDown(TemporarilyUnavailable):
-    """Redis can't be reached or answers with an error."""
+    """Redis can't be reached, or answered with an error."""
 
 
 class StorageDown(TemporarilyUnavailable):
@@ -107,21 +119,21 @@ class StorageDown(TemporarilyUnavailable):
 
 
 class StorageFull(StorageDown):
-    """No room is left for a draft or a stored file."""
+    """There is no room for a draft or a stored file."""
 
 
 class JobsFailed(MyPyPiError):
-    """Workers could not do what was left to them."""
+    """Background jobs have failed, and wait for a retry or were set aside."""
 
 
 def storage_error(error: OSError, what: str) -> StorageDown:
-    """The error of this project for one of the operating system's: no room is told apart from all else."""
+    """Convert an OSError into StorageFull if the disk or quota is full, else StorageDown."""
     kind = StorageFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageDown
     return kind(f"{what}: {error.strerror}")
 
 
 def error_from(name: str, message: str, retry_after: int | None) -> MyPyPiError:
-    """What another process has met, by the name of its class; upstream's most general one where that says nothing."""
+    """Rebuild an error of another process. An unknown class name gives BadUpstreamResponse."""
     kind = globals().get(name)
     if not (isinstance(kind, type) and issubclass(kind, MyPyPiError)):
         kind = BadUpstreamResponse

@@ -1,6 +1,7 @@
-"""The interfaces that have more than one implementation. Must never import an implementation.
+"""The interfaces that have more than one implementation.
 
-Coroutine methods are declared as plain methods that return an Awaitable, since that is all a caller relies on.
+A coroutine method is declared as a plain method that returns an Awaitable, since callers only await its result. Knows
+the values of `mypypi.model`. Must never import an implementation.
 """
 
 from __future__ import annotations
@@ -30,180 +31,260 @@ from mypypi.model import (
 
 
 class IEcosystem(Interface):
-    """Names, formats and links of one kind of package index. Pure: no I/O, no clock, no request."""
+    """
+    Converts the pages, names and links of one kind of package index.
 
-    name: str = Attribute("what MYPYPI_PACKAGE_TYPE calls it")
+    All methods are pure: no I/O, no clock, no request.
+    """
 
-    scoped: bool = Attribute("whether a name may have a slash in it, after a scope that starts with @")
+    name: str = Attribute("its value of MYPYPI_PACKAGE_TYPE")
+
+    scoped: bool = Attribute("whether a package's name may contain a slash, after a scope that starts with @")
 
     def page_request(page: PageId) -> PageRequest:
-        """How upstream is asked for this page."""
+        """
+        Return the upstream request for this page.
+
+        Raises BadRequest if a part of `page` would make it a request for another page; ValueError for an unknown kind.
+        """
 
     def render(page: PageId, source: SourceDocument, withheld: frozenset[str]) -> RenderedPage:
         """
-        Parse what upstream sent and render every form of it, with file links that point here.
+        Parse upstream's page and render every form of it.
 
-        Links in `withheld` are no longer advertised, where that leaves the page whole. Takes long for large
-        pages: never on the reactor thread.
-        Raises BadUpstreamResponse when it can't be understood.
+        Links to files in the forms point to this server. The forms do not advertise the links in `withheld`, unless the
+        page would be incomplete without them. Slow for large pages: never call it on the reactor thread.
+
+        Raises BadUpstreamResponse if the page can't be parsed.
         """
 
     def listing(page: PageId, forms: Mapping[str, bytes]) -> dict[str, PackageFile]:
         """
-        The files that a page lists, by link, read back from its own rendered forms (identity bytes).
+        Read the files that a page lists from its rendered forms.
 
-        Takes long for large pages: never on the reactor thread.
+        `forms` maps the name from `listing_form` to that form's identity bytes. The result maps each link (see
+        `PackageFile.link`) to its file. Slow for large pages: never call it on the reactor thread.
+
+        Raises BadUpstreamResponse if the form can't be read.
         """
 
     def listing_form(page: PageId) -> str | None:
-        """The name of the one form that `listing` reads; None for a page that lists no files."""
+        """Name the form that `listing` reads; None if the page lists no files."""
 
     def pages_for(link: str) -> tuple[PageId, ...]:
-        """The pages that may list this link, likeliest first; empty for a link that no page could list."""
+        """
+        Return the pages that may list this link, most likely first.
+
+        Empty if the link alone does not tell: only the catalog may know its page then (see `ICatalog.page_listing`).
+        """
 
     def example(address: str) -> str:
-        """What to type to use the server at this address (with a trailing slash), to be copied from the log."""
+        """Return an example of a client command, for the log. `address` is the server's, with a trailing slash."""
 
     def key_for(link: str) -> str | None:
-        """Where the file behind a link lies in storage as far as the link alone tells."""
+        """
+        Derive a file's storage key from its link alone.
+
+        None if the link does not determine a key. The file's page may state another key; then that one is right.
+        """
 
 
 class IStorage(Interface):
-    """Keeps whole, checked files. Knows keys, never packages."""
+    """Stores complete, verified files by key. Must never know packages."""
 
-    passes_on: float = Attribute("seconds for which what is committed may be on its way to where other hosts find it")
+    upload_window: float = Attribute("seconds that a committed file may need to reach other hosts")
 
-    def find(key: str, *, again: bool = False) -> Awaitable[StoredFile | None]:
+    def find(key: str, *, recheck: bool = False) -> Awaitable[StoredFile | None]:
         """
-        The file stored under this key. `again`: it was looked for a moment ago, and is only there if it came since.
+        Return the file stored under this key, or None.
 
-        Raises StorageDown.
+        `recheck` means that the caller looked a moment ago without success. The storage may then skip slow look-ups
+        that find older files only. Raises StorageDown.
         """
 
     def commit(key: str, draft: Path, digest: Digest) -> Awaitable[StoredFile]:
         """
-        Keep a finished draft, whose bytes have this digest, in place of what lay under the key before.
+        Store a finished draft under this key.
 
-        Takes the file away from `draft`; whoever opened it before can go on reading. Raises StorageDown or StorageFull.
+        `digest` is that of the draft's bytes. A file that was stored under the key before is replaced. The file at
+        `draft` is moved away; processes that have it open can read on. Raises StorageDown or StorageFull.
         """
 
     def link(stored: StoredFile) -> Awaitable[Link]:
-        """Where a client gets a stored file whose bytes are not on this host's disk. Raises StorageDown."""
+        """
+        Return a URL from which clients get a stored file.
+
+        Only for a file that is not on this host's disk (its `path` is None). Raises StorageDown.
+        """
 
     def forget(key: str) -> Awaitable[None]:
-        """What was thought to be stored elsewhere under this key is not. Raises StorageDown, CatalogDown."""
+        """
+        Delete the record of a file in remote storage.
+
+        For a file that turned out to be missing there. Files on this host's disk need no record. Raises StorageDown or
+        CatalogDown.
+        """
 
     def delete(key: str) -> Awaitable[None]:
-        """Delete what is stored under this key; nothing happens where there is nothing."""
+        """Delete the file stored under this key, if there is one. Raises StorageDown or CatalogDown."""
 
     def check() -> Awaitable[None]:
-        """Raises StorageDown with a reason when files can't be kept now."""
+        """Raise StorageDown, with the reason, if files can't be stored now."""
 
 
 class ICatalog(Interface):
-    """What is known of upstream. Every method raises CatalogDown when it can't be asked."""
+    """
+    The state that all processes share: pages, stored files and their URLs, leases and back-offs.
+
+    Every method raises CatalogDown if the catalog can't be reached.
+    """
 
     def get_page(page: PageId) -> Awaitable[Page | None]:
-        """The page with its forms."""
+        """Return the page with its forms, or None if it is unknown."""
 
     def page_stamp(page: PageId) -> Awaitable[tuple[str, float] | None]:
-        """The page's version and when upstream last confirmed it, without its forms."""
+        """
+        Return the page's `version` and `checked_at`, or None if it is unknown.
+
+        See `Page` for both. Unlike `get_page`, this reads no forms.
+        """
 
     def put_page(page: Page, indexed_links: tuple[str, ...]) -> Awaitable[None]:
-        """Keep a page, and that these links, which do not tell it themselves, are listed by it."""
+        """
+        Store a page, and replace its previous version as a whole.
+
+        `indexed_links` are the links that `page_listing` must find afterwards (see `RenderedPage`).
+        """
 
     def touch_page(page: PageId, version: str, checked_at: float) -> Awaitable[None]:
-        """Upstream confirmed this version of the page; nothing happens where another one is kept by now."""
+        """
+        Record that upstream has confirmed this version.
+
+        `checked_at` is in seconds since the epoch. Does nothing if another version is stored by now.
+        """
 
     def delete_page(page: PageId) -> Awaitable[None]:
-        """Forget a page."""
+        """Delete a page, if it is known."""
 
     def page_listing(link: str) -> Awaitable[PageId | None]:
-        """The page that lists this link, where `put_page` was told of it."""
+        """Return the page that lists this link; None unless `put_page` has indexed the link."""
 
     def withhold(page: PageId, link: str) -> Awaitable[None]:
-        """Upstream advertises this link but does not have it: do not advertise it for a day."""
+        """Withhold a link from a page for a day. For a link that upstream lists without having the file."""
 
     def withheld(page: PageId) -> Awaitable[frozenset[str]]:
-        """The links that are not advertised on this page for now."""
+        """Return the links that this page must not advertise now."""
 
     def stored(key: str) -> Awaitable[StoredFile | None]:
-        """What was noted of a file that is stored elsewhere than on a disk."""
+        """Return the record of a file in remote storage, or None. The file's `path` is None."""
 
     def put_stored(stored: StoredFile) -> Awaitable[None]:
-        """Note that a file is stored, where others can see it."""
+        """Record that a file is in remote storage."""
 
     def forget_stored(key: str) -> Awaitable[None]:
-        """The file is not stored any more."""
+        """Delete the record of a file in remote storage, and its link."""
 
     def stored_keys() -> AsyncIterator[str]:
-        """The keys of all files that are noted as stored."""
+        """Iterate over the keys of all recorded files."""
 
     def link(key: str) -> Awaitable[tuple[str, float] | None]:
-        """The link that clients get for a stored file now, and until when (seconds since the epoch) it holds."""
+        """
+        Return a stored file's current URL for clients, or None.
+
+        Comes with the time when the URL expires (seconds since the epoch).
+        """
 
     def put_link(key: str, url: str, until: float) -> Awaitable[None]:
-        """Let others hand out the same link."""
+        """Share a stored file's URL with all processes. It expires at `until` (seconds since the epoch)."""
 
     def take_lease(name: str, owner: str, seconds: float, about: str = "") -> Awaitable[HeldLease | None]:
         """
-        Hold this lease for so many seconds from now on, where nobody else does: None. Who holds it already renews it.
+        Take or renew a lease for this many seconds.
 
-        Else who holds it; nothing is changed then.
+        Returns None if `owner` holds the lease now. If another owner holds it, nothing changes, and the result
+        describes that owner's lease. `about` is a text for other processes; each renewal replaces it.
         """
 
     def release_lease(name: str, owner: str) -> Awaitable[None]:
-        """Let go of this lease; nothing happens where somebody else holds it."""
+        """Release this owner's lease. Does nothing if another owner holds it."""
 
     def pause(name: str) -> Awaitable[Pause | None]:
-        """Why this is not asked for, or was not until lately: known for some minutes after the pause's end."""
+        """
+        Return the last back-off of this name, or None.
+
+        It may have ended: it is kept for some minutes after its end, so that the next one can be longer.
+        """
 
     def put_pause(name: str, pause: Pause) -> Awaitable[None]:
-        """Let all know that this is not to be asked for."""
+        """Share a back-off with all processes, and replace any earlier one of this name."""
 
     def end_pause(name: str) -> Awaitable[None]:
-        """It works again; nothing happens where there is no pause."""
+        """End a back-off, if there is one."""
 
     def check() -> Awaitable[None]:
-        """Raises CatalogDown with a reason when nothing can be looked up now."""
+        """Raise CatalogDown, with the reason, if the catalog can't be used now."""
 
 
 class IQueue(Interface):
-    """Where jobs wait for a worker. Every method raises CatalogDown when the queue can't be reached."""
+    """
+    The queue of jobs for workers. It delivers every job at least once.
+
+    Every method raises CatalogDown if the queue can't be reached.
+    """
 
     def put(job: Job) -> Awaitable[None]:
-        """Queue a job; nothing happens where one of its kind and name is queued already."""
+        """
+        Queue a job.
+
+        Does nothing while a job of the same kind, name and disk waits, runs, or waits for its next try.
+        """
 
     def take(count: int) -> Awaitable[list[ClaimedJob]]:
-        """Up to so many jobs, for this worker alone until its claim runs out; waits a little where there are none."""
+        """
+        Claim up to `count` jobs for this worker.
+
+        No other worker gets these jobs until the claim expires. If there is no job, this waits a few seconds for one;
+        the list may be empty.
+        """
 
     def renew(taken: ClaimedJob) -> Awaitable[None]:
-        """Say that it is still being worked on."""
+        """Renew the claim, for its full length from now. Call this regularly while the job runs."""
 
     def done(taken: ClaimedJob) -> Awaitable[None]:
-        """It is done, for good."""
+        """Remove a job that succeeded."""
 
     def failed(taken: ClaimedJob, why: str) -> Awaitable[bool]:
-        """It comes again after a pause; False when it failed too often and was set aside."""
+        """
+        Record that a try of the job failed.
+
+        The job is queued again after a delay that grows with each failure. Returns False if it has failed too often: it
+        is set aside then, with `why` as the reason.
+        """
 
     def hand_back(taken: ClaimedJob) -> Awaitable[None]:
-        """Somebody else shall do it, at once; it did not fail."""
+        """Return a job to the queue, at once and without counting a failed try."""
 
     def dead() -> Awaitable[list[DeadJob]]:
-        """The jobs that were set aside, oldest first."""
+        """Return the jobs that were set aside, oldest first."""
 
     def revive(dead: DeadJob) -> Awaitable[bool]:
-        """Queue a job anew that was set aside; False when it is not there any more."""
+        """
+        Queue a job again that was set aside.
+
+        It has all its tries again. If the same job is queued already, it is only removed from the list. Returns False
+        if it is not in the list any more.
+        """
 
     def drop(dead: DeadJob) -> Awaitable[bool]:
-        """Forget a job that was set aside; False when it is not there any more."""
+        """Delete a job that was set aside. Returns False if it is not in the list any more."""
 
     def state(*, everywhere: bool = False) -> Awaitable[QueueState]:
         """
-        How much there is to do for workers that see this disk; or `everywhere`, for those of other disks as well.
+        Count the jobs by state.
 
-        `everywhere` takes long where Redis holds much: it is for people who ask.
+        Counts the jobs for any disk and for this queue's own disk; with `everywhere`, for all disks. With `everywhere`
+        it is slow if Redis holds many keys: use it only for an operator's command.
         """
 
     def check() -> Awaitable[None]:
-        """Raises CatalogDown with a reason when nothing can be queued now."""
+        """Raise CatalogDown, with the reason, if jobs can't be queued now."""

@@ -1,6 +1,6 @@
-"""Keys: what a file from an upstream URL is called, in storage and in links; and the URLs' parts that they are made of.
+"""Derives keys from upstream URLs. A key names a file in storage and in links.
 
-Knows URLs, and what file systems and the gate take for a name. Must never know files or pages.
+Knows URLs, and which names file systems and `mypypi.web.validation` accept. Must never know files or pages.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from urllib.parse import quote, unquote, urlsplit
 
-#: Longest name of a file or directory that the usual file systems take, in bytes.
+#: Longest name of a file or directory that common file systems accept, in bytes.
 _MAX_SEGMENT = 255
 _MAX_KEY = 2048
 _HOST = re.compile(r"(?:[0-9a-zA-Z_][0-9a-zA-Z._-]*|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?")
@@ -17,13 +17,14 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 def key_of(url: str) -> str:
     """
-    Where a file from this upstream URL lies in storage, and how it is named in links.
+    Return the key of this upstream URL.
 
-    ``https://host:8443/a/b%2Bc.whl?x=1`` becomes ``https/host:8443/a/b%2Bc.whl%3Fx=1``: derived from the URL alone,
-    the same however the URL was percent-encoded, and safe as a relative file path.
+    ``https://host:8443/a/b%2Bc.whl?x=1`` becomes ``https/host:8443/a/b+c.whl%3Fx=1``. The key depends on the URL
+    alone. It is the same for every percent-encoding of the URL, and safe as a relative file path.
 
-    Raises ValueError where a URL has no such name: another scheme, credentials in it, an empty segment, ``..``,
-    an encoded slash, a backslash, what can't be printed, or a segment that is too long for a file system.
+    Raises ValueError if the URL has no key: a scheme other than http and https, credentials, an empty segment, ``.``,
+    ``..``, an encoded slash, a backslash, a character that can't be printed, a segment of more than 255 bytes, or more
+    than 2048 bytes altogether.
     """
     parts = urlsplit(url)
     if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or "@" in parts.netloc:
@@ -32,15 +33,15 @@ def key_of(url: str) -> str:
     if parts.port is not None and parts.port != _DEFAULT_PORTS[parts.scheme]:
         host = f"{host}:{parts.port}"
     segments = [unquote(segment, errors="strict") for segment in parts.path.split("/")[1:]] or [""]
-    if parts.query and segments[-1] not in (".", ".."):  # which are refused with a query as well
+    if parts.query and segments[-1] not in (".", ".."):  # rejected below, with a query too
         segments[-1] += f"?{as_uri(parts.query)}"
     return key_from_segments([parts.scheme, host, *segments])
 
 
 def key_from_segments(segments: list[str]) -> str:
-    """The key with these decoded segments: scheme, host, and the path. Raises ValueError as `key_of` does."""
+    """Build the key of these decoded segments: scheme, host, path. Raises ValueError as `key_of` does."""
     if len(segments) < 3 or segments[0] not in _DEFAULT_PORTS:  # noqa: PLR2004 - scheme, host and at least one more
-        raise ValueError("a key has a scheme, a host and a path")
+        raise ValueError("a key needs a scheme (http or https), a host and a path")
     if not _HOST.fullmatch(segments[1]):
         raise ValueError(f"not a host: {segments[1]!r}")
     quoted = [segments[0], segments[1].lower()]
@@ -57,10 +58,13 @@ def key_from_segments(segments: list[str]) -> str:
 
 
 def as_uri(text: str) -> str:
-    """A URL, or a part of one, with all that RFC 3986 has no place for percent-encoded; what is encoded stays so."""
+    """Percent-encode all characters that RFC 3986 does not allow in a URL. Existing encodings stay."""
     return quote(text, safe="%:/?#[]@!$&'()*+,;=~")
 
 
 def is_segment(text: str) -> bool:
-    """Whether this, decoded, can be a segment of a path here: what the gate lets through, and a file may be called."""
+    """Whether this decoded text can be a segment of a path.
+
+    Such a segment passes `mypypi.web.validation`, and is safe as a file name.
+    """
     return text not in ("", ".", "..") and not re.search(r"[/\\]", text) and text.isprintable()

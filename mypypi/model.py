@@ -1,6 +1,6 @@
-"""The words of the domain as frozen values: digests, package files, pages and their forms.
+"""The domain's values, all frozen: digests, package files, pages, leases, jobs.
 
-Knows what a URL and a digest look like. Must never know I/O, Twisted, or any one ecosystem's formats.
+Knows the syntax of URLs and digests. Must never know I/O, Twisted, or any one ecosystem's formats.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from mypypi.keys import key_of
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-#: Strongest first. Others that an index may name (crc32, md4, …) are no promise of anything and are passed over.
+#: Strongest first. Other algorithms that an index may name (crc32, md4, …) prove nothing, and are ignored.
 ALGORITHMS = ("sha512", "sha384", "sha256", "sha224", "sha1", "md5")
 _DIGEST_LENGTHS = {name: hashlib.new(name, usedforsecurity=False).digest_size * 2 for name in ALGORITHMS}
 _HEX = re.compile("[0-9a-f]+")
 
-#: Stands in a rendered page wherever a link needs this server's own address, which only a request knows. A host below
+#: Placeholder in rendered pages for this server's own address, which is known only when a request arrives. A host below
 #: the top-level domain ``invalid`` can't exist (RFC 2606, section 2).
 BASE_PLACEHOLDER = b"http://base.mypypi.invalid"
 
 
 @frozen
 class Digest:
-    """What an index says a file's bytes hash to: an algorithm of `ALGORITHMS` and lower-case hex."""
+    """A file's hash: an algorithm of `ALGORITHMS`, and lower-case hex."""
 
     algorithm: str
     hex: str
@@ -40,7 +40,7 @@ class Digest:
 
     @classmethod
     def parse(cls, text: str) -> Digest:
-        """Read what ``str()`` wrote. Raises ValueError for anything else."""
+        """Parse the output of ``str()``. Raises ValueError for other text."""
         algorithm, _, value = text.partition("-")
         if algorithm not in ALGORITHMS or not _is_digest(algorithm, value):
             raise ValueError(f"not a digest: {text!r}")
@@ -48,7 +48,10 @@ class Digest:
 
     @classmethod
     def strongest(cls, hashes: Mapping[str, object]) -> Digest | None:
-        """The strongest usable digest of a mapping from algorithm to hex; None where there is none."""
+        """Return the strongest valid digest, or None.
+
+        `hashes` maps algorithms to hex of any case. Unknown algorithms and malformed values are skipped.
+        """
         for algorithm in ALGORITHMS:
             value = hashes.get(algorithm)
             if isinstance(value, str) and _is_digest(algorithm, value.lower()):
@@ -56,12 +59,15 @@ class Digest:
         return None
 
     def hasher(self) -> _Hash:
-        """A fresh hash object of this digest's algorithm."""
+        """Return a new hash object of this digest's algorithm."""
         return new_hasher(self.algorithm)
 
 
 def new_hasher(algorithm: str) -> _Hash:
-    """A fresh hash object; weak algorithms are checked as the index gave them, not chosen."""
+    """Return a new hash object of this algorithm.
+
+    Weak algorithms are allowed, since some indexes give no others.
+    """
     return hashlib.new(algorithm, usedforsecurity=False)
 
 
@@ -70,7 +76,7 @@ def _is_digest(algorithm: str, value: str) -> bool:
 
 
 def fetch_lease(key: str) -> str:
-    """The lease of the fetch of what is to be stored under this key. Its owner is a disk, by its id."""
+    """Name the lease to fetch the file with this key. The lease's owner is a disk, by its id."""
     return f"fetch:{key}"
 
 
@@ -79,8 +85,9 @@ class PackageFile:
     """
     A file that a page lists: a wheel, sdist, tarball or ``.metadata`` file.
 
-    `link` is how this server's own pages name it (decoded, without the route's prefix); `url` is upstream's, absolute,
-    exactly as listed; `digest` and `size` (bytes) are None where the page gives none; `key` is `key_of` of the URL.
+    `link` names the file in this server's own pages (decoded, without the route's prefix). `url` is its absolute
+    upstream URL, exactly as listed. `digest` and `size` (bytes) are None if the page gives none. `key` is `key_of` the
+    URL.
     """
 
     link: str
@@ -92,7 +99,7 @@ class PackageFile:
 
 @frozen
 class StoredFile:
-    """A whole, checked file in the storage. `path` is None where its bytes are not on this host's disk."""
+    """A complete, verified file in storage. `path` is None if its bytes are not on this host's disk."""
 
     key: str
     size: int
@@ -100,7 +107,11 @@ class StoredFile:
     path: Path | None = None
 
     def matches(self, listed: PackageFile) -> bool:
-        """False when the index has put other bytes behind the same URL since this was stored."""
+        """Whether this file is still the one that the index lists.
+
+        It is not if the index has put other bytes behind the same URL. Compares digests if both use the same algorithm,
+        else sizes; without either, the file counts as the same.
+        """
         if listed.digest is not None and listed.digest.algorithm == self.digest.algorithm:
             return listed.digest == self.digest
         return listed.size is None or listed.size == self.size
@@ -108,15 +119,18 @@ class StoredFile:
 
 @frozen
 class Link:
-    """Where a client finds a stored file. `lasts`: seconds for which it may be kept, None for ever."""
+    """The URL where a client gets a stored file. Clients may cache it for `max_age` seconds; None means for ever."""
 
     url: str = field(repr=False)
-    lasts: int | None
+    max_age: int | None
 
 
 @frozen
 class PageId:
-    """Which page: a kind that the ecosystem names, and what it is about. ``str()`` of it is its name in the catalog."""
+    """Identifies a page: the kind, as its ecosystem calls it, the project, and the version.
+
+    ``str()`` is a short name, for logs, leases and back-offs.
+    """
 
     kind: str
     project: str = ""
@@ -128,7 +142,7 @@ class PageId:
 
 @frozen
 class PageRequest:
-    """How upstream is asked for a page: a path below its URL (percent-encoded), and the Accept header."""
+    """The request for a page: a percent-encoded path below upstream's URL, and the Accept header."""
 
     path: str
     accept: str
@@ -136,7 +150,7 @@ class PageRequest:
 
 @frozen
 class SourceDocument:
-    """A page as upstream sent it: decoded body, Content-Type, and the URL it finally came from."""
+    """A page as upstream sent it: decoded body, Content-Type, and its URL after redirects."""
 
     body: bytes
     content_type: str
@@ -145,7 +159,7 @@ class SourceDocument:
 
 @frozen
 class RenderedForm:
-    """One form of a page before it is compressed. With `based`, it holds `BASE_PLACEHOLDER`."""
+    """One form of a page, not compressed yet. With `based`, it contains `BASE_PLACEHOLDER`."""
 
     media_type: str
     body: bytes
@@ -155,9 +169,10 @@ class RenderedForm:
 @frozen
 class RenderedPage:
     """
-    A page as its ecosystem rendered it: the forms by name, and when it was changed last (an HTTP date; may be empty).
+    A page as its ecosystem rendered it: its forms, by name.
 
-    `indexed_links` are the links (see `PackageFile.link`) that do not tell their page: the catalog has to index them.
+    `indexed_links` are links (see `PackageFile.link`) for which `IEcosystem.pages_for` can't derive this page; the
+    catalog must index them. `modified` is the page's last change, an HTTP date; empty if unknown.
     """
 
     forms: Mapping[str, RenderedForm]
@@ -167,8 +182,12 @@ class RenderedPage:
 
 @frozen
 class Form:
-    """One form of a page as it is kept: gzip in `body`; `etag` is the hex digest of the identity bytes, `size` their
-    number. With `based`, it holds `BASE_PLACEHOLDER`, to be replaced by the address that clients use."""
+    """
+    One form of a page, compressed: `body` is gzip.
+
+    `etag` is a hex digest of the identity bytes, `size` their number. With `based`, they contain `BASE_PLACEHOLDER`, to
+    be replaced by the address that clients use.
+    """
 
     media_type: str
     etag: str
@@ -180,11 +199,12 @@ class Form:
 @frozen
 class Page:
     """
-    A document from upstream that lists files, as the catalog keeps it. `checked_at` (seconds since the epoch) is when
-    upstream last confirmed it. `upstream_etag` and `upstream_modified` are upstream's validators, empty where it sent
-    none; `source` is the digest of upstream's bytes, by which an unchanged page is known without validators.
-    `modified` (an HTTP date) is when it was changed last, as far as upstream or the page says.
-    A page that is `missing` has no forms: upstream said 404. `version` differs whenever the content does.
+    A document from upstream that lists files, as the catalog stores it.
+
+    `checked_at` (seconds since the epoch) is when upstream last confirmed it. `upstream_etag` and `upstream_modified`
+    are upstream's validators, empty if it sent none. `source` is the digest of upstream's bytes; without validators, it
+    shows whether the page has changed. `modified` is the last change, an HTTP date from upstream or the page; empty if
+    unknown. With `missing`, upstream answered 404, and there are no forms. `version` differs whenever the content does.
     """
 
     id: PageId
@@ -200,7 +220,10 @@ class Page:
 
 @frozen
 class HeldLease:
-    """A lease in the hands of somebody else: of whom, for how many more seconds, and what they say `about` it."""
+    """A lease that another owner holds.
+
+    It expires in `left` seconds unless that owner renews it. `about` is that owner's text for other processes.
+    """
 
     owner: str
     left: float
@@ -210,8 +233,10 @@ class HeldLease:
 @frozen
 class Pause:
     """
-    Something of upstream's failed and is not asked for `until` then (seconds since the epoch); `why`, and for how many
-    pauses in a row. What came was `broken`, or else nothing did.
+    A back-off after a failure: no requests `until` then (seconds since the epoch).
+
+    `why` is the failure's message, `failures` the number of back-offs in a row. `broken` means that upstream's
+    response could not be used; otherwise upstream was down.
     """
 
     until: float
@@ -223,10 +248,10 @@ class Pause:
 @frozen
 class Job:
     """
-    Something for a worker: its kind, and what `name` it is about, which is unique among the jobs of a kind.
+    A job for a worker. `name` is unique among the jobs of a `kind`.
 
-    `about` is what the kind needs to know, in text. With `disk`, only a worker that sees the data directory with this
-    id can do it. `tries` counts how often it has failed.
+    `about` has the job's arguments, as text. With `disk`, only a worker with access to the data directory of this id
+    can run it. `tries` counts its failed tries.
     """
 
     kind: str
@@ -238,7 +263,7 @@ class Job:
 
 @frozen
 class ClaimedJob:
-    """A job in the hands of a worker, and where it was taken from."""
+    """A job that a worker has claimed, with its stream and its entry's id there."""
 
     job: Job
     stream: str
@@ -247,7 +272,10 @@ class ClaimedJob:
 
 @frozen
 class DeadJob:
-    """A job that was set aside: its id there, why, and when (seconds since the epoch)."""
+    """A job that failed too often and was set aside.
+
+    `id` identifies it in the list of such jobs, `at` is when it was set aside (seconds since the epoch).
+    """
 
     job: Job
     id: str
@@ -257,9 +285,13 @@ class DeadJob:
 
 @frozen
 class QueueState:
-    """How many jobs wait or are worked on, wait for their next try, were set aside; seconds since the oldest came."""
+    """The number of jobs by state.
+
+    `waiting` are queued or running, `later` wait for their next try, `dead` were set aside. `oldest` is the
+    age in seconds of the oldest of `waiting`, 0 without one.
+    """
 
     waiting: int
     later: int
     dead: int
-    oldest: float = field(default=0.0, eq=False)  # it is another one whenever one looks
+    oldest: float = field(default=0.0, eq=False)  # changes at every look

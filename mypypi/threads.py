@@ -1,6 +1,6 @@
-"""A pool of threads of one's own, as a service.
+"""A thread pool that runs as a service, separate from the reactor's own pool.
 
-The reactor's pool also resolves host names, so work that may take long never goes there. Knows nothing of the work.
+The reactor's pool also resolves host names, so slow work must not occupy it. Knows threads. Must never know the work.
 """
 
 from __future__ import annotations
@@ -22,29 +22,32 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class _Pool(ThreadPool):
-    """Its threads do not keep the process from ending."""
+class _DaemonThreadPool(ThreadPool):
+    """A pool of daemon threads, which do not delay the end of the process."""
 
-    threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment] # it is called, and nothing else
+    # A plain partial would become a bound method here (CPython 3.14 and later).
+    threadFactory = staticmethod(partial(Thread, daemon=True))  # type: ignore[assignment] # the pool only calls it
 
 
 class Threads(Service):
     """
-    Runs functions in at most `size` threads. Stopping waits for those that are running; where `patience` is given,
-    for so many seconds at most, after which they end with the process.
+    Runs functions in at most `size` threads.
+
+    Stopping blocks until the running functions have returned. With `patience`, it blocks for at most that many seconds;
+    functions that still run then end with the process.
     """
 
     def __init__(self, reactor: IReactorFromThreads, name: str, size: int, patience: float | None = None) -> None:
         self._reactor = reactor
         self._patience = patience
-        self._pool = ThreadPool(0, size, name) if patience is None else _Pool(0, size, name)
+        self._pool = ThreadPool(0, size, name) if patience is None else _DaemonThreadPool(0, size, name)
 
     def startService(self) -> None:
         super().startService()
         self._pool.start()
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
-        """A Deferred of what the function returns or raises, called in one of the threads."""
+        """Call the function in a thread; the Deferred fires with its result or exception."""
         return deferToThreadPool(self._reactor, self._pool, function, *args, **kwargs)
 
     def stopService(self) -> None:

@@ -1,4 +1,4 @@
 """The operator's command line, ``mypypi``.
 
-Knows arguments, and how answers are printed. Must never decide what the daemons do.
+Knows arguments and output. Must never decide what the daemons do.
 """

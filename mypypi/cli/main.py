@@ -1,6 +1,7 @@
-"""The operator's command line, ``mypypi``: what waits for workers, what was set aside, and what becomes of that.
+"""The operator's command line, ``mypypi``.
 
-Knows the queue, and how to find the Redis of the daemons that have the same settings. Must never know what a job does.
+Shows the job queue, and retries or drops jobs that were set aside. Knows the queue, and how to find the Redis of
+daemons with the same settings. Must never know what a job does.
 """
 
 from __future__ import annotations
@@ -25,46 +26,46 @@ from mypypi.settings.loading import SettingsError, load_settings
 from mypypi.settings.settings import Settings
 from mypypi.settings.types import RedisUrl
 
-#: Takes each line as soon as it holds, so that what was done is told even if what comes next fails.
-Say = Callable[[str], None]
+#: Called with each line of output at once, so that completed actions are reported even if a later one fails.
+WriteLine = Callable[[str], None]
 
-_ABOUT = "Looks after a running MyPyPi. Takes its settings from the same environment variables as the daemons."
-_WHERE = "MYPYPI_REDIS_URL, or MYPYPI_DATA_DIRECTORY where mypypi runs a Redis of its own, says where it is"
+_ABOUT = "Manages the jobs of a running MyPyPi. Its settings are the same environment variables as the daemons'."
+_WHERE = "check MYPYPI_REDIS_URL, or MYPYPI_DATA_DIRECTORY if twistd mypypi runs its own Redis"
 
 
-async def show(queue: IQueue, options: Namespace, say: Say) -> None:
-    """How many jobs there are, on whichever disk, and those that were set aside: oldest first, one line each."""
+async def show(queue: IQueue, options: Namespace, write_line: WriteLine) -> None:
+    """Show the number of jobs on all disks. Jobs that were set aside have a line each, oldest first."""
     state, dead = await queue.state(everywhere=True), await queue.dead()
     if options.json:
         jobs = {"waiting": state.waiting, "later": state.later, "set_aside": [_as_json(each) for each in dead]}
-        say(json.dumps(jobs, indent=2))
+        write_line(json.dumps(jobs, indent=2))
         return
-    say(f"{state.waiting} waiting or being done, {state.later} to be tried again later, {len(dead)} set aside")
+    write_line(f"{state.waiting} waiting or being done, {state.later} to be tried again later, {len(dead)} set aside")
     for line in _in_columns([_as_row(each) for each in dead]):
-        say(line)
+        write_line(line)
 
 
-async def retry(queue: IQueue, options: Namespace, say: Say) -> None:
-    """Queue jobs anew that were set aside, with all their tries. Raises SystemExit where one was not there."""
-    await _each(queue.revive, "queued again", queue, options, say)
+async def retry(queue: IQueue, options: Namespace, write_line: WriteLine) -> None:
+    """Queue jobs again that were set aside, with all their tries. Raises SystemExit if a job is not found."""
+    await _apply(queue.revive, "queued again", queue, options, write_line)
 
 
-async def drop(queue: IQueue, options: Namespace, say: Say) -> None:
-    """Forget jobs that were set aside. Raises SystemExit where one was not there."""
-    await _each(queue.drop, "dropped", queue, options, say)
+async def drop(queue: IQueue, options: Namespace, write_line: WriteLine) -> None:
+    """Delete jobs that were set aside. Raises SystemExit if a job is not found."""
+    await _apply(queue.drop, "dropped", queue, options, write_line)
 
 
-async def _each(
-    act: Callable[[DeadJob], Awaitable[bool]], done: str, queue: IQueue, options: Namespace, say: Say
+async def _apply(
+    action: Callable[[DeadJob], Awaitable[bool]], done: str, queue: IQueue, options: Namespace, write_line: WriteLine
 ) -> None:
     dead = {each.id: each for each in await queue.dead()}
     if options.all and not dead:
-        say("no job is set aside")
+        write_line("no job is set aside")
     absent = []
     for identity in list(dead) if options.all else dict.fromkeys(options.ids):
-        if identity in dead and await act(dead[identity]):
-            say(f"{done}: {identity}  {dead[identity].job.kind}  {_printable(dead[identity].job.name)}")
-        elif not options.all:  # else somebody else was faster, and it is not there as it was meant to be
+        if identity in dead and await action(dead[identity]):
+            write_line(f"{done}: {identity}  {dead[identity].job.kind}  {_printable(dead[identity].job.name)}")
+        elif not options.all:  # with --all, another operator may have been faster
             absent.append(f"mypypi: no job {_printable(identity)} is set aside")
     if absent:
         raise SystemExit("\n".join(absent))
@@ -77,28 +78,30 @@ def _as_row(dead: DeadJob) -> list[str]:
 
 def _as_json(dead: DeadJob) -> dict[str, str | int]:
     job = dead.job
-    told: dict[str, str | int] = {"id": dead.id, "kind": job.kind, "name": job.name, "disk": job.disk}
-    return told | {"tries": job.tries, "at": formatTime(dead.at), "why": dead.why}
+    fields: dict[str, str | int] = {"id": dead.id, "kind": job.kind, "name": job.name, "disk": job.disk}
+    return fields | {"tries": job.tries, "at": formatTime(dead.at), "why": dead.why}
 
 
 def _in_columns(rows: Sequence[Sequence[str]]) -> Iterable[str]:
-    """Each row as a line, in which the columns but for the last are as wide as they have to be."""
+    """Format rows as lines with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
     for *row, last in rows:
         yield "  ".join([*(text.ljust(width) for text, width in zip(row, widths, strict=True)), last])
 
 
 def _printable(text: str) -> str:
-    """A text that comes from elsewhere as one line, without what a terminal would obey."""
+    """Return untrusted text as one line, with control characters replaced."""
     return "".join(char if char.isprintable() else "\ufffd" for char in " ".join(text.split()))
 
 
 def redis_of(settings: Settings) -> RedisUrl:
     """
-    The Redis of daemons with these settings, which were loaded as ``twistd mypypi`` loads them.
+    Find the Redis of the daemons with these settings.
 
-    That is the one that is named; else that of a ``twistd mypypi`` that runs on the data directory; else the one that
-    is asked where none is named. Raises OSError when the data directory may not be looked at.
+    `settings` are loaded with the defaults of ``twistd mypypi``. The Redis is that of MYPYPI_REDIS_URL. If that is not
+    set, it is the embedded one of a ``twistd mypypi`` that runs on the data directory, else the servers' default.
+
+    Raises OSError if the data directory can't be accessed.
     """
     if settings.redis_url is not None:
         return settings.redis_url
@@ -116,39 +119,39 @@ async def _run(reactor: Any, options: Namespace, settings: Settings, url: RedisU
     try:
         queue = RedisQueue(client, settings.redis_prefix, settings.package_type, "", reactor)
         await options.command(queue, options, _print)
-    except CatalogDown as error:  # SystemExit is the one exception that react does not log
+    except CatalogDown as error:  # react logs every exception but SystemExit
         raise SystemExit(f"mypypi: {error} ({url}; {_WHERE})") from None
     finally:
         await client.stop()
 
 
 def _print(line: str) -> None:
-    """Raises SystemExit where nobody reads on, as ``head`` does not."""
+    """Print a line. Raises SystemExit if the reader has closed the pipe, as ``head`` does."""
     try:
         print(line, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes out the rest when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes the rest when it exits
         raise SystemExit(1) from None
 
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser("mypypi", description=_ABOUT)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    jobs = commands.add_parser("jobs", help="what waits for workers, and what they set aside", description=show.__doc__)
-    jobs.add_argument("--json", action="store_true", help="for programs")
+    jobs = commands.add_parser("jobs", help="show the jobs, and those that were set aside", description=show.__doc__)
+    jobs.add_argument("--json", action="store_true", help="print JSON, for programs")
     jobs.set_defaults(command=show)
-    actions = jobs.add_subparsers(metavar="[ACTION]", title="with jobs that were set aside")
-    for command, about in ((retry, "queue them anew"), (drop, "forget them")):
+    actions = jobs.add_subparsers(metavar="[ACTION]", title="actions on jobs that were set aside")
+    for command, about in ((retry, "queue them again"), (drop, "delete them")):
         action = actions.add_parser(command.__name__, help=about)
         which = action.add_mutually_exclusive_group(required=True)
-        which.add_argument("ids", nargs="*", default=[], metavar="ID", help="as `mypypi jobs` lists it")
-        which.add_argument("--all", action="store_true", help="whichever there are")
+        which.add_argument("ids", nargs="*", default=[], metavar="ID", help="id of a job, as `mypypi jobs` lists it")
+        which.add_argument("--all", action="store_true", help="all of them")
         action.set_defaults(command=command)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command. Always raises SystemExit: with what to say, or with a number that is not 0, where it went wrong."""
+    """Run the command. Always raises SystemExit: after a failure with a message, or a number other than 0."""
     options = _parser().parse_args(arguments)
     try:
         settings = load_settings(os.environ, embedded=True)

@@ -1,4 +1,4 @@
-"""``twistd mypypi``: server and worker in one process, with a Redis of their own where the settings name none."""
+"""``twistd mypypi``: server and worker in one daemon. It runs a Redis if the settings name none."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ from mypypi.settings.types import RedisUrl
 
 
 class Options(ServerOptions):
-    """The defaults of one machine. A Redis must be named, or a redis-server must be there to be started."""
+    """
+    The options of the daemon for one machine.
+
+    The settings must name a Redis, or a redis-server must be installed.
+    """
 
     embedded = True
 
@@ -59,7 +63,7 @@ class AllInOne(Service):
         else:
             url = self._redis.url if self._redis is not None else None
             self._server = Supervisor(settings, reactor, redis_url=url, relay=relay)
-        both = MultiService()  # stops both at the same time: each waits for what it has under way
+        both = MultiService()  # stops both at the same time: each waits for its own requests or jobs
         for service in (self._server, make_worker(backends, index)):
             service.setServiceParent(both)
         self._rest = OrderedServices([backends, index, both])
@@ -73,12 +77,12 @@ class AllInOne(Service):
 
     async def _start(self) -> None:
         if self._redis is not None:
-            ready = self._redis.when_ready()  # asked for first: a failure that nobody waits for is logged there as well
+            ready = self._redis.when_ready()  # before the start: without a waiter, a failure is logged there too
             self._redis.startService()
             await ready
         if self.running:
             self._rest.startService()
-            if isinstance(self._server, Server):  # a supervisor says so itself, when all its children are ready
+            if isinstance(self._server, Server):  # a supervisor logs this itself, when all its children are ready
                 self.log.info("{record}", record=self._server.ready(self._redis_words))
 
     def _failed(self, failure: Failure) -> None:
@@ -87,7 +91,7 @@ class AllInOne(Service):
         if failure.check(EmbeddedRedisError, CannotStart):
             self.log.critical("{why}", why=failure.value)
         else:
-            self.log.failure("could not start", failure)
+            self.log.failure("the daemon could not start", failure)
         stop_with_failure(self._reactor)
 
     def stopService(self) -> Deferred[None]:
@@ -102,7 +106,7 @@ class AllInOne(Service):
 
 
 def makeService(options: Options) -> IService:
-    """The services of server, worker and Redis."""
+    """Return the service of server, worker and Redis."""
     from twisted.internet import reactor  # noqa: PLC0415 - a composition root
 
     return AllInOne(options.settings, reactor, relay=options.logs_elsewhere)

@@ -1,4 +1,4 @@
-"""What a daemon tells the person who started it, once it is ready.
+"""The message for the operator when a daemon is ready.
 
 Knows the settings, the address and whether Redis answers. Must never know how a daemon is put together.
 """
@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 
 
 class ServerReady(msgspec.Struct):
-    """Where a server listens, what it serves, where its data lies, how Redis is, and a command to copy."""
+    """
+    The message of a server that is ready.
+
+    It names the address, what is served, the data directory, the state of Redis, and a command to copy.
+    """
 
     address: str
     serves: str
@@ -36,7 +40,7 @@ class ServerReady(msgspec.Struct):
 
     @classmethod
     def of(cls, settings: Settings, port: IListeningPort | None, redis: str) -> ServerReady:
-        """As the settings and the listening port say."""
+        """Return the message for these settings and this listening port."""
         address = address_of(port, settings.listen) if port is not None else settings.listen
         base = f"{settings.public_url}/" if settings.public_url else address
         example = ECOSYSTEMS[settings.package_type](settings.upstream_url).example(base)
@@ -44,14 +48,14 @@ class ServerReady(msgspec.Struct):
         return cls(address, serves, str(settings.data_directory), redis, example)
 
     def __str__(self) -> str:
-        """Five short lines for a person."""
+        """Five short lines for the operator."""
         rows = {"serves": self.serves, "data": self.data, "Redis": self.redis, "try": self.example}
         lines = [f"  {name:<8} {words}" for name, words in rows.items()]
         return "\n".join([f"ready: MyPyPi {__version__} listens at {self.address}", *lines])
 
 
 class Announcement(Service):
-    """Asks Redis once, and then calls `say_ready` with a few words about how Redis answered."""
+    """Checks Redis once, then passes its state, in a few words, to `say_ready`."""
 
     log = Logger()
 
@@ -62,7 +66,7 @@ class Announcement(Service):
     def startService(self) -> None:
         super().startService()
         Deferred.fromCoroutine(self._announce()).addErrback(
-            lambda failure: self.log.failure("the daemon could not say that it is ready", failure)
+            lambda failure: self.log.failure("the ready message could not be logged", failure)
         )
 
     async def _announce(self) -> None:
@@ -70,6 +74,6 @@ class Announcement(Service):
             await self._redis.check()
             redis = "answers"
         except CatalogDown as error:
-            redis = f"is not there yet, serving without it ({error})"
+            redis = f"is not there yet ({error})"
         if self.running:
             self._say_ready(redis)

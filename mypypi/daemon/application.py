@@ -18,7 +18,7 @@ from mypypi.observability.metrics import CurrentState, render_metrics
 from mypypi.web.health import Check, Health, OperatorRoutes
 from mypypi.web.validation import RequestValidator
 
-#: Seconds that the queue has to say its state for a scrape of the metrics.
+#: Seconds to wait for the state of the queue when the metrics are scraped.
 _QUEUE_TIMEOUT = 3.0
 
 
@@ -32,7 +32,7 @@ def make_application(backends: Backends, index: Index) -> IResource:
 
 
 def _checks(backends: Backends, index: Index) -> dict[str, Check]:
-    """A check for each part that a server stands on; it raises the reason while the part is in trouble."""
+    """Return the checks by name; each raises an error while its backend is in trouble."""
 
     async def check_storage() -> None:
         await backends.storage.check()
@@ -41,7 +41,7 @@ def _checks(backends: Backends, index: Index) -> dict[str, Check]:
     async def check_queue() -> None:
         state = await backends.queue.state()
         if state.later:
-            raise JobsFailed(f"{state.later} jobs failed and are tried again; {state.dead} were given up so far")
+            raise JobsFailed(f"{state.later} jobs failed and will be retried; {state.dead} jobs failed for good so far")
 
     return {
         "redis": backends.catalog.check,
@@ -52,7 +52,11 @@ def _checks(backends: Backends, index: Index) -> dict[str, Check]:
 
 
 async def _metrics(backends: Backends, outcomes: dict[str, str]) -> bytes:
-    """The metrics, with the outcomes of the checks, and the queue's state where Redis can say it in time."""
+    """
+    Render the metrics, with the outcomes of the checks and the state of the queue.
+
+    The state of the queue is left out if Redis does not answer in time.
+    """
     jobs: dict[str, int] = {}
     oldest = None
     if outcomes["redis"] == "ok":
@@ -72,7 +76,7 @@ async def _state(backends: Backends) -> QueueState:
 
 
 class _Trunk(Resource):
-    """Sends health and metrics, below ``/-/``, to the operator's routes, and everything else to the index's."""
+    """Sends ``/-/health`` and ``/-/metrics`` to the operator's routes, the rest to the index's."""
 
     isLeaf = True
 

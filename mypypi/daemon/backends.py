@@ -1,4 +1,4 @@
-"""What a process stands on, shared by all its indexes: threads, Redis, the file storage, the data directory.
+"""The backends of a process: threads, Redis, file storage, data directory. All its indexes share them.
 
 Knows each of them by its class, and in which order they start and stop. Must never know what is served from them.
 """
@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from mypypi.files.drafts import ABANDONED, Drafts
+from mypypi.files.drafts import ABANDONED_SECONDS, Drafts
 from mypypi.interfaces import IStorage
 from mypypi.redis.catalog import RedisCatalog
 from mypypi.redis.client import RedisClient
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 
 _DISK_THREADS = 8
 _RENDER_THREADS = 2
-#: Threads for questions to S3, besides those that upload.
-_ASKING_THREADS = 2
-#: Seconds for which the stopping daemon waits for S3, after the worker has waited for its jobs.
-_BUCKET_PATIENCE = 2.0
-#: Seconds that Redis has for an answer to the queue: more than a blocking read for new jobs takes.
+#: Threads for lookups in S3, besides those for uploads.
+_LOOKUP_THREADS = 2
+#: Seconds for which a stopping daemon waits for calls to S3, after the worker has waited for its jobs.
+_BUCKET_STOP_TIME = 2.0
+#: Timeout in seconds of the worker's reads from Redis; a blocking read for new jobs takes less.
 _QUEUE_TIMEOUT = 6.0
-#: Seconds between two measurements of how much waits for its upload.
+#: Seconds between two measurements of the bytes that wait for upload.
 _MEASURE = 2.0
 
 
 class Backends(Service):
-    """Threads, Redis, storage and drafts of this process. Started first, and stopped last."""
+    """Threads, Redis, storage and drafts of this process. They start first and stop last."""
 
     log = Logger()
 
@@ -50,8 +50,8 @@ class Backends(Service):
         self.reactor = reactor
         self.disk_threads = Threads(reactor, "disk", _DISK_THREADS)
         self.render_threads = Threads(reactor, "render", _RENDER_THREADS)
-        bucket_threads = settings.worker_concurrency + _ASKING_THREADS
-        self.bucket_threads = Threads(reactor, "bucket", bucket_threads, _BUCKET_PATIENCE)
+        bucket_threads = settings.worker_concurrency + _LOOKUP_THREADS
+        self.bucket_threads = Threads(reactor, "bucket", bucket_threads, _BUCKET_STOP_TIME)
         probe = ("SET", f"{settings.redis_prefix}:check", "1", "EX", "60")
         self.redis = RedisClient(reactor, redis_url, probe=probe)
         #: For the worker's reads alone, which block.
@@ -68,7 +68,11 @@ class Backends(Service):
         self._sweeping = LoopingCall(self._sweep)
 
     def startService(self) -> None:
-        """Start the threads, then connect to Redis, which need not be there yet. Sweep abandoned drafts from now on."""
+        """
+        Start the threads, the connections to Redis, and the regular sweep of abandoned drafts.
+
+        Redis need not be reachable yet.
+        """
         super().startService()
         for threads in (self.disk_threads, self.render_threads, self.bucket_threads):
             threads.startService()
@@ -79,10 +83,10 @@ class Backends(Service):
             self._measuring.clock = self.reactor
             self._measuring.start(_MEASURE)
         self._sweeping.clock = self.reactor
-        self._sweeping.start(ABANDONED)
+        self._sweeping.start(ABANDONED_SECONDS)
 
     def stopService(self) -> Deferred[None]:
-        """Stop in reverse order. Fires once Redis's connections are closed and the threads have ended."""
+        """Stop in reverse order; fires once the connections are closed and the threads have ended."""
         super().stopService()
         return Deferred.fromCoroutine(self._stop())
 
@@ -115,21 +119,22 @@ class Backends(Service):
         )
 
     def _waiting_bytes(self) -> int:
-        """What waits on the disk for its upload."""
+        """Return the bytes on disk that wait for upload."""
         return self.storage.waiting_bytes if isinstance(self.storage, BucketStorage) else 0
 
     async def _sweep(self) -> None:
         try:
             await self.disk_threads.run(self.drafts.sweep)
         except OSError as error:
-            self.log.error("the drafts can't be looked at: {why}", why=error)
+            self.log.error("the drafts can't be swept: {why}", why=error)
 
 
 def disk_id(directory: Path) -> str:
     """
-    The id of a data directory, made when first asked for. Every process that sees the directory sees the same id.
+    Return the id of a data directory, and create it at the first call.
 
-    Where the id can't be written, the process gets an id of its own, so that no other one is given files from here.
+    Every process that sees the directory sees the same id. If the id can't be written, the process gets a random one,
+    so that no other process takes jobs for files in this directory.
     """
     path = directory / "id"
     try:

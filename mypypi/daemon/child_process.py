@@ -1,7 +1,7 @@
-"""A server process and its supervisor: how the supervisor starts and ends it, and how the process itself takes part.
+"""A server process under a supervisor, seen from both sides.
 
-Both ends of one protocol: three descriptors, two environment variables, one line that says "ready". Knows how a child
-is started, what it says and how it is ended. Must never know when to start or to end one.
+The two sides of one protocol: three descriptors, two environment variables, one line that reports "ready". Knows how a
+child is started, what it reports and how it is ended. Must never decide when to start or to end one.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 #: The child's descriptors: a pipe that ends with the supervisor, the listening socket, a pipe for the "ready" line.
 LIFELINE, LISTENING, REPORT = 0, 3, 4
 
-#: Seconds that a child has to get ready, and beyond MYPYPI_DRAIN_TIME to end.
+#: Seconds for a child to get ready, and seconds beyond MYPYPI_DRAIN_TIME for it to end.
 _START_TIME = 60.0
 _END_TIME = 10.0
 
-#: Runs twistd. ``-c`` puts the working directory first among the places of modules; this takes it out again.
+#: Runs twistd. ``-c`` puts the working directory first in sys.path; this removes it again.
 _TWISTD = "import sys; sys.path = [*filter(None, sys.path)]; from twisted.scripts.twistd import run; run()"
 
 
@@ -45,8 +45,8 @@ class ChildProcess(ProcessProtocol):
     """
     One run of server process `number`, seen by its supervisor.
 
-    `on_ready` is called with the child's words once it serves, `on_end` with how it ended. `settled` fires with whether
-    it got ready, once that is known.
+    `on_ready` is called with the text of the child's report once it serves, `on_end` with how it ended. `settled` fires
+    with whether it got ready, once that is known.
     """
 
     log = Logger()
@@ -76,7 +76,7 @@ class ChildProcess(ProcessProtocol):
         self._stopping = False
 
     def start(self, environment: Mapping[str, str], port_fd: int, *, relay: bool) -> None:
-        """Start it on this listening socket. With `relay`, it logs to the supervisor's log."""
+        """Start the child on this listening socket. With `relay`, it logs to the supervisor's log."""
         command = [sys.executable, "-c", _TWISTD, "--nodaemon", "--pidfile="]
         if relay:
             command += ["--logger", f"{__name__}.log_to_supervisor"]
@@ -86,11 +86,11 @@ class ChildProcess(ProcessProtocol):
         command += ["mypypi-server"]
         try:
             self._reactor.spawnProcess(self, sys.executable, command, env=env, childFDs=descriptors)
-        except OSError as error:  # no process or no descriptor to be had
+        except OSError as error:  # no process or descriptor is available
             self._reactor.callLater(0, self._ended, f"not started: {error}")
 
     def stop(self) -> None:
-        """Let it finish its requests and end; kill it where it does not."""
+        """Ask the child to drain and end; kill it if it takes too long."""
         if not self._stopping:
             self._stopping = True
             self._signal("TERM")
@@ -122,7 +122,7 @@ class ChildProcess(ProcessProtocol):
             self.settled.callback(False)
 
     def _kill_after(self, seconds: float | None) -> None:
-        """Kill it in so many seconds unless this is called again; None: do not."""
+        """Kill the child after so many seconds, unless this is called again; None cancels."""
         if self._kill_timer is not None and self._kill_timer.active():
             self._kill_timer.cancel()
         self._kill_timer = None if seconds is None else self._reactor.callLater(seconds, self._signal, "KILL")
@@ -142,10 +142,10 @@ class ChildProcess(ProcessProtocol):
 
 def child_environment(settings: Settings, redis_url: str | None) -> dict[str, str]:
     """
-    The environment for children: the supervisor's, and what it lacks.
+    Return the environment for children: the supervisor's, with additions.
 
-    That is settings from the command line, paths that are relative to the supervisor's working directory, the address
-    of an embedded Redis, and where Python found the supervisor's modules.
+    The additions are settings from the command line, paths that are relative to the supervisor's working directory, the
+    address of an embedded Redis, and where Python found the supervisor's modules.
     """
     own = {
         "MYPYPI_LISTEN": settings.listen,
@@ -159,18 +159,18 @@ def child_environment(settings: Settings, redis_url: str | None) -> dict[str, st
     return {**os.environ, **own}
 
 
-# The child's own end
+# The child's side
 
 
 def child_number() -> int | None:
-    """This process's number, from 1 on, where a supervisor started it; None in any other process."""
+    """Return the number (from 1) of this child process; None in any other process."""
     text = os.environ.get(PROCESS, "")
     return int(text) if text.isdecimal() else None
 
 
 @implementer(IReadDescriptor)
 class Lifeline(Service):
-    """Runs in the child: tells the supervisor that it is ready, and ends it when the supervisor is gone."""
+    """Runs in the child: reports "ready", and ends the child when its supervisor is gone."""
 
     log = Logger()
 
@@ -188,8 +188,8 @@ class Lifeline(Service):
         self._reactor.removeReader(self)
 
     def say_ready(self, words: str) -> None:
-        """Tell the supervisor, with words for its log."""
-        with suppress(OSError):  # the supervisor is gone; the lifeline tells that as well
+        """Report "ready" to the supervisor, with words for its log."""
+        with suppress(OSError):  # the supervisor is gone; the lifeline notices that too
             os.write(REPORT, f"{words}\n".encode())
             os.close(REPORT)
 
@@ -216,5 +216,5 @@ class Lifeline(Service):
 
 
 def log_to_supervisor() -> ILogObserver:
-    """For twistd's ``--logger``: every event goes to the supervisor, which writes it to its own log."""
+    """For twistd's ``--logger``: send every event to the supervisor, for its own log."""
     return FileLogObserver(sys.stdout, for_supervisor)

@@ -1,6 +1,7 @@
-"""What the container image runs: the daemon that MYPYPI_MODE names, and the check whether it is well.
+"""The commands of the container image: run a daemon, and check its health.
 
-Knows the image's habits, and how a daemon is seen from beside it. Must never know what a daemon does.
+MYPYPI_MODE names the daemon. Knows the image's conventions, and how to reach a daemon in the same container. Must never
+know what a daemon does.
 """
 
 from __future__ import annotations
@@ -21,24 +22,29 @@ from mypypi.settings.settings import Settings
 from mypypi.settings.types import RedisUrl
 
 _ALIVE = "/-/health/live"
-#: Seconds for each step of a check: connecting, and the answer.
+#: Seconds for each step of a check: connecting, and waiting for the answer.
 _TIMEOUT = 4.0
-#: Where a server is reached from within that listens everywhere.
-_HERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - looked up, not bound
+#: Where to reach a server in this container that listens on all interfaces.
+_LOOPBACK = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - looked up, not bound
 
 
 def run(settings: Settings) -> None:
-    """Become the daemon: nothing stands between it and the signals it gets. Raises OSError where there is no twistd."""
+    """
+    Replace this process by the daemon, which then gets all signals itself.
+
+    Raises OSError if there is no twistd.
+    """
     twistd = Path(sys.executable).with_name("twistd")
     os.execv(twistd, [str(twistd), "--nodaemon", "--pidfile=", f"mypypi-{settings.mode}"])  # noqa: S606 - on purpose
 
 
 def check(settings: Settings) -> None:
     """
-    Raises OSError, HTTPException or SystemExit with the reason when the daemon beside this can't do its work.
+    Check the health of the daemon in this container.
 
-    The server is asked whether it is alive, and not whether it is ready: it serves without Redis, too. A worker can do
-    nothing without Redis, so that is what is asked; that its process runs, the container's own life says.
+    Raises OSError, HTTPException or SystemExit with the reason if the daemon can't do its work. A server is asked
+    whether it is alive, not whether it is ready, since it also serves without Redis. A worker can do nothing without
+    Redis, so its check asks Redis. Its process needs no check: the container ends with it.
     """
     if settings.mode == "server":
         _check_server(settings.listen)
@@ -48,7 +54,7 @@ def check(settings: Settings) -> None:
 
 
 def _check_server(listen: str) -> None:
-    # Not by urllib: it would ask the proxy that HTTP_PROXY names.
+    # Without urllib, which would use the proxy in HTTP_PROXY.
     connection = HTTPConnection("localhost", timeout=_TIMEOUT)
     try:
         connection.sock = _connect(listen)
@@ -61,7 +67,11 @@ def _check_server(listen: str) -> None:
 
 
 def _connect(listen: str) -> Any:
-    """A connection to who listens at this Twisted endpoint description, which is split as Twisted splits it."""
+    """
+    Connect to the server at this Twisted endpoint description.
+
+    The description is split as Twisted splits it. Raises OSError.
+    """
     kind, *parts = [part.replace("\\", "") for part in re.split(r"(?<!\\):", listen)]
     named = dict(part.split("=", 1) for part in parts if "=" in part)
     place = parts[0] if parts and "=" not in parts[0] else named.get("address", named.get("port", ""))
@@ -75,19 +85,19 @@ def _connect(listen: str) -> Any:
             raise
         return local
     if kind not in ("tcp", "tcp6", "ssl"):
-        raise OSError(f"a server at {kind}: can't be asked from outside; give the container a check of its own")
+        raise OSError(f"a server at {kind}: can't be asked for its health; give the container its own health check")
     interface = named.get("interface", "::" if kind == "tcp6" else "")
-    plain = socket.create_connection((_HERE.get(interface, interface), int(place)), _TIMEOUT)
+    plain = socket.create_connection((_LOOPBACK.get(interface, interface), int(place)), _TIMEOUT)
     if kind != "ssl":
         return plain
-    context = ssl.create_default_context()  # its certificate is for other names than this one
+    context = ssl.create_default_context()  # the certificate is for other names than localhost
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context.wrap_socket(plain)
 
 
 def _check_redis(url: RedisUrl) -> None:
-    # Not at the top: txredisapi installs a reactor, and `run` and the server's check do well without one.
+    # Imported here since txredisapi installs a reactor, which neither `run` nor the server's check needs.
     from twisted.internet import task  # noqa: PLC0415
 
     from mypypi.redis.client import RedisClient  # noqa: PLC0415
@@ -106,7 +116,7 @@ def _check_redis(url: RedisUrl) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """``run`` or ``check``. Raises SystemExit, with one line that says why where it did not go well."""
+    """Run the command ``run`` or ``check``. Raises SystemExit with one line if it fails."""
     actions = {"run": run, "check": check}
     if len(arguments) != 1 or arguments[0] not in actions:
         sys.exit("usage: python -m mypypi.daemon.container run|check")

@@ -1,7 +1,8 @@
 """
-A Redis of the daemon's own: starts a redis-server on a unix socket in the data directory, and stops it with itself.
+The embedded Redis: a redis-server that runs as long as the daemon.
 
-Knows the server's command line and what it prints. Must never know what is kept in it: who uses it gets a URL.
+It listens on a unix socket only. Knows the server's command line and its output. Must never know what is stored in
+Redis: its users get a URL.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from twisted.python.failure import Failure
 from mypypi.daemon.processes import LineBuffer, RestartDelay, how_it_ended
 from mypypi.daemon.redis_server import EmbeddedRedisError, NoRedisServer, arguments, find_server, socket_of, url_of
 
-#: Seconds for which a server may take its time to stop.
+#: Seconds for a server to stop, before it is killed or, if it is of an earlier run, the start fails.
 _STOP_TIMEOUT = 10.0
 
-#: What turns into the server. It leaves the terminal's process group, so that a Ctrl-C reaches the daemon alone, which
-#: stops in its own order. On Linux the kernel ends it when the daemon dies (prctl(2), PR_SET_PDEATHSIG is 1); where
-#: that happened before the kernel was asked, the parent is another one by now.
+#: The program that becomes the server. It leaves the terminal's process group, so that a Ctrl-C reaches only the
+#: daemon, which then stops the server in order. On Linux the kernel ends it when the daemon dies (prctl(2),
+#: PR_SET_PDEATHSIG is 1). If the daemon died before that call, the parent process is another one by now.
 _LAUNCH = """
 import os, signal, sys
 os.setsid()
@@ -54,9 +55,9 @@ class DirectoryInUse(EmbeddedRedisError):
 
 class EmbeddedRedis(Service):
     """
-    Runs the server in `data_directory`/redis for as long as the service runs, and starts it again when it dies.
+    Runs a redis-server in `data_directory`/redis, and restarts it when it dies.
 
-    `url` holds from the start on, as MYPYPI_REDIS_URL would name it. What goes wrong is told by `when_ready`.
+    `url` is valid from the start, in the form of MYPYPI_REDIS_URL. `when_ready` reports failures.
     """
 
     _log = Logger()
@@ -79,9 +80,10 @@ class EmbeddedRedis(Service):
 
     def when_ready(self) -> Deferred[None]:
         """
-        Fires once the server answers: now, or when it has been started or started again.
+        Return a Deferred that fires once the server answers.
 
-        Fails with an EmbeddedRedisError when it could not be started, or is stopped before.
+        It fires now, or after the start or restart under way. It fails with an EmbeddedRedisError if the server can't
+        be started, or is stopped first.
         """
         if self._error is not None:
             return fail(self._error)
@@ -98,7 +100,7 @@ class EmbeddedRedis(Service):
         self._starting.addErrback(self._not_started)
 
     def stopService(self) -> Deferred[None]:
-        """Fires once the server has ended, killed if need be, and the data directory is free."""
+        """Stop the server and unlock the data directory. A server that takes too long is killed."""
         super().stopService()
         return Deferred.fromCoroutine(self._stop())
 
@@ -111,15 +113,19 @@ class EmbeddedRedis(Service):
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self.socket.parent != self._directory:
                 _make_private(self.socket.parent)
-            self._hold_directory()
+            self._lock_directory()
         except OSError as error:
             raise EmbeddedRedisError(f"Redis can't be started in {self._directory}: {error}") from error
         await _end_orphan(self._reactor, self.socket)
         self._log.info("starting {server} in {directory}", server=str(server), directory=str(self._directory))
         self._spawn()
 
-    def _hold_directory(self) -> None:
-        """Lock the directory for as long as this process lives, so that no two servers write to the same files."""
+    def _lock_directory(self) -> None:
+        """
+        Lock the directory for the life of this process.
+
+        The lock keeps a second server from writing to the same files.
+        """
         path = self._directory / "lock"
         path.touch(mode=0o600)
         lock = path.open("wb")
@@ -146,23 +152,23 @@ class EmbeddedRedis(Service):
 
     def _server_ended(self, server: _Server, how: str) -> None:
         self._server = None
-        said = server.last_words()
+        said = server.last_output()
         if not self.running:
             return
         if not self._was_ready:
-            self._give_up(EmbeddedRedisError(f"redis-server ended before it was ready ({how}): {said}"))
+            self._fail(EmbeddedRedisError(f"redis-server ended before it was ready ({how}): {said}"))
             return
-        if server.ready:  # else it is one of several tries to start it again, and the first end was reported
-            self._log.error("redis-server ended ({how}); it is started again. It said: {said}", how=how, said=said)
+        if server.ready:  # else a restart failed, and the first end is in the log
+            self._log.error("redis-server ended ({how}) and is restarted; its last output: {said}", how=how, said=said)
             self._delay.ran(self._reactor.seconds() - server.ready_at)
         self._restart = self._reactor.callLater(self._delay.next(), self._spawn)
 
     def _not_started(self, why: Failure) -> None:
         if self.running and why.value is not None:  # else the start was cancelled
-            self._give_up(why.value)
+            self._fail(why.value)
 
-    def _give_up(self, error: BaseException) -> None:
-        """The first start failed. Trying again would not help: what is wrong here is not a passing thing."""
+    def _fail(self, error: BaseException) -> None:
+        """Report that the first start failed. A retry would not help: such a cause does not pass."""
         self._error = error
         self._release_directory()
         if not self._waiting:
@@ -193,7 +199,7 @@ class EmbeddedRedis(Service):
 
 
 class _Server(ProcessProtocol):
-    """One run of the server: what it prints, and how it ends."""
+    """One run of the server: its output and its end."""
 
     _log = Logger()
     transport: IProcessTransport
@@ -207,17 +213,17 @@ class _Server(ProcessProtocol):
         self.ready = False
         self.ready_at = 0.0
 
-    def last_words(self) -> str:
-        """The last lines that it printed, as one."""
+    def last_output(self) -> str:
+        """Return the last lines of output, as one line."""
         return " / ".join(self._last)
 
     async def stop(self, reactor: Any) -> None:
-        """End it, gently first: it writes out what it holds."""
+        """Stop the server, with SIGTERM first, so that it writes its data to disk."""
         self._signal("TERM")
-        impatience = reactor.callLater(_STOP_TIMEOUT, self._signal, "KILL")
+        kill_timer = reactor.callLater(_STOP_TIMEOUT, self._signal, "KILL")
         await self._ended
-        if impatience.active():
-            impatience.cancel()
+        if kill_timer.active():
+            kill_timer.cancel()
 
     def _signal(self, name: str) -> None:
         with suppress(ProcessExitedAlready):
@@ -247,8 +253,8 @@ class _Server(ProcessProtocol):
         self._ended.callback(None)
 
 
-class _Farewell(Protocol):
-    """Tells a server to end; `gone` fires when it has."""
+class _Shutdown(Protocol):
+    """Sends SHUTDOWN to a server; `gone` fires when the server has ended."""
 
     transport: ITCPTransport
 
@@ -264,13 +270,14 @@ class _Farewell(Protocol):
 
 async def _end_orphan(reactor: Any, socket: Path) -> None:
     """
-    End a server that outlived its daemon, which can be where the kernel does not see to that.
+    End a server that outlived its daemon.
 
-    Only for whoever holds the directory's lock. Raises EmbeddedRedisError when it does not end.
+    There can be one where the kernel does not end it with the daemon. The caller must hold the lock of the directory.
+    Raises EmbeddedRedisError if the server does not end.
     """
     try:
         endpoint = UNIXClientEndpoint(reactor, str(socket))
-        factory = Factory.forProtocol(_Farewell)
+        factory = Factory.forProtocol(_Shutdown)
         factory.noisy = False
         orphan = await endpoint.connect(factory)
     except ConnectError:
@@ -279,11 +286,15 @@ async def _end_orphan(reactor: Any, socket: Path) -> None:
         await orphan.gone.addTimeout(_STOP_TIMEOUT, reactor)
     except DeferredTimeout:
         orphan.transport.abortConnection()
-        raise EmbeddedRedisError(f"a redis-server of an earlier run answers at {socket} and does not end") from None
+        raise EmbeddedRedisError(f"a redis-server of an earlier run answers at {socket} and can't be stopped") from None
 
 
 def _make_private(directory: Path) -> None:
-    """Make a directory where others may write too, and make sure that it is nobody else's. Raises OSError."""
+    """
+    Create a private directory in a place where other users can write.
+
+    Raises OSError, also if the directory exists and is not private to this user.
+    """
     directory.mkdir(mode=0o700, exist_ok=True)
     found = directory.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:

@@ -1,4 +1,4 @@
-"""An index: one ecosystem and one upstream, its pages, its files and its routes, put together from the settings.
+"""Composes an index from the settings: ecosystem, upstream, pages, files and routes.
 
 Knows every part of an index by its class. Must never know what a part does, or where the daemon listens.
 """
@@ -31,17 +31,21 @@ from mypypi.web.pages import PageResponses
 from mypypi.web.public_address import Addresses
 from mypypi.web.pypi import PyPIRoutes
 
-#: Seconds for the fast retries of a request, before a last one that takes as long as any may.
+#: Seconds for the fast retries of a request, before a last attempt with the full timeout.
 _RETRIES_TIME = 5.0
-#: Seconds for connecting to the bucket, and for each silence, where files are streamed from it.
+#: Seconds to connect to the bucket, and seconds without a byte, when files are streamed from it.
 _BUCKET_TIMEOUT = 30
-#: Fetches that may run at once, for each request to upstream that may run at once.
+#: Concurrent fetches for each concurrent request to upstream.
 _FETCHES_PER_REQUEST = 4
 _ROUTES: dict[str, type[PyPIRoutes | NPMRoutes]] = {"pypi": PyPIRoutes, "npm": NPMRoutes}
 
 
 class Index(Service):
-    """Everything that one index consists of, over the backends of its process. Started after them, stopped before."""
+    """
+    The parts of one index, over the backends of its process.
+
+    It starts after the backends, and stops before them.
+    """
 
     def __init__(self, backends: Backends) -> None:
         settings, reactor = backends.settings, backends.reactor
@@ -65,7 +69,7 @@ class Index(Service):
         self._proxy = self._make_proxy()
 
     def routes(self) -> PyPIRoutes | NPMRoutes:
-        """The Klein routes of this index."""
+        """Return the Klein routes of this index."""
         settings, backends = self._backends.settings, self._backends
         return _ROUTES[settings.package_type](
             PageResponses(self._proxy, Addresses(settings.public_url, settings.trusted_proxies)),
@@ -111,8 +115,8 @@ class Index(Service):
             disk=backends.disk if settings.file_storage_driver == "local" else "",
         )
         cold = ColdFiles(policy, self.fetches, backends.queue, self.upstream, backends.reactor)
-        through = settings.s3_serve == "proxy"
-        return Proxy(self.ecosystem, self.pages, backends.catalog, backends.storage, cold, through=through)
+        proxied = settings.s3_serve == "proxy"
+        return Proxy(self.ecosystem, self.pages, backends.catalog, backends.storage, cold, proxied=proxied)
 
 
 def _upstream(settings: Settings, reactor: Any, breaker: Breaker) -> Upstream:

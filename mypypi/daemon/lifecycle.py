@@ -1,4 +1,4 @@
-"""How a daemon's services start and stop, and how a daemon ends that can't start.
+"""Starts and stops the services of a daemon in order, or ends the daemon on failure.
 
 Knows the order of services, and twistd's way to end. Must never know what a service does.
 """
@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 
 class CannotStart(SystemExit, Exception):
     """
-    The daemon can't start, for a reason that the user can mend. twistd prints the message and ends with status 1.
+    The daemon can't start, for a reason that the operator can fix. twistd prints the message and ends with status 1.
 
     twistd removes its pid file only after an Exception; Python prints a SystemExit without a traceback. So it is both.
     """
@@ -47,7 +47,7 @@ class OrderedServices(Service):
 
 
 def stop_with_failure(reactor: Any) -> None:
-    """Stop the daemon; the process ends with status 1. The caller has logged the reason."""
+    """Stop the daemon with exit status 1. The caller has logged the reason."""
     # twistd has no exit code of its own for this. By then it has removed its pid file and closed its log.
     atexit.register(os._exit, 1)
     reactor.callWhenRunning(reactor.stop)  # a failure during the start comes before the reactor runs

@@ -1,4 +1,4 @@
-"""Where a server listens: the socket that MYPYPI_LISTEN describes, bound here or by the process that started this one.
+"""Binds the socket that MYPYPI_LISTEN describes, or adopts it from the process that bound it.
 
 Knows Twisted's endpoints and ports. Must never know what is served there.
 """
@@ -23,15 +23,19 @@ from mypypi.daemon.lifecycle import CannotStart
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 
-#: Connections that may wait to be accepted, where the endpoint does not say: Twisted's own 50 are soon there when many
-#: clients start at once. The kernel has a limit besides (net.core.somaxconn).
+#: Connections that may wait to be accepted, unless the endpoint sets a backlog. Twisted's default of 50 is soon reached
+#: when many clients start at once. The kernel has a limit as well (net.core.somaxconn).
 _BACKLOG = 1024
 
 
 def listen(
     reactor: Any, description: str, factory: IProtocolFactory, listening: Callable[[IListeningPort], object]
 ) -> None:
-    """Have the factory serve there; `listening` gets the port. Raises CannotStart with what keeps it from listening."""
+    """
+    Serve the factory at this endpoint description; `listening` gets the port.
+
+    Raises CannotStart with the reason if that is not possible.
+    """
     problems: list[Failure] = []
 
     def listens(port: IListeningPort) -> None:
@@ -44,7 +48,7 @@ def listen(
         serverFromString(reactor, description).listen(factory).addCallback(listens).addErrback(problems.append)
         if problems:
             problems[0].raiseException()
-    except Exception as error:  # each kind of endpoint has its own: no such certificate, no such socket
+    except Exception as error:  # each kind of endpoint has its own errors: no such certificate, no such socket
         raise CannotStart(f"can't listen at {description}: {error}") from error
 
 
@@ -56,19 +60,20 @@ def adopt(
     listening: Callable[[IListeningPort], object],
 ) -> None:
     """
-    As `listen`, at the socket behind this descriptor, which another process bound as `description` says.
+    Like `listen`, at a socket that another process bound as `description` says.
 
-    That one goes on owning it: here it is neither shut down nor, on a file system, taken away.
+    `fd` is a descriptor of the socket. The other process still owns the socket: this one does not shut it down, and
+    does not delete the file of a unix socket.
     """
-    # systemd's descriptors are those of the process that it started; all that counts here is what lies around them.
+    # systemd passes its descriptors to the other process only. Here only the wrappers around them matter, such as TLS.
     listen(_Adopting(reactor, fd), re.sub("systemd:.*", "tcp:0:backlog=0", description), factory, listening)
 
 
 class _Adopting:
     """
-    Stands in for the reactor where an endpoint is about to listen: whatever it asks for is the socket that is there.
+    A reactor for endpoints: listening on anything adopts the given socket.
 
-    So TLS, and what a plugin of Twisted's lays around an endpoint, is here what it is where the socket was bound.
+    So TLS, and any wrapper of a Twisted plugin, is the same here as in the process that bound the socket.
     """
 
     def __init__(self, reactor: Any, fd: int) -> None:
@@ -93,9 +98,9 @@ class _Adopting:
         port: Any
         if family == socket.AF_UNIX:
             port = UNIXPort._fromListeningDescriptor(self._reactor, self._fd, factory)  # noqa: SLF001 - as in adoptStreamPort
-            port._bindPath = b"\0"  # noqa: SLF001 - on no file system: it would set the file's mode, and delete it
-            port._shouldShutdown = False  # noqa: SLF001 - as tcp.Port has it: that would end it for all who share it
-            port.backlog = _BACKLOG  # it sets this anew, for all who share the socket
+            port._bindPath = b"\0"  # noqa: SLF001 - no file: the port would set its mode and delete it
+            port._shouldShutdown = False  # noqa: SLF001 - as in tcp.Port: a shutdown ends the socket for all its processes
+            port.backlog = _BACKLOG  # startListening sets it again, for all processes that share the socket
             port.startListening()
         else:
             port = self._reactor.adoptStreamPort(self._fd, family, factory)
@@ -106,7 +111,7 @@ class _Adopting:
 
 
 class _Shared(socket.socket):
-    """A listening socket, which its owner may shut before this process has heard that all is to end."""
+    """A shared listening socket, which its owner may shut down before this process stops."""
 
     def __init__(self, fd: int, port: Any) -> None:
         super().__init__(fileno=fd)
@@ -116,23 +121,23 @@ class _Shared(socket.socket):
         try:
             return super().accept()
         except OSError as error:
-            if error.errno != errno.EINVAL:  # accept(2): it does not listen
+            if error.errno != errno.EINVAL:  # accept(2): the socket does not listen
                 raise
             self._port.stopReading()
-            raise BlockingIOError(errno.EAGAIN, "nobody connects any more") from None
+            raise BlockingIOError(errno.EAGAIN, "the socket was shut down") from None
 
 
 def _socket_of(port: Any) -> socket.socket:
-    """The port's socket once more, to be closed by whoever asks."""
+    """Return a duplicate of the port's socket. The caller closes it."""
     return socket.socket(fileno=os.dup(port.fileno()))
 
 
 def address_of(port: IListeningPort, description: str) -> str:
-    """The URL of a listening port; its own words where it is none of TCP's."""
+    """Return the URL of a listening TCP port; for another port, Twisted's name for it."""
     host = port.getHost()
     if not isinstance(host, IPv4Address | IPv6Address):
         return str(host)
     name = f"[{host.host}]" if ":" in host.host else host.host
-    if name in ("0.0.0.0", "[::]"):  # noqa: S104 - said, not bound
+    if name in ("0.0.0.0", "[::]"):  # noqa: S104 - compared, not bound
         name = "127.0.0.1"
     return f"{'https' if description.startswith('ssl:') else 'http'}://{name}:{host.port}/"

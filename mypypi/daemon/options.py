@@ -1,4 +1,4 @@
-"""The daemons' command lines: ``--listen``, ``--settings``, and the settings, checked before anything starts.
+"""The command lines of the daemons; they load and check the settings before anything starts.
 
 Knows twistd's options. Must never know what a daemon does.
 """
@@ -20,7 +20,11 @@ from mypypi.settings.settings import Settings
 
 
 class SettingsOptions(usage.Options):
-    """A daemon's options. All settings come from the environment; after parsing they are in `settings`."""
+    """
+    The options of a daemon.
+
+    All settings come from the environment; after parsing they are in `settings`.
+    """
 
     embedded = False
     settings: Settings
@@ -29,7 +33,7 @@ class SettingsOptions(usage.Options):
 
     def opt_settings(self) -> None:
         """List every setting with its default, and exit."""
-        print(describe())  # noqa: T201 - the answer to a question on the command line
+        print(describe())  # noqa: T201 - the output of a command-line option
         sys.exit(0)
 
     def postOptions(self) -> None:
@@ -44,7 +48,7 @@ class SettingsOptions(usage.Options):
         self.check(self.settings)
 
     def _set_logger(self, process: str | None) -> None:
-        """Set twistd's option ``--logger`` where nobody gave it. twistd reads it after this."""
+        """Set twistd's option ``--logger`` unless it is given. twistd reads it after this."""
         if self.parent is None:
             return
         level = LogLevel.levelWithName(self.settings.log_level)
@@ -57,7 +61,7 @@ class SettingsOptions(usage.Options):
             self.parent["logger"] = logger
 
     def check(self, settings: Settings) -> None:
-        """Raises UsageError for settings that this daemon can't start with."""
+        """Raise UsageError for settings that this daemon can't start with."""
 
 
 class ServerOptions(SettingsOptions):
@@ -67,7 +71,7 @@ class ServerOptions(SettingsOptions):
         ["listen", None, None, "Where to listen, in place of MYPYPI_LISTEN: a Twisted endpoint description."]
     ]
 
-    #: Whether twistd was told to log anywhere but to its standard output.
+    #: Whether twistd logs elsewhere than to its standard output.
     logs_elsewhere = False
 
     def postOptions(self) -> None:

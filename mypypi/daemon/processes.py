@@ -1,6 +1,6 @@
-"""What the embedded Redis and the supervised server processes share: restart delays, and output split into lines.
+"""Helpers for any child process: restart delays, and output split into lines.
 
-Knows seconds and bytes. Must never know which process it is about.
+Knows seconds and bytes. Must never know which process it helps: the embedded Redis or a server process.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ GOOD_RUN = 60.0
 
 @define
 class RestartDelay:
-    """Seconds to wait before a process is started again; longer each time, until a run was long."""
+    """The delay before a process is restarted. It grows with each restart until a run was long."""
 
     _next: float = FIRST_DELAY
 
     def next(self) -> float:
-        """The delay before this restart. The next one is twice as long, up to half a minute."""
+        """Return the delay in seconds. The next one is twice as long, up to half a minute."""
         delay, self._next = self._next, min(self._next * 2, LONGEST_DELAY)
         return delay
 
     def ran(self, seconds: float) -> None:
-        """Note that the process worked for this long: after a good run, delays start from the first again."""
+        """Note the seconds of a run. After a good run, delays start from the first again."""
         if seconds >= GOOD_RUN:
             self._next = FIRST_DELAY
 
@@ -42,13 +42,13 @@ class LineBuffer:
     rest: bytes = b""
 
     def add(self, data: bytes) -> None:
-        """Take more bytes."""
+        """Add bytes, and call `each` for the lines that are complete."""
         *lines, self.rest = (self.rest + data).split(b"\n")
         for line in lines:
             self.each(line.decode("utf-8", "replace"))
 
 
 def how_it_ended(reason: Failure) -> str:
-    """A process's exit code or signal, in words."""
+    """Return the exit code or signal of a process, in words."""
     signal, code = getattr(reason.value, "signal", None), getattr(reason.value, "exitCode", None)
     return f"exit code {code}" if signal is None else f"signal {signal}"

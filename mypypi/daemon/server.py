@@ -1,4 +1,4 @@
-"""The server: binds the port, serves the application there, and drains connections when it stops.
+"""The server: binds the port, serves the application, and drains its connections.
 
 Knows ports and connections. Must never know what is served.
 """
@@ -22,9 +22,9 @@ from mypypi.web.site import WebSite
 
 class Server(Service):
     """
-    Serves an application at the endpoint that the settings name, whether Redis is there or not.
+    Serves an application at the endpoint in the settings, with or without Redis.
 
-    With `adopted`, it serves at the socket behind that descriptor, which another process bound.
+    With `adopted`, it serves at the socket with that descriptor, which another process bound.
     """
 
     log = Logger()
@@ -38,7 +38,7 @@ class Server(Service):
         self._site: WebSite | None = None
 
     def privilegedStartService(self) -> None:
-        """Bind the port, before twistd gives up privileges. Raises CannotStart with the reason where it can't."""
+        """Bind the port, before twistd drops privileges. Raises CannotStart with the reason."""
         settings = self._settings
         self._site = site = WebSite(self._application, self._reactor, per_address=settings.connections_per_address)
         if self._adopted is None:
@@ -53,15 +53,15 @@ class Server(Service):
 
     def stopService(self) -> Deferred[None]:
         """
-        Drain: stop listening, close idle connections, give requests MYPYPI_DRAIN_TIME seconds, then break the rest.
+        Drain the server; fires once no connection is left.
 
-        Fires once no connection is left.
+        It stops listening and closes idle connections. Requests get MYPYPI_DRAIN_TIME seconds, and are aborted then.
         """
         super().stopService()
         return Deferred.fromCoroutine(self._stop())
 
     def ready(self, redis: str) -> ServerReady:
-        """What to tell the person who started it; `redis` says which Redis it uses."""
+        """Return the message for the operator; `redis` describes the Redis in use."""
         return ServerReady.of(self._settings, self._port, redis)
 
     async def _stop(self) -> None:
@@ -71,12 +71,12 @@ class Server(Service):
         await deferLater(self._reactor, 0)  # requests that have arrived by now are read first
         if self._site is not None:
             drained = self._site.drain()
-            deadline = self._reactor.callLater(self._settings.drain_time, self._break, self._site)
+            deadline = self._reactor.callLater(self._settings.drain_time, self._abort, self._site)
             await drained
             if deadline.active():
                 deadline.cancel()
 
-    def _break(self, site: WebSite) -> None:
+    def _abort(self, site: WebSite) -> None:
         count, seconds = site.abort(), self._settings.drain_time
         self.log.warn("{count} connections were broken: they did not end in {seconds} s", count=count, seconds=seconds)
 

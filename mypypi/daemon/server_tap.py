@@ -23,7 +23,7 @@ log = Logger()
 
 
 def makeService(options: Options) -> IService:
-    """The services of one server, of the supervisor of several, or of one of its children."""
+    """Return the services of a single server, of a supervisor, or of its child."""
     from twisted.internet import reactor  # noqa: PLC0415 - a composition root
 
     settings = options.settings
@@ -32,7 +32,7 @@ def makeService(options: Options) -> IService:
     if settings.workers > 1:
         return Supervisor(settings, reactor, relay=options.logs_elsewhere)
     backends, index, server = _server(settings, reactor)
-    signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(_hung_up))  # type: ignore[attr-defined] # any reactor has it
+    signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(_log_sighup))  # type: ignore[attr-defined] # any reactor has it
     announcement = Announcement(backends.redis, lambda redis: _say_ready(server, f"{settings.redis_url} {redis}"))
     return OrderedServices([backends, index, server, announcement])
 
@@ -55,9 +55,9 @@ def _say_ready(server: Server, redis: str) -> None:
     log.info("{record}", record=server.ready(redis))
 
 
-def _hung_up() -> None:
-    """Without a handler, a reload would end the server at once."""
-    log.warn("SIGHUP replaces server processes where there are several (WORKERS); this one serves on, restart it")
+def _log_sighup() -> None:
+    """Warn about a SIGHUP. Without a handler, it would end the server at once."""
+    log.warn("SIGHUP was ignored: there are no server processes to replace, since WORKERS is 1; restart the server")
 
 
 __all__ = ["Options", "makeService"]

@@ -1,6 +1,6 @@
-"""Several server processes on one socket: binds it, starts the children that serve there, replaces those that end.
+"""Runs several server processes on one socket: binds it, starts and replaces the children.
 
-Knows when a child is to start and to end. Must never accept a connection, or know what is served.
+Decides when a child starts and ends. Must never accept a connection, or know what is served.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @define(eq=False)
 class _Slot:
-    """One of the numbers from 1 to WORKERS: the child that serves under it, or the call that will start one."""
+    """A number from 1 to WORKERS, with its child or the next start of one."""
 
     number: int
     child: ChildProcess | None = None
@@ -44,9 +44,11 @@ class _Slot:
 
 class Supervisor(Service):
     """
-    Runs `settings.workers` servers. SIGHUP replaces them one by one, each by one that is ready; no request is lost.
+    Runs `settings.workers` server processes.
 
-    `redis_url` is the Redis for them, where the settings do not name one. With `relay`, what they log goes to this
+    SIGHUP replaces them one by one. No request is lost, since each one stops only when its replacement is ready.
+
+    `redis_url` is the Redis for the children if the settings name none. With `relay`, the children log to this
     process's log, else straight to its standard output.
     """
 
@@ -68,10 +70,10 @@ class Supervisor(Service):
         self._old_handler: Any = None
 
     def privilegedStartService(self) -> None:
-        """Bind, before twistd gives up privileges. Raises CannotStart with what keeps it from listening."""
-        nobody = Factory()
-        nobody.noisy = False
-        listen(self._reactor, self._settings.listen, nobody, self._listening)
+        """Bind the port, before twistd drops privileges. Raises CannotStart with the reason."""
+        unused = Factory()
+        unused.noisy = False
+        listen(self._reactor, self._settings.listen, unused, self._listening)
 
     def _listening(self, port: IListeningPort) -> None:
         self._port = port
@@ -84,14 +86,14 @@ class Supervisor(Service):
         try:
             self._counts = make_directory()
         except OSError as error:
-            raise CannotStart(f"no directory can be made for what the server processes count: {error}") from error
+            raise CannotStart(f"can't create a directory for the metrics of the server processes: {error}") from error
         self._environment[DIRECTORY] = self._counts.name
         self._old_handler = signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self.reload))
         for slot in self._slots:
             self._start(slot)
 
     def stopService(self) -> Deferred[None]:
-        """Fires once all children have ended: in order, or killed when MYPYPI_DRAIN_TIME is long over."""
+        """Stop all children; fires once they have ended, or were killed after MYPYPI_DRAIN_TIME."""
         super().stopService()
         return Deferred.fromCoroutine(self._stop())
 
@@ -106,14 +108,14 @@ class Supervisor(Service):
             child.stop()
         port, self._port = self._port, None
         if port is not None:
-            await maybeDeferred(port.stopListening)  # after that nobody can connect, whatever the children are still at
+            await maybeDeferred(port.stopListening)  # from here on no client can connect, while the children drain
         if self._children:
             self._gone = Deferred()
             await self._gone
         if self._counts is not None:
             self._counts.cleanup()
 
-    # Children come and go
+    # Start and end of a child
 
     def _start(self, slot: _Slot) -> None:
         slot.start = None
@@ -126,7 +128,7 @@ class Supervisor(Service):
         return child
 
     def _ready(self, child: ChildProcess, words: str) -> None:
-        """A child serves."""
+        """Note that a child serves; announce the server once all do."""
         self._failures = 0
         self.log.info("child {number} serves, pid {pid}", number=child.number, pid=child.pid)
         if not self._announced and all(slot.child is not None and slot.child.ready for slot in self._slots):
@@ -135,7 +137,7 @@ class Supervisor(Service):
             self.log.info("{record}", record=ready)
 
     def _ended(self, child: ChildProcess, how: str) -> None:
-        """A child has ended, asked or not."""
+        """Note that a child has ended; restart it unless it was replaced or stopped."""
         self._children.discard(child)
         if self._counts is not None and child.pid is not None:
             metrics.forget_process(child.pid, self._counts.name)
@@ -155,8 +157,8 @@ class Supervisor(Service):
             slot.delay.ran(self._reactor.seconds() - child.ready_at)
         else:
             self._failures += 1
-            if self._failures > len(self._slots) and not self._children:  # and none had but one try
-                self._give_up(how)
+            if self._failures > len(self._slots) and not self._children:  # so one of them failed twice
+                self._fail(how)
                 return
         delay = slot.delay.next()
         self.log.error(
@@ -169,7 +171,7 @@ class Supervisor(Service):
         )
         slot.start = self._reactor.callLater(delay, self._start, slot)
 
-    def _give_up(self, how: str) -> None:
+    def _fail(self, how: str) -> None:
         for slot in self._slots:
             if slot.start is not None:
                 slot.start.cancel()
@@ -181,31 +183,31 @@ class Supervisor(Service):
         )
         stop_with_failure(self._reactor)
 
-    # All are replaced
+    # Reload
 
     def reload(self) -> None:
-        """Replace every child by a new one, which has the program and the certificate as they are now."""
+        """Replace every child, so that the current program and certificate are used."""
         if self._reloading:
             self._reload_again = True
         elif self.running:
             self._reloading = True
             done = Deferred.fromCoroutine(self._reload())
-            done.addErrback(lambda failure: self.log.failure("could not replace the children", failure))
+            done.addErrback(lambda failure: self.log.failure("the children could not be replaced", failure))
             done.addCallback(self._reloaded)
 
     async def _reload(self) -> None:
-        self.log.info("the children are replaced")
+        self.log.info("the children are being replaced")
         for slot in self._slots:
             if slot.child is None or not slot.child.ready:
-                continue  # the next one to start there is new
+                continue  # its child is starting anyway, and so is new
             new = self._spawn(slot)
             serves = await new.settled
             if not self.running:
                 return
             if not serves:
                 self.log.error(
-                    "child {number} was not replaced: the new one, pid {pid}, ended before it was ready; those that"
-                    " serve go on",
+                    "child {number} was not replaced: the new one, pid {pid}, ended before it was ready; the old"
+                    " children go on serving",
                     number=slot.number,
                     pid=new.pid,
                 )
@@ -216,7 +218,7 @@ class Supervisor(Service):
             old, slot.child = slot.child, new
             if old is not None:
                 old.stop()
-        self.log.info("the children are new, those before them end with what they are at")
+        self.log.info("the children are new; the old ones finish their requests and end")
 
     def _reloaded(self, _: object) -> None:
         self._reloading = False

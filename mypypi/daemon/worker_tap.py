@@ -1,4 +1,4 @@
-"""``twistd mypypi-worker``: takes jobs from the queue. As many as wanted, on any host."""
+"""``twistd mypypi-worker``: runs jobs from the queue. Any number of workers may run, on any host."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = Logger()
 
 
 def makeService(options: Options) -> IService:
-    """The worker's services."""
+    """Return the services of a worker."""
     from twisted.internet import reactor  # noqa: PLC0415 - a composition root
 
     settings = options.settings
@@ -30,8 +30,8 @@ def makeService(options: Options) -> IService:
 
 
 def make_worker(backends: Backends, index: Index) -> Worker:
-    """A worker that does the jobs of this index."""
-    jobs = Jobs(backends.storage, index.fetches, backends.drafts)
+    """Return a worker for the jobs of this index."""
+    jobs = Jobs(backends.storage, index.fetches)
     concurrency = backends.settings.worker_concurrency
     return Worker(backends.queue, jobs, backends.reactor, concurrency=concurrency, disk=backends.disk)
 

@@ -1,6 +1,6 @@
-"""The kinds of package index that can be served, by the name that MYPYPI_PACKAGE_TYPE gives them.
+"""The ecosystems, by their value of MYPYPI_PACKAGE_TYPE.
 
-Knows where each is implemented. Must never know anything about one of them that `IEcosystem` does not say.
+Knows where each is implemented. Must never know more about an ecosystem than `IEcosystem` declares.
 """
 
 from __future__ import annotations
@@ -12,5 +12,5 @@ from mypypi.ecosystems.npm import NPM
 from mypypi.ecosystems.pypi import PyPI
 from mypypi.interfaces import IEcosystem
 
-#: From package type to a constructor that takes upstream's base URL.
+#: Maps a package type to a constructor whose argument is upstream's base URL.
 ECOSYSTEMS: Final[dict[str, Callable[[str], IEcosystem]]] = {PyPI.name: PyPI, NPM.name: NPM}

@@ -1,9 +1,10 @@
 """
-npm registries: packuments, taken in once and rendered in full and abbreviated, with tarball links that point here.
+The npm ecosystem.
 
-The words are npm's own (npm registry documentation: "Package Metadata", "Package Signatures"). What upstream wrote is
-kept byte for byte: links are replaced in the bytes, and the abbreviated form is put together from pieces of the full
-one. Knows names, formats and links. Must never know where a page comes from or goes to: no I/O, no request.
+Renders packuments in full and abbreviated, with tarball links to this server. The terms are npm's own (npm registry
+documentation: "Package Metadata", "Package Signatures"). Upstream's bytes are kept: only links are replaced in them,
+and the abbreviated form is assembled from pieces of the full one. Knows names, formats and links. Must never know where
+a page comes from or goes to: no I/O, no request.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ from mypypi.model import (
 FULL = "application/json"
 ABBREVIATED = "application/vnd.npm.install-v1+json"
 
-#: What an installer needs of a version ("Package Metadata", section "Abbreviated version object"), and what the
-#: registry itself has come to add since.
+#: The fields of a version that an installer needs ("Package Metadata", section "Abbreviated version object"), and those
+#: that the npm registry has added since.
 _ABBREVIATED_FIELDS = frozenset({
     "name", "version", "deprecated", "dependencies", "optionalDependencies", "devDependencies", "bundleDependencies",
     "bundledDependencies", "peerDependencies", "peerDependenciesMeta", "acceptDependencies", "bin", "directories",
@@ -47,12 +48,13 @@ _ABBREVIATED_FIELDS = frozenset({
 })  # fmt: skip
 _INSTALL_SCRIPTS = ("preinstall", "install", "postinstall")
 
-#: Legacy names may have capitals and a few characters that new ones may not; none is unsafe in a path.
+#: Legacy names may have capitals and some characters that new names may not have; none is unsafe in a path.
 _NAME = re.compile(r"(?:@[A-Za-z0-9\-._~!'()*]+/)?[A-Za-z0-9\-._~!'()*]+")
 _LONGEST_NAME = 214
-#: A member named "tarball". Inside a JSON string its first quote would be escaped, so it can't be mistaken for one.
+#: Matches a member named "tarball". Text within a JSON string never matches, since its first quote is escaped.
 _TARBALL = re.compile(rb'((?<!\\)"tarball"\s*:\s*)"((?:[^"\\]|\\.)*)"')
-#: An escaped backslash or a pair of surrogates, to be kept; else half a pair, which the parser would refuse.
+#: Matches an escaped backslash or a surrogate pair, to be kept (group 1), or else a lone surrogate, which the parser
+#: would reject.
 _SURROGATES = re.compile(
     rb"(\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
 )
@@ -60,12 +62,12 @@ _INTEGRITY = re.compile(r"(sha512|sha384|sha256|sha1)-([A-Za-z0-9+/]+={0,2})")
 
 Members = dict[str, msgspec.Raw]
 
-#: What the parser says of bytes that are no JSON, no UTF-8, or nested too deeply.
+#: The parser's errors for bytes that are not JSON, not UTF-8, or nested too deeply.
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class _Packument(msgspec.Struct):
-    """Of a packument, what is read; everything else stays bytes."""
+    """The fields of a packument that are parsed; all others stay bytes."""
 
     name: Any = None
     time: Any = None
@@ -80,7 +82,7 @@ class _Dist(msgspec.Struct, gc=False):
 
 
 class _Manifests(msgspec.Struct):
-    """Of a packument, what it takes to cut out one version."""
+    """The fields of a packument that `manifest` and `dist_tags` need."""
 
     versions: dict[str, msgspec.Raw] = {}
     dist_tags: dict[str, str] | None = msgspec.field(default=None, name="dist-tags")
@@ -89,10 +91,11 @@ class _Manifests(msgspec.Struct):
 @implementer(IEcosystem)
 class NPM:
     """
-    npm registries.
+    The ecosystem of npm registries.
 
-    Its pages: "packument" (a package, by name), "keys" (the registry's signing keys), "attestations" (of
-    ``name@version``). A tarball's link is ``{name}/-/{file}.tgz``, the conventional form, wherever upstream keeps it.
+    The kinds of pages: ``packument``, a package's page; ``keys``, the registry's signing keys; and ``attestations``,
+    those of ``name@version``. A tarball's link has the conventional form, ``{name}/-/{file}.tgz``, wherever upstream
+    stores the tarball.
     """
 
     name = "npm"
@@ -102,7 +105,7 @@ class NPM:
         self._upstream_url = upstream_url
 
     def page_request(self, page: PageId) -> PageRequest:
-        """See `IEcosystem.page_request`. The abbreviated form is made here, of the full one."""
+        """See `IEcosystem.page_request`. The full packument is requested; its abbreviated form is made here."""
         if page.kind == "packument":
             return PageRequest(f"/{_escaped(page.project)}", FULL)
         if page.kind == "keys":
@@ -116,8 +119,8 @@ class NPM:
             return RenderedPage({"full": RenderedForm(FULL, source.body)})
         try:
             return _render_packument(page.project, source)
-        except RecursionError:  # what could just be read can be too deep to be written
-            raise BadUpstreamResponse("upstream's answer can't be read: it is nested too deeply") from None
+        except RecursionError:  # JSON that could be parsed may be too deep to encode
+            raise BadUpstreamResponse("upstream's response can't be parsed: it is nested too deeply") from None
 
     def listing_form(self, page: PageId) -> str | None:
         """See `IEcosystem.listing_form`."""
@@ -134,7 +137,7 @@ class NPM:
         return (PageId("packument", name),) if found and _NAME.fullmatch(name) else ()
 
     def key_for(self, link: str) -> str | None:
-        """See `IEcosystem.key_for`: right where upstream keeps to the conventional form itself."""
+        """See `IEcosystem.key_for`. The key is right if upstream's own links have the conventional form."""
         try:
             return key_of(f"{self._upstream_url}/{quote(link, safe='@/')}")
         except ValueError:
@@ -146,14 +149,17 @@ class NPM:
 
 
 def check_name(name: str) -> str:
-    """The name, if it can be one of a package; raises BadRequest."""
+    """Return the name if it can be a package's. Raises BadRequest."""
     if len(name) > _LONGEST_NAME or not _NAME.fullmatch(name) or name.startswith("."):
         raise BadRequest("this is not the name of an npm package")
     return name
 
 
 def manifest(packument: bytes, wanted: str) -> bytes:
-    """One version's object, cut out of a full packument, by version or dist-tag. Raises NotFound."""
+    """Cut the object of one version out of a full packument.
+
+    `wanted` is a version or a dist-tag. Raises NotFound, and BadUpstreamResponse if the packument can't be parsed.
+    """
     parsed = _decode(packument, _Manifests)
     found = parsed.versions.get(wanted) or parsed.versions.get((parsed.dist_tags or {}).get(wanted, ""))
     if found is None:
@@ -162,19 +168,19 @@ def manifest(packument: bytes, wanted: str) -> bytes:
 
 
 def dist_tags(packument: bytes) -> bytes:
-    """The dist-tags of a packument, as the registry's endpoint of that name gives them."""
+    """Return a packument's dist-tags, as the registry's own endpoint does."""
     return msgspec.json.encode(_decode(packument, _Manifests).dist_tags or {})
 
 
 def _render_packument(name: str, source: SourceDocument) -> RenderedPage:
     parsed = _decode(source.body, _Packument)
     if parsed.name != name:
-        raise BadUpstreamResponse("upstream sends the packument of another package")
+        raise BadUpstreamResponse("upstream sent the packument of another package")
     links: dict[str, str] = {}
     files: dict[str, tuple[str, str, str]] = {}
     for version, members in parsed.versions.items():
         if "dist" in members:
-            _take_dist(name, version, _decode(bytes(members["dist"]), _Dist), source.url, links, files)
+            _add_tarball(name, version, _decode(bytes(members["dist"]), _Dist), source.url, links, files)
     modified = _modified(parsed.time)
     return RenderedPage(
         {
@@ -186,14 +192,15 @@ def _render_packument(name: str, source: SourceDocument) -> RenderedPage:
     )
 
 
-def _take_dist(
+def _add_tarball(
     name: str, version: str, dist: _Dist, base: str, links: dict[str, str], files: dict[str, tuple[str, str, str]]
 ) -> None:
     """
-    Note the tarball's new address by its old one, and the file by its link.
+    Add a version's tarball to `links` and `files`.
 
-    A lock file that was written against upstream may name the tarball as upstream does, so that name leads here too.
-    A link that can't be served from here stays as it is.
+    `links` maps upstream's address to the new one, `files` a link to its file. The tarball is also listed under
+    upstream's filename, since a lock file written against upstream may have that name. A tarball that can't be served
+    from here is skipped, so its address stays as it is.
     """
     unscoped = name.rpartition("/")[2]
     filename = f"{unscoped}-{version}.tgz"
@@ -208,12 +215,12 @@ def _take_dist(
     link = f"{name}/-/{filename}"
     links[dist.tarball] = f"{BASE_PLACEHOLDER.decode()}/{quote(link, safe='@/+')}"
     files[link] = (link, url, digest)
-    upstreams = f"{name}/-/{unquote(urlsplit(url).path.rpartition('/')[2])}"
-    files.setdefault(upstreams, (upstreams, url, digest))
+    upstream_link = f"{name}/-/{unquote(urlsplit(url).path.rpartition('/')[2])}"
+    files.setdefault(upstream_link, (upstream_link, url, digest))
 
 
 def _digest(dist: _Dist) -> Digest | None:
-    """The strongest of ``integrity`` (Subresource Integrity, section 3.5), else ``shasum``."""
+    """Return the strongest digest of ``integrity`` (Subresource Integrity, section 3.5), else ``shasum``."""
     hashes: dict[str, object] = {}
     if isinstance(dist.integrity, str):
         for algorithm, encoded in _INTEGRITY.findall(dist.integrity):
@@ -224,7 +231,7 @@ def _digest(dist: _Dist) -> Digest | None:
 
 
 def _with_links(body: bytes, links: Mapping[str, str]) -> bytes:
-    """The body with every tarball link replaced for which there is another; all else as it is."""
+    """Replace the tarball addresses that `links` has a new one for. All other bytes stay."""
 
     def replaced(match: re.Match[bytes]) -> bytes:
         try:
@@ -238,7 +245,7 @@ def _with_links(body: bytes, links: Mapping[str, str]) -> bytes:
 
 
 def _abbreviated(parsed: _Packument) -> bytes:
-    """The abbreviated packument: pieces of the full one, as they are."""
+    """Assemble the abbreviated packument from unchanged pieces of the full one."""
     versions = {version: _abbreviated_version(members) for version, members in parsed.versions.items()}
     whole: dict[str, object] = {"name": parsed.name, "dist-tags": parsed.dist_tags or {}, "versions": versions}
     if isinstance(parsed.time, dict) and isinstance(parsed.time.get("modified"), str):
@@ -259,7 +266,7 @@ def _abbreviated_version(members: Members) -> dict[str, object]:
 
 
 def _modified(time: object) -> str:
-    """``time.modified`` as an HTTP date; empty where there is none."""
+    """Return ``time.modified`` as an HTTP date; empty if there is none."""
     modified = time.get("modified") if isinstance(time, dict) else None
     if not isinstance(modified, str):
         return ""
@@ -271,12 +278,12 @@ def _modified(time: object) -> str:
         moment = moment.replace(tzinfo=timezone.utc)
     try:
         return format_datetime(moment.astimezone(timezone.utc), usegmt=True)
-    except OverflowError:  # of the first or the last day that there is, and elsewhere it is another one
+    except OverflowError:  # near the first or last possible day, the conversion to UTC leaves the range
         return ""
 
 
 def _escaped(name: str) -> str:
-    """A name as one segment of a path, as npm sends it: the scope's slash encoded."""
+    """Encode a name as one path segment, with the scope's slash, as npm does."""
     return quote(name, safe="@").replace("%2F", "%2f")
 
 
@@ -284,8 +291,8 @@ def _decode(body: bytes, kind: type[Any]) -> Any:
     try:
         return msgspec.json.decode(body, type=kind)
     except _UNREADABLE:
-        pass  # readmes are cut to a length, in the middle of a character if need be
+        pass  # registries truncate readmes, even in the middle of a surrogate pair
     try:
         return msgspec.json.decode(_SURROGATES.sub(lambda match: match[1] or rb"\ufffd", body), type=kind)
     except _UNREADABLE as error:
-        raise BadUpstreamResponse(f"upstream's answer can't be read: {error}") from None
+        raise BadUpstreamResponse(f"upstream's response can't be parsed: {error}") from None

@@ -1,7 +1,7 @@
-"""Python package indexes: the Simple Repository API in JSON and HTML, and PyPI's own JSON.
+"""The PyPI ecosystem.
 
-Knows names, the shape of pages, and how a file's URL becomes a link that points here. Must never know a request, the
-catalog, or how a page is fetched and kept.
+It has the Simple Repository API in JSON and HTML, and PyPI's own JSON. Knows names, the structure of pages, and how a
+file's URL becomes a link to this server. Must never know a request, the catalog, or how a page is fetched and stored.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ __all__ = ["PyPI", "normalise"]
 
 _JSON = "application/vnd.pypi.simple.v1+json"
 _HTML = "text/html; charset=utf-8"
-#: JSON has fields that HTML has no place for, so it comes first.
+#: JSON is preferred, since it has fields that HTML can't express.
 _ACCEPT = f"{_JSON}, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
 
-#: From a project's page to the route of package files.
+#: The relative URL from a project's page to the route of package files.
 _TO_FILES = "../../file/"
-#: A link shorter than this has no segment that would grow too long for a file system (see `key_of`).
+#: Adding ``.metadata`` to a link shorter than this can't make a segment too long for a file system (see `key_of`).
 _LONG_LINK = 240
 _BARE_PERCENT = re.compile("%(?![0-9a-fA-F]{2})")
 _SCHEME = re.compile("https?://", re.IGNORECASE)
 
 
 class _ListedFile(msgspec.Struct, rename="kebab", gc=False):
-    """What `PyPI.listing` needs of a file. Only the URL is known to have its type: upstream wrote the rest."""
+    """The fields of a file that `PyPI.listing` needs. All but `url` are upstream's, and may have any type."""
 
     url: str
     hashes: Any = None
@@ -68,11 +68,11 @@ _LISTING = msgspec.json.Decoder(_Listing)
 @implementer(IEcosystem)
 class PyPI:
     """
-    PyPI and whatever else speaks the Simple Repository API.
+    The ecosystem of PyPI and of other indexes with the Simple Repository API.
 
     The kinds of pages: ``root``, the list of all projects; ``simple``, a project's page; and ``json``, PyPI's own JSON
-    about a project or one version of it. Projects are normalised names. A link (see `PackageFile.link`) is `key_of`
-    the upstream URL. `upstream_url` is the index without its trailing ``/simple``.
+    about a project or one version of it. Projects have normalised names. A link (see `PackageFile.link`) is `key_of`
+    the upstream URL. `upstream_url` is the index's URL without a trailing ``/simple``.
     """
 
     name = "pypi"
@@ -82,7 +82,7 @@ class PyPI:
         self.upstream_url = upstream_url
 
     def page_request(self, page: PageId) -> PageRequest:
-        """Raises BadRequest for a version that would ask for another page, ValueError for an unknown kind."""
+        """See `IEcosystem.page_request`. A version of ``.`` or ``..`` raises BadRequest."""
         if page.kind == "root":
             return PageRequest("/simple/", _ACCEPT)
         project = quote(page.project, safe="")
@@ -91,36 +91,38 @@ class PyPI:
         if page.kind != "json":
             raise ValueError(f"no such kind of page: {page.kind!r}")
         if page.version in (".", ".."):
-            raise BadRequest(f"Not a version: {page.version!r}")
+            raise BadRequest(f"not a version: {page.version!r}")
         path = "/".join(["/pypi", project, *([quote(page.version, safe="")] if page.version else []), "json"])
         return PageRequest(path, "application/json")
 
     def render(self, page: PageId, source: SourceDocument, withheld: frozenset[str]) -> RenderedPage:
-        """Strays are the files (and their ``.metadata``) whose name tells another project than the page's, or none."""
+        """See `IEcosystem.render`. `indexed_links`: files, and ``.metadata``, named after another project or none."""
         renderers: dict[str, Callable[[PageId, SourceDocument, frozenset[str]], RenderedPage]]
         renderers = {"root": _render_index, "simple": _render_project, "json": _render_json}
         renderer = renderers[page.kind]
         try:
             return renderer(page, source, withheld)
-        except Exception as error:  # parsers of what strangers wrote: their failures are too many to name
-            raise BadUpstreamResponse(f"Upstream's page {page} can't be read: {str(error)[:200]}") from error
+        except RecursionError:
+            raise BadUpstreamResponse(f"upstream's page {page} can't be read: it is nested too deeply") from None
+        except Exception as error:  # the parsers raise too many kinds of errors to list
+            raise BadUpstreamResponse(f"upstream's page {page} can't be read: {str(error)[:200]}") from error
 
     def listing_form(self, page: PageId) -> str | None:
         return "json" if page.kind == "simple" else None
 
     def listing(self, page: PageId, forms: Mapping[str, bytes]) -> dict[str, PackageFile]:
-        """Each file that can be had here, and the ``.metadata`` file of each that advertises one (PEP 658)."""
+        """See `IEcosystem.listing`. Includes the ``.metadata`` files that the page advertises (PEP 658)."""
         form = self.listing_form(page)
         if form is None:
             return {}
         try:
             files = _LISTING.decode(forms[form]).files
-        except RecursionError:  # a child that rendered it may have had more room
-            raise BadUpstreamResponse(f"Upstream's page {page} can't be read: it is nested too deeply") from None
-        return {file.link: file for file in _listed(files)}
+        except RecursionError:  # the child process that rendered it may have had a larger stack
+            raise BadUpstreamResponse(f"upstream's page {page} can't be read: it is nested too deeply") from None
+        return {file.link: file for file in _package_files(files)}
 
     def pages_for(self, link: str) -> tuple[PageId, ...]:
-        """Read off the filename; legacy names with dashes can be several projects' (PEP 625 ended that)."""
+        """See `IEcosystem.pages_for`. Filenames with dashes may fit several projects (PEP 625 has ended that)."""
         return tuple(PageId("simple", project) for project in projects_of(link))
 
     def example(self, address: str) -> str:
@@ -137,11 +139,11 @@ class PyPI:
 
 def _render_index(_page: PageId, source: SourceDocument, _withheld: frozenset[str]) -> RenderedPage:
     document = _read(source, "projects", simple_html.read_index)
-    document["projects"] = [project for project in document["projects"] if _is_project(project)]
+    document["projects"] = [project for project in document["projects"] if _is_valid_project(project)]
     return RenderedPage(_forms(document, simple_html.write_index))
 
 
-def _is_project(project: object) -> bool:
+def _is_valid_project(project: object) -> bool:
     try:
         return isinstance(project, dict) and isinstance(project.get("name"), str) and bool(normalise(project["name"]))
     except BadRequest:
@@ -155,11 +157,11 @@ def _render_project(page: PageId, source: SourceDocument, withheld: frozenset[st
         document["name"] = page.project
     files, indexed_links = [], []
     for file in document["files"]:
-        if not _is_file(file) or (url := _absolute(base, file["url"])) is None:
+        if not _is_valid_file(file) or (url := _absolute(base, file["url"])) is None:
             continue
         files.append(file)
-        _rename_metadata(file)
-        served = _served(url)
+        _add_core_metadata(file)
+        served = _link_and_path(url)
         if served is None:
             file["url"] = url
             continue
@@ -178,19 +180,19 @@ def _render_project(page: PageId, source: SourceDocument, withheld: frozenset[st
 def _render_json(_page: PageId, source: SourceDocument, _withheld: frozenset[str]) -> RenderedPage:
     document = msgspec.json.decode(_json_text(source.body, _content_type(source)[1]), type=dict)
     if not isinstance(document.get("info"), dict):
-        raise TypeError("it has no info")
+        raise TypeError("it has no object 'info'")
     base = _without_credentials(source.url)
     releases = document.get("releases")
     lists = [document.get("urls"), *(releases.values() if isinstance(releases, dict) else ())]
     for file in chain.from_iterable(files for files in lists if isinstance(files, list)):
-        if _is_file(file) and (url := _absolute(base, file["url"])) is not None:
-            served = _served(url)
+        if _is_valid_file(file) and (url := _absolute(base, file["url"])) is not None:
+            served = _link_and_path(url)
             file["url"] = f"{BASE_PLACEHOLDER.decode()}/file/{served[1]}" if served else url
     return RenderedPage({"json": RenderedForm("application/json", msgspec.json.encode(document), based=True)})
 
 
 def _read(source: SourceDocument, key: str, read_html: Callable[[str], Document]) -> Document:
-    """The page as PEP 691's document with a list under `key` and a version that we know. Raises all sorts of errors."""
+    """Parse a page into PEP 691's document, which has a list under `key`. Raises errors of many kinds."""
     kind, charset = _content_type(source)
     if kind == "json":
         document: Document = msgspec.json.decode(_json_text(source.body, charset), type=dict)
@@ -202,15 +204,15 @@ def _read(source: SourceDocument, key: str, read_html: Callable[[str], Document]
     meta = document["meta"] = meta if isinstance(meta, dict) else {}
     version = str(meta.setdefault("api-version", "1.0"))
     if version.strip().partition(".")[0] != "1":
-        raise ValueError(f"it has version {version!r} of the Simple Repository API, and only 1.x is known")
+        raise ValueError(f"it has version {version!r} of the Simple Repository API, and only 1.x is supported")
     if kind == "html":
-        # 1.1 would promise the versions and sizes that HTML lacks (PEP 700).
+        # 1.1 requires versions and sizes, which HTML lacks (PEP 700).
         meta["api-version"] = "1.0"
     return document
 
 
 def _content_type(source: SourceDocument) -> tuple[str, str | None]:
-    """``json`` or ``html``, and the charset if one is given; by the body's first byte where the type says neither."""
+    """Return ``json`` or ``html``, and any charset. An unclear Content-Type leaves it to the first byte."""
     header = Message()
     header["Content-Type"] = source.content_type
     media_type = header.get_content_type()
@@ -235,12 +237,12 @@ def _forms(document: Document, write_html: Callable[[Document], bytes]) -> dict[
     }
 
 
-def _is_file(file: object) -> bool:
+def _is_valid_file(file: object) -> bool:
     return isinstance(file, dict) and all(isinstance(file.get(key), str) and file[key] for key in ("url", "filename"))
 
 
-def _rename_metadata(file: Document) -> None:
-    """Give the metadata its valid name too; not the other way round, since old pips fail on the old name (PEP 714)."""
+def _add_core_metadata(file: Document) -> None:
+    """Copy an old name to ``core-metadata``. Not the reverse, since old pips fail on the old name (PEP 714)."""
     if "core-metadata" not in file:
         for name in CORE_METADATA:
             if name in file:
@@ -249,7 +251,7 @@ def _rename_metadata(file: Document) -> None:
 
 
 def _without_credentials(url: str) -> str:
-    """What a page's relative links are resolved against: our credentials must not come to be in what clients see."""
+    """Remove our credentials from a page's URL: its links are resolved against it, and clients see them."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
@@ -261,8 +263,8 @@ def _absolute(base: str, url: str) -> str | None:
         return None
 
 
-def _served(url: str) -> tuple[str, str] | None:
-    """The link of a file, and how pages write it: percent-encoded as upstream did. None where it can't be had here."""
+def _link_and_path(url: str) -> tuple[str, str] | None:
+    """Return a file's link, and its path with upstream's percent-encoding. None if it can't be served here."""
     try:
         parts = urlsplit(url)
         if not parts.path:
@@ -275,11 +277,11 @@ def _served(url: str) -> tuple[str, str] | None:
 
 
 def _can_have_metadata(link: str, url: str) -> bool:
-    """False where nobody agrees on where the metadata would be, behind a query, or it could not be kept here."""
-    return "?" not in url and (len(link) < _LONG_LINK or _served(f"{url}.metadata") is not None)
+    """Whether ``.metadata`` can be served. It needs a key; with a query in `url`, clients disagree on its address."""
+    return "?" not in url and (len(link) < _LONG_LINK or _link_and_path(f"{url}.metadata") is not None)
 
 
-def _listed(files: list[_ListedFile]) -> Iterator[PackageFile]:
+def _package_files(files: list[_ListedFile]) -> Iterator[PackageFile]:
     for file in files:
         if not file.url.startswith(_TO_FILES):
             continue

@@ -1,6 +1,6 @@
-"""What Python projects and their files are called (PEP 503, PEP 508, PEP 427, PEP 625).
+"""Names of Python projects and of their files (PEP 503, PEP 508, PEP 427, PEP 625).
 
-Knows names and filenames. Must never know a page or where a file comes from.
+Knows names and filenames. Must never know a page, or where a file comes from.
 """
 
 from __future__ import annotations
@@ -24,15 +24,18 @@ _EXTENSIONS = (
 
 
 def normalise(name: str) -> str:
-    """The one spelling of a project's name (PEP 503). Raises BadRequest for what can't be a name (PEP 508)."""
+    """Return the normalised name of a project (PEP 503). Raises BadRequest for an invalid name (PEP 508)."""
     if len(name) <= _LONGEST_NAME and name.isascii():
         with suppress(InvalidName):
             return canonicalize_name(name, validate=True)
-    raise BadRequest(f"Not a project name: {name[:_LONGEST_NAME]!r}")
+    raise BadRequest(f"not a project name: {name[:_LONGEST_NAME]!r}")
 
 
 def projects_of(link: str) -> list[str]:
-    """The normalised names of the projects to which a file of this name may belong, likeliest first."""
+    """Return the projects to which a file may belong, most likely first.
+
+    `link` ends with the filename (see `PackageFile.link`). The result has normalised names.
+    """
     filename = unquote(link.rpartition("/")[2]).partition("?")[0].removesuffix(".metadata")
     projects: dict[str, None] = {}
     for name in _names_in(filename):

@@ -1,6 +1,7 @@
-"""The Simple Repository API's HTML, read into and written from the documents that its JSON has (PEP 503, PEP 691).
+"""Converts the Simple Repository API's HTML to JSON documents, and back.
 
-Knows HTML and which field has which attribute. Must never know where a link ought to point: it hands URLs through.
+Follows PEP 503 and PEP 691. Knows HTML, and the attribute of each field. Must never know where a link should point:
+URLs are not changed.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from packaging.utils import canonicalize_name
 
 from mypypi.model import Digest
 
-#: A page in the shape of PEP 691's JSON. Values are whatever upstream sent.
+#: A page with the structure of PEP 691's JSON. Values are upstream's, and may have any type.
 Document = dict[str, Any]
 
-#: PEP 658's name, PEP 714's name for it, and the name that PyPI gave it in JSON by mistake, the valid one first.
+#: The valid name (PEP 714), the name of PEP 658, and the name that PyPI used in JSON by mistake.
 CORE_METADATA = ("core-metadata", "dist-info-metadata", "data-dist-info-metadata")
 
 _REAL_HASHES = {name for name in hashlib.algorithms_guaranteed if not name.startswith("shake")}
@@ -29,19 +30,19 @@ _HASH = re.compile(rf"(?:^|&)((?:{'|'.join(sorted(_REAL_HASHES))})=[0-9a-f]+)(?=
 _HEX = re.compile("[0-9a-fA-F]+")
 _SIZE = re.compile("[0-9]{1,18}")
 _FIRST_ANCHOR = re.compile(r"<a[\s>]", re.IGNORECASE)
-#: Field names that can be (part of) an attribute's name and survive HTML's ignorance of case.
+#: Field names that can be part of an attribute's name. They have no capitals, since HTML ignores case.
 _ATTRIBUTE = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 
-#: Attributes that mousebender reads.
+#: The attributes that mousebender reads.
 _READ = ("data-requires-python", "data-gpg-sig", "data-yanked", "data-core-metadata", "data-dist-info-metadata")
 #: Fields that an attribute of the same name must not replace.
 _FIXED = frozenset({"filename", "url", "hashes", *(name.removeprefix("data-") for name in _READ), *CORE_METADATA})
-#: Fields that are written in their own way, or that HTML has no place for.
+#: Fields with their own HTML syntax, or with none.
 _NOT_PLAIN = frozenset({"filename", "url", "hashes", "size", "upload-time", "yanked", *CORE_METADATA})
 
 
 class _Tags(HTMLParser):
-    """Collects what mousebender passes over: the base, the ``pypi:`` metas, and every attribute of every anchor."""
+    """Collects what mousebender ignores: the base, ``pypi:`` metas, and all attributes of anchors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,36 +63,36 @@ class _Tags(HTMLParser):
 
 
 def read_index(text: str) -> Document:
-    """The list of all projects. What is between the tags of an anchor is a name, whatever it looks like."""
+    """Parse the list of all projects. Every anchor's text counts as a name."""
     first = _FIRST_ANCHOR.search(text)
     start = first.start() if first else len(text)
     tags = _read_tags(text[:start])
     document: Document = {**from_project_index_html(text[start:])}
-    # A plain file server's list names directories, with a slash.
+    # The directory list of a plain file server has names with a trailing slash.
     document["projects"] = [{"name": project["name"].strip().rstrip("/")} for project in document["projects"]]
-    _take_metas(document, tags.metas)
+    _add_metas(document, tags.metas)
     return document
 
 
 def read_project(text: str, project: str, url: str) -> Document:
     """
-    A project's page that came from `url`; each file's URL is resolved where the page has a base of its own.
+    Parse a project's page, which came from `url`.
 
-    Anchors that can't be a file's are left out. ``dist-info-metadata`` is given as ``core-metadata`` only: pip 22.3
-    to 23.1 fail on the old name in JSON (PEP 714, Motivation). Fields that no PEP has invented yet come from
-    ``data-`` attributes, as text.
+    URLs of files are resolved only if the page has its own base. Anchors that can't be files are left out.
+    ``dist-info-metadata`` becomes ``core-metadata`` only, since pip 22.3 to 23.1 fail on the old name in JSON (PEP 714,
+    Motivation). ``data-`` attributes that no PEP defines become fields of text.
     """
     tags = _read_tags(text)
     named = [(anchor, tag) for anchor in tags.anchors if (tag := _start_tag(anchor))]
-    # mousebender gets the anchors alone: it gives up the whole page for one odd fragment, and warns of newer versions.
+    # mousebender gets the anchors only: one odd fragment makes it fail on the page, and it warns of newer versions.
     document: Document = {**from_project_details_html("".join(tag for _, tag in named), project)}
     base = urljoin(url, tags.base) if tags.base else ""
     for (anchor, _), file in zip(named, document["files"], strict=True):
         if base:
             file["url"] = urljoin(base, file["url"])
-        _mend_metadata(file)
-        _take_attributes(file, anchor)
-    _take_metas(document, tags.metas)
+        _normalise_metadata(file)
+        _add_attributes(file, anchor)
+    _add_metas(document, tags.metas)
     return document
 
 
@@ -103,7 +104,7 @@ def _read_tags(text: str) -> _Tags:
 
 
 def _start_tag(anchor: dict[str, str | None]) -> str:
-    """The anchor's tag in the form that mousebender reads, or nothing where it links to no file."""
+    """Return the anchor's tag as mousebender reads it. Empty if it does not link to a file."""
     href, _, fragment = (anchor.get("href") or "").strip().partition("#")
     try:
         filename = urlsplit(href).path.rpartition("/")[2]
@@ -116,7 +117,7 @@ def _start_tag(anchor: dict[str, str | None]) -> str:
     return _tag("a", {"href": f"{href}#{digest[1]}" if digest else href, **kept})
 
 
-def _mend_metadata(file: Document) -> None:
+def _normalise_metadata(file: Document) -> None:
     file.pop("dist-info-metadata", None)
     metadata = file.get("core-metadata")
     if not isinstance(metadata, dict):
@@ -128,7 +129,7 @@ def _mend_metadata(file: Document) -> None:
     file["core-metadata"] = real or True
 
 
-def _take_attributes(file: Document, anchor: dict[str, str | None]) -> None:
+def _add_attributes(file: Document, anchor: dict[str, str | None]) -> None:
     for attribute, value in anchor.items():
         name = attribute.removeprefix("data-")
         if name == attribute or name in _FIXED:
@@ -139,8 +140,8 @@ def _take_attributes(file: Document, anchor: dict[str, str | None]) -> None:
             file[name] = int(value or "")
 
 
-def _take_metas(document: Document, metas: dict[str, list[str]]) -> None:
-    """Put ``pypi:`` metas where JSON has them (PEP 629, PEP 708, PEP 792)."""
+def _add_metas(document: Document, metas: dict[str, list[str]]) -> None:
+    """Add ``pypi:`` metas where JSON has them (PEP 629, PEP 708, PEP 792)."""
     for name, contents in metas.items():
         if name == "repository-version":
             document["meta"]["api-version"] = contents[-1]
@@ -157,7 +158,7 @@ def _take_metas(document: Document, metas: dict[str, list[str]]) -> None:
 
 
 def write_index(document: Document) -> bytes:
-    """The list of all projects: names as upstream wrote them, links normalised (PEP 503)."""
+    """Write the list of all projects, with upstream's names and normalised links (PEP 503)."""
     lines = _head(document, "Simple index")
     lines += [
         f'<a href="{escape(canonicalize_name(name))}/">{escape(name)}</a><br/>'
@@ -167,7 +168,7 @@ def write_index(document: Document) -> bytes:
 
 
 def write_project(document: Document) -> bytes:
-    """A project's page: every file, with each of its fields that HTML has a place for."""
+    """Write a project's page: all files, with every field that HTML can express."""
     title = f"Links for {document['name']}"
     lines = _head(document, title)
     lines.append(f"<h1>{escape(title)}</h1>")
@@ -213,7 +214,7 @@ def _metas(document: Document) -> Iterator[tuple[str, str]]:
 
 
 def _attributes(file: Document) -> dict[str, str]:
-    """The attributes of a file's anchor beside the link (PEP 503, 592, 658, 714, 740, and those to come)."""
+    """Return an anchor's attributes other than href (PEP 503, 592, 658, 714, 740 and later ones)."""
     attributes = {}
     for name, value in file.items():
         if name not in _NOT_PLAIN and (text := _text(value)) is not None and _ATTRIBUTE.fullmatch(name):
@@ -229,12 +230,12 @@ def _attributes(file: Document) -> dict[str, str]:
 
 
 def has_metadata(metadata: object) -> bool:
-    """Whether a file's ``core-metadata`` says that there is a ``.metadata`` file: true, or hashes of it (PEP 714)."""
+    """Whether ``core-metadata`` announces a ``.metadata`` file, by true or by its hashes (PEP 714)."""
     return bool(metadata) or isinstance(metadata, dict)
 
 
 def _strongest(hashes: object) -> str:
-    """``name=hex`` of the hash that HTML can show: sha256, which every client knows, else the strongest there is."""
+    """Return one hash as ``name=hex``: sha256, which every client knows, else the strongest, else empty."""
     if not isinstance(hashes, dict):
         return ""
     digest = Digest.strongest({"sha256": hashes.get("sha256")}) or Digest.strongest(hashes)

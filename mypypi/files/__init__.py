@@ -1,4 +1,4 @@
-"""A package file's way from upstream into the storage, and the bytes that readers see meanwhile.
+"""Fetches package files from upstream into storage, and shares their bytes with readers meanwhile.
 
 Knows drafts, transfers and fetches. Must never know ecosystems or clients.
 """

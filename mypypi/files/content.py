@@ -1,7 +1,7 @@
-"""The bytes of a file, for many readers at once, whether it is whole or still arriving.
+"""The bytes of a file, stored or still being fetched, for many readers.
 
-Knows a file descriptor, how much of it may be read by now, and who wants to hear when that changes. Must never know
-where the bytes come from or to whom they go.
+Knows a file descriptor, how many of its bytes may be read, and the watchers to call when that changes. Must never know
+the source of the bytes, nor the clients that receive them.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from twisted.internet.defer import Deferred
 
 from mypypi.model import Digest
 
-#: The last bytes of a file that is not checked yet stay here until its digest agrees.
+#: Bytes at the end of an unchecked file that readers get only after its digest has been checked.
 HELD_BACK = 4096
 
 
 class Content:
     """
-    Bytes on disk behind the descriptor `fd`, of which the first `length` are there. It is -1 until there is a file.
+    The bytes of one file on disk, complete or growing.
 
-    It has `begun` when its first bytes may be handed on as they come; `total` is the number of bytes of the whole file,
-    None while nobody knows. It ends in one of two ways: `whole`, its digest checked and every byte readable, or with an
-    `error`. It has a watcher for each reader.
+    `fd` is the file's descriptor, -1 until there is a file. The first `length` bytes are on disk; `total` is the size
+    of the complete file, None while it is unknown. Once it has `begun`, readers may get bytes before the file is
+    complete. It ends in one of two ways: it is `whole`, with its digest checked, or it has an `error`. Each reader
+    registers a watcher.
     """
 
     def __init__(self, fd: int, *, length: int = 0, total: int | None = None, whole: bool = False) -> None:
@@ -40,12 +41,12 @@ class Content:
 
     @classmethod
     def stored(cls, path: Path, size: int) -> Content:
-        """The whole content of a stored file. Raises OSError."""
+        """Open a stored file as whole content. Raises OSError."""
         return cls(os.open(path, os.O_RDONLY | os.O_CLOEXEC), length=size, total=size, whole=True)
 
     @property
     def readable(self) -> int:
-        """How many bytes from the start may be handed on by now."""
+        """The number of bytes, from the start, that readers may get now."""
         if self.whole:
             return self.length
         limit = self.length if self.total is None else min(self.length, self.total)
@@ -53,49 +54,53 @@ class Content:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will change."""
+        """Whether the content is whole or has failed. Then it does not change any more."""
         return self.whole or self.error is not None
 
     def begin(self, total: int | None) -> None:
-        """Bytes are on their way, so many in all as far as upstream says."""
+        """Let readers get bytes as they arrive. `total` is the size that upstream announces, or None."""
         self.begun = True
         self.total = total
         self.changed()
 
     def grow(self, count: int) -> None:
-        """So many more bytes are on disk."""
+        """Record that this many more bytes are on disk."""
         self.length += count
         self.changed()
 
     def finish(self, digest: Digest) -> None:
-        """Every byte is there and the digest has been checked."""
+        """Mark the content as whole. Every byte is on disk, and its digest has been checked."""
         self.digest = digest
         self.total = self.length
         self.begun = self.whole = True
         self.changed()
 
     def fail(self, error: Exception) -> None:
-        """No further byte will come, and those that are there are worth nothing."""
+        """End the content with an error, unless it has ended. Readers must not use its bytes any more."""
         if not self.ended:
             self.error = error
             self.changed()
 
     def watch(self, watcher: Callable[[], None]) -> None:
-        """Call this whenever something changed, until `unwatch`."""
+        """Call this function after every change, until `unwatch`."""
         self._watchers.append(watcher)
 
     def unwatch(self, watcher: Callable[[], None]) -> None:
-        """Stop calling it; nothing happens where it is not called."""
+        """Stop calling this function. Does nothing if it is not registered."""
         if watcher in self._watchers:
             self._watchers.remove(watcher)
 
     def changed(self) -> None:
-        """Tell every watcher to look again."""
+        """Call every watcher."""
         for watcher in tuple(self._watchers):
             watcher()
 
-    def when(self, happened: Callable[[], bool]) -> Deferred[None]:
-        """Fires once this is true, at once where it is. A Deferred of the caller's own: cancelling it stops no one."""
+    def wait_until(self, happened: Callable[[], bool]) -> Deferred[None]:
+        """
+        Return a Deferred that fires once `happened` returns true.
+
+        If that is already so, it has fired. Each caller has its own Deferred: cancelling it does not affect the others.
+        """
         waiting: Deferred[None] = Deferred(lambda _: self.unwatch(look))
 
         def look() -> None:
@@ -108,12 +113,12 @@ class Content:
         return waiting
 
     def open(self) -> Content:
-        """One more user of the descriptor; each calls `close` once."""
+        """Add a user of the descriptor. Each user must call `close` once."""
         self._users += 1
         return self
 
     def close(self) -> None:
-        """One user less; the last one closes the descriptor."""
+        """Remove a user of the descriptor. The last one closes it."""
         self._users -= 1
         if self._users == 0 and self.fd >= 0:
             os.close(self.fd)

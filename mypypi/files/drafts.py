@@ -1,9 +1,9 @@
-"""Drafts: files on local disk that are still arriving, one directory of them per data directory.
+"""Drafts: files on local disk that are still being fetched. Each data directory has one directory of drafts.
 
-A draft is filled by one process at a time and followed by any number of others on this host. Whoever fills it holds the
-lock of the note beside it, which says how far things are; the kernel lets go of the lock with the process, so that
-another one goes on at once. A draft that nobody goes on with is swept. Knows files and locks. Must never know upstream,
-storage, or packages.
+One process at a time fills a draft; any number of other processes on this host follow it. Beside the draft is a note
+with its state. The process that fills the draft holds the lock of the note. If that process dies, the kernel releases
+the lock, and another process can continue at once. A draft that no process continues is swept. Knows files and locks.
+Must never know upstream, storage, or packages.
 """
 
 from __future__ import annotations
@@ -24,21 +24,24 @@ from mypypi.errors import MyPyPiError
 from mypypi.files.content import Content
 
 _DRAFT, _NOTE = ".draft", ".note"
-#: Bytes of a note: written at once, and read at once.
+#: The size of a note, in bytes. A note is written by one call and read by one call.
 _NOTE_SIZE = 4096
+#: The longest error message in a note, in characters.
 _LONGEST_MESSAGE = 1000
-#: Seconds for which a draft that nobody fills is left for whoever wants to go on with it.
-ABANDONED = 15.0
-#: Bytes that there must be room for: a disk is as good as full before it has not a byte left.
+#: A draft is swept after this many seconds without a process that fills it. Until then, any process may continue it.
+ABANDONED_SECONDS = 15.0
+#: Bytes that a probe writes. A disk with less room than this counts as full.
 _PROBE = 64 * 1024
 
 
 @frozen
 class State:
     """
-    How far a draft is, in the words of who fills it. `begun`: its bytes may be handed on as they come, `total` of them
-    as far as upstream says; `validator` is upstream's for this version. It is whole and checked once it has a `digest`,
-    and worth nothing once it has an `error`: see `mypypi.errors.error_from`.
+    The state of a draft, written by the process that fills it.
+
+    Once it has `begun`, readers may get bytes as they arrive. `total` is the size that upstream announces, `validator`
+    upstream's validator for this version of the file. A draft with a `digest` is complete and checked. A draft with an
+    `error` (the arguments of `mypypi.errors.error_from`) must not be used.
     """
 
     begun: bool = False
@@ -51,8 +54,10 @@ class State:
 @define(eq=False)
 class Draft:
     """
-    A file that arrives, and the content that its readers see here. This process fills it where it is `filling`; else it
-    follows, and `content` has a descriptor once it was opened.
+    A file that is being fetched, with the content for this process's readers.
+
+    With `filling`, this process fills it. Otherwise this process follows it, and `content` has a descriptor once the
+    file exists.
     """
 
     path: Path
@@ -63,21 +68,25 @@ class Draft:
     _note: Path = field(repr=False)
 
     def write(self, data: bytes, offset: int) -> None:
-        """Put these bytes at this offset. Blocks; raises OSError. `Content.grow` is the caller's."""
+        """Write bytes at this offset. The caller calls `Content.grow`. Blocks; raises OSError."""
         write_at(self.content.fd, data, offset)
 
     def room(self) -> int:
-        """Bytes that can still be written there. Raises OSError."""
+        """Return the free bytes on the draft's disk. Raises OSError."""
         status = os.fstatvfs(self.content.fd)
         return status.f_bavail * status.f_frsize
 
-    def tell(self, state: State) -> None:
-        """Let those who follow know. Raises OSError."""
+    def write_note(self, state: State) -> None:
+        """Write the note, for the processes that follow. Raises OSError."""
         self.state = state
         write_at(self._lock, msgspec.json.encode(state).ljust(_NOTE_SIZE), 0)
 
-    def look(self) -> bool:
-        """See what the one who fills it has done: whether there is anything new. Raises OSError."""
+    def refresh(self) -> bool:
+        """
+        Update state and content with the progress of the process that fills the draft.
+
+        Returns whether anything has changed. Raises OSError.
+        """
         before, length = self.state, self.content.length
         self._read_state()
         if self.content.fd < 0:
@@ -89,12 +98,16 @@ class Draft:
             self.content.begin(self.state.total)
         return self.state != before or there > length
 
-    def tell_failed(self, error: MyPyPiError) -> None:
-        """Let those who follow know why it is worth nothing. Raises OSError."""
-        self.tell(State(error=(type(error).__name__, str(error)[:_LONGEST_MESSAGE], error.retry_after)))
+    def write_failure(self, error: MyPyPiError) -> None:
+        """Write to the note why the draft has failed, for the processes that follow. Raises OSError."""
+        self.write_note(State(error=(type(error).__name__, str(error)[:_LONGEST_MESSAGE], error.retry_after)))
 
     def take_over(self) -> bool:
-        """Fill it from now on, where nobody does any more. Raises OSError."""
+        """
+        Start to fill the draft, if no other process does.
+
+        A draft that has ended is not filled again. Returns whether this process fills it now. Raises OSError.
+        """
         if not _locked(self._lock):
             return False
         self._read_state()
@@ -106,31 +119,31 @@ class Draft:
         return True
 
     def has_ended(self) -> bool:
-        """Whether who filled it has put it where it belongs, or dropped it."""
+        """Whether the draft is gone: it was stored, has failed, or was swept."""
         return os.fstat(self._lock).st_nlink == 0
 
     def empty(self) -> None:
-        """Begin anew. Raises OSError."""
+        """Remove all bytes and reset the state, to start again. Raises OSError."""
         os.ftruncate(self.content.fd, 0)
         self.content.length = 0
-        self.tell(State())
+        self.write_note(State())
 
     def drop(self) -> None:
-        """Take it out of sight. Readers that have it open may go on."""
+        """Delete the draft and its note. Readers that have it open can read on."""
         self.path.unlink(missing_ok=True)
         self._note.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Neither fill nor follow it any more. What is not dropped can be gone on with."""
+        """Stop filling or following the draft. Unless it was dropped, another process can continue it."""
         os.close(self._lock)
         self.content.close()
 
     def _read_state(self) -> None:
-        with suppress(msgspec.MsgspecError):  # empty as yet, or just being written
+        with suppress(msgspec.MsgspecError):  # the note is still empty, or is being written
             self.state = msgspec.json.decode(os.pread(self._lock, _NOTE_SIZE, 0), type=State)
 
     def _open(self, how: int) -> None:
-        """Where the note is still in sight, what lies beside it belongs to it."""
+        """Open the file, unless the draft has ended. Then a file of this name belongs to a newer draft."""
         with suppress(FileNotFoundError):
             fd = os.open(self.path, how | os.O_CLOEXEC, 0o644)
             if self.has_ended():
@@ -145,15 +158,21 @@ class Drafts:
     log = Logger()
 
     def __init__(self, directory: Path, limit: int | None = None, beside: Callable[[], int] | None = None) -> None:
-        """At most `limit` bytes together with those `beside`, which nobody else counts: files that wait for upload."""
+        """
+        Limit the drafts in `directory` to `limit` bytes in all; None means no limit.
+
+        The bytes that `beside` returns count as well: those of files that wait for upload.
+        """
         self._directory = directory
         self._limit = limit
         self._beside = beside
 
     def open(self, name: str) -> Draft:
-        """The draft of this name: to fill where nobody does, with what is there of it by now; else to follow.
+        """
+        Open or create the draft of this name.
 
-        Raises OSError.
+        If no process fills it, this process does, and continues with the bytes that are there. Otherwise this process
+        follows it. Raises OSError.
         """
         self._directory.mkdir(parents=True, exist_ok=True)
         path, note = self._directory / f"{name}{_DRAFT}", self._directory / f"{name}{_NOTE}"
@@ -162,7 +181,7 @@ class Drafts:
             draft = Draft(path, Content(-1), False, State(), lock, note)
             try:
                 if not _locked(lock):
-                    draft.look()
+                    draft.refresh()
                     return draft
                 if draft.take_over():
                     draft.content.length = os.fstat(draft.content.fd).st_size
@@ -170,10 +189,14 @@ class Drafts:
             except BaseException:
                 draft.close()
                 raise
-            draft.close()  # its note was taken out of sight between the opening and the locking
+            draft.close()  # the note was deleted after it was opened and before it was locked
 
     def room(self) -> int:
-        """Bytes that drafts may still take there: what the disk has left, within the limit. Blocks; raises OSError."""
+        """
+        Return the number of bytes that drafts may still use.
+
+        Both the disk's free space and the limit count. Blocks; raises OSError.
+        """
         self._directory.mkdir(parents=True, exist_ok=True)
         status = os.statvfs(self._directory)
         free = status.f_bavail * status.f_frsize
@@ -181,34 +204,38 @@ class Drafts:
             return free
         drafts = 0
         for entry in os.scandir(self._directory):
-            with suppress(FileNotFoundError):  # whole by now, and gone from here
+            with suppress(FileNotFoundError):  # a draft that was moved to storage meanwhile
                 drafts += entry.stat().st_size
         beside = self._beside() if self._beside is not None else 0
         return min(free, self._limit - drafts - beside)
 
     def probe(self) -> None:
-        """Write a file there that is gone at once. Blocks; raises OSError."""
+        """Check that drafts can be written, with a temporary file. Blocks; raises OSError."""
         self._directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=self._directory) as probe:
             probe.write(bytes(_PROBE))
 
     def sweep(self) -> int:
-        """Remove the drafts that nobody has filled for a while; how many there were. Blocks; raises OSError."""
+        """Delete abandoned drafts, and return their number. Blocks; raises OSError."""
         swept = 0
-        before = time.time() - ABANDONED
+        before = time.time() - ABANDONED_SECONDS
         for note in self._directory.glob(f"*{_NOTE}"):
             swept += _sweep_abandoned(note, before)
-        for path in self._directory.glob(f"*{_DRAFT}"):  # whose note is gone
+        for path in self._directory.glob(f"*{_DRAFT}"):  # drafts without a note
             if not path.with_suffix(_NOTE).exists() and _changed_at(path) < before:
                 path.unlink(missing_ok=True)
                 swept += 1
         if swept:
-            self.log.info("swept {swept} drafts that nobody was filling", swept=swept)
+            self.log.info("swept {swept} drafts that no process was filling", swept=swept)
         return swept
 
 
 def write_at(fd: int, data: bytes, offset: int) -> None:
-    """Write all of this: the system may write less at a time, as where a disk fills up. Blocks; raises OSError."""
+    """
+    Write all these bytes. Blocks; raises OSError.
+
+    One call of the system may write fewer bytes, for instance when the disk becomes full.
+    """
     view = memoryview(data)
     while view:
         written = os.pwrite(fd, view, offset)
@@ -217,7 +244,7 @@ def write_at(fd: int, data: bytes, offset: int) -> None:
 
 
 def _locked(fd: int) -> bool:
-    """Whether this process holds the lock of the file now."""
+    """Try to lock the file, and return whether this process has the lock now."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -226,7 +253,7 @@ def _locked(fd: int) -> bool:
 
 
 def _changed_at(path: Path) -> float:
-    """In seconds since the epoch; 0 where there is no such file."""
+    """Return the time of a file's last change. In seconds since the epoch; 0 if there is no such file."""
     try:
         return path.stat().st_mtime
     except FileNotFoundError:
@@ -234,7 +261,12 @@ def _changed_at(path: Path) -> float:
 
 
 def _sweep_abandoned(note: Path, before: float) -> bool:
-    """Remove the draft under its lock, so that whoever opens it just now sees that it is gone (see `Drafts.open`)."""
+    """
+    Delete a draft under its lock, if it has not changed since `before`.
+
+    Returns whether it was deleted. The lock lets a process that is just opening the draft see that it is gone (see
+    `Drafts.open`).
+    """
     draft = note.with_suffix(_DRAFT)
     try:
         fd = os.open(note, os.O_RDWR | os.O_CLOEXEC)

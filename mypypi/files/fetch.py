@@ -1,9 +1,10 @@
-"""One fetch for each file, however many clients wait for it, in however many processes and on however many hosts.
+"""Fetches each file once for all clients, processes and hosts, and stores it.
 
-On one host, one process fills the draft and the others follow it; where that process is gone, one of them goes on with
-it. Among hosts, a lease says whose fetch it is. Upstream fills the draft at the disk's pace; readers (see
-`mypypi.web.reader`) copy from it at theirs, so a slow client holds nobody up and one that leaves stops nothing. Knows
-drafts, transfers, leases and the storage's `commit`. Must never know ecosystems, routes, or clients.
+On one host, one process fills the draft and the others follow it. If that process dies, one of the others continues. A
+lease decides which host fetches the file. Upstream fills the draft at the disk's pace, and readers (see
+`mypypi.web.reader`) copy from it at their own pace. So a slow client does not slow down others, and a client that
+disconnects does not stop the fetch. Knows drafts, transfers, leases and the storage's `commit`. Must never know
+ecosystems, routes, or clients.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from mypypi.errors import (
     error_from,
     storage_error,
 )
-from mypypi.files.transfer import FetchCancelled, Transfer, whole
+from mypypi.files.transfer import FetchCancelled, Transfer, complete_state
 from mypypi.model import Digest, PackageFile, fetch_lease
 from mypypi.observability import metrics
 
@@ -41,14 +42,19 @@ if TYPE_CHECKING:
     from mypypi.threads import Threads
     from mypypi.upstream.client import Upstream
 
-#: Seconds between two looks at a draft that another process fills: more as long as nothing changes.
+#: Seconds between two looks at a draft that another process fills. They grow while nothing changes.
 _SHORTEST_LOOK, _LONGEST_LOOK = 0.01, 0.1
-#: Seconds between two looks whether anybody still fills it.
+#: Seconds between two tries to lock such a draft, in case that process has died.
 _TRY_LOCK = 0.25
 
 
 class Fetch:
-    """A file that is being fetched: by this process, or by another one whose draft it follows."""
+    """
+    The fetch of one file that runs now.
+
+    This process fills the draft, or follows the draft of another process. `anew` means that the file is fetched even if
+    it is stored already.
+    """
 
     def __init__(self, file: PackageFile, draft: Draft, transfer: Transfer, clock: Any, *, anew: bool) -> None:
         self.file = file
@@ -61,28 +67,28 @@ class Fetch:
         self._began = clock.seconds()
 
     def seconds_left(self) -> str:
-        """How long it will take, at the pace so far, in whole seconds; empty while nobody knows."""
+        """Estimate the remaining time from the pace so far. In whole seconds; empty if there is no estimate."""
         content, passed = self.draft.content, self._clock.seconds() - self._began
         if not content.total or not content.length or passed <= 0:
             return ""
         return str(math.ceil((content.total - content.length) * passed / content.length))
 
     def settle(self, trouble: Exception | None) -> None:
-        """Tell those who wait for the file to be kept that it is, or why not."""
+        """Fire the Deferreds in `waiting`. They fail with `trouble` if the file was not stored."""
         for each in self.waiting:
             if not each.called:
                 each.callback(None) if trouble is None else each.errback(trouble)
 
 
 class Fetches:
-    """The fetches that this process takes part in: one for each file, whoever asks."""
+    """The fetches that this process fills or follows: one for each file."""
 
     log = Logger()
 
     def __init__(
         self, upstream: Upstream, drafts: Drafts, storage: IStorage, threads: Threads, clock: Any, leases: Leases
     ) -> None:
-        """`leases`: those of the disk on which the drafts lie."""
+        """The owner of `leases` must be the disk that has the drafts."""
         self._upstream = upstream
         self._drafts = drafts
         self._storage = storage
@@ -90,21 +96,21 @@ class Fetches:
         self._clock = clock
         self._leases = leases
         self._stopping = False
-        #: By key and digest: where the index has put other bytes behind a URL, that is another file.
+        #: By key and digest: if the index changes the bytes behind a URL, that is another file.
         self._running: dict[tuple[str, Digest | None], Fetch] = {}
 
     def __len__(self) -> int:
         return len(self._running)
 
     async def check(self) -> None:
-        """Raises StorageDown with a reason when no draft can be kept now."""
+        """Raise StorageDown, with the reason, if drafts can't be written now."""
         try:
             await self._threads.run(self._drafts.probe)
         except OSError as error:
             raise storage_error(error, "drafts can't be written") from error
 
     def join(self, file: PackageFile) -> Content | None:
-        """The content of this file while it is being fetched; to be closed by the caller."""
+        """Return the content of this file if it is being fetched, else None. The caller must close it."""
         fetch = self._running.get((file.key, file.digest))
         if fetch is None:
             return None
@@ -113,9 +119,9 @@ class Fetches:
 
     async def fetch_and_store(self, file: PackageFile) -> None:
         """
-        Fetch a file and keep it, for nobody in particular.
+        Fetch a file and wait until it is stored, without a reader.
 
-        Raises what `Transfer.run` and `IStorage.commit` do, and FetchedElsewhere.
+        Raises FetchedElsewhere, and the errors of `Transfer.run` and `IStorage.commit`.
         """
         name = (file.key, file.digest)
         if name not in self._running:
@@ -127,11 +133,13 @@ class Fetches:
 
     def start(self, file: PackageFile, *, anew: bool = False) -> Content:
         """
-        Begin to fetch a file that this process does not fetch yet, or to follow who does; its content, to be closed by
-        the caller. It ends with FetchedElsewhere where another host fetches the file, and with AlreadyStored where
-        the file is stored by now, unless it is to be fetched `anew` all the same.
+        Start the fetch of a file, and return its content.
 
-        Raises StorageDown or StorageFull where no draft can be kept.
+        If another process on this host fetches the file, this process follows its draft. Call this only if `join` has
+        returned None. The caller must close the content. The content ends with FetchedElsewhere if another host fetches
+        the file, and with AlreadyStored if the file is stored by now. With `anew`, a stored file is fetched again.
+
+        Raises StorageDown or StorageFull if no draft can be written.
         """
         try:
             draft = self._drafts.open(hashlib.sha256(f"{file.key}\n{file.digest}".encode()).hexdigest()[:40])
@@ -140,17 +148,21 @@ class Fetches:
                 draft.close()
                 raise StorageFull(f"no room for a draft of {file.size} bytes")
         except OSError as error:
-            raise storage_error(error, "a draft could not be made") from error
+            raise storage_error(error, "a draft could not be created") from error
         transfer = Transfer(file, draft, self._upstream, self._threads, self._clock)
         fetch = self._running[file.key, file.digest] = Fetch(file, draft, transfer, self._clock, anew=anew)
         content = draft.content.open()
         Deferred.fromCoroutine(self._run(fetch)).addErrback(
-            lambda failure: self.log.failure("a fetch ended in disorder", failure)
+            lambda failure: self.log.failure("a fetch failed unexpectedly", failure)
         )
         return content
 
     async def stop(self) -> None:
-        """Let go of every fetch, so that others can go on with it. Fires once nothing is written any more."""
+        """
+        Stop every fetch, so that other processes can continue it.
+
+        Returns once nothing more is written to the drafts.
+        """
         self._stopping = True
         running = list(self._running.values())
         for fetch in running:
@@ -165,13 +177,13 @@ class Fetches:
             if fetch.draft.filling:
                 await self._fill(fetch)
         except FetchCancelled:
-            trouble = StillFetching("this server is being stopped: try again", 1)
+            trouble = StillFetching("the file is not fetched yet, and this server is stopping: try again", 1)
         except MyPyPiError as error:
             trouble = error
         except OSError as error:
             trouble = storage_error(error, "a draft could not be read")
         except Exception:
-            trouble = BadUpstreamResponse("the transfer from upstream failed")
+            trouble = BadUpstreamResponse("the transfer from upstream failed: see the server's log")
             raise
         finally:
             if trouble is not None:
@@ -183,16 +195,17 @@ class Fetches:
 
     async def _follow(self, fetch: Fetch) -> None:
         """
-        Follow the draft until whoever fills it has put it where it belongs, or until it is ours to fill.
+        Follow the draft until its file is stored, or until this process fills it.
 
-        Raises what has gone wrong there, and OSError.
+        Raises AlreadyStored if the file was stored before this process saw the draft, the error in the draft's note,
+        FetchCancelled after `stop`, and OSError.
         """
         draft, content = fetch.draft, fetch.draft.content
         metrics.JOINS.labels("host").inc()
         look_after, tried_at = _SHORTEST_LOOK, self._clock.seconds()
         while not (draft.filling or draft.has_ended()):
-            look_after = _SHORTEST_LOOK if draft.look() else min(1.5 * look_after, _LONGEST_LOOK)
-            self._take_note(draft)
+            look_after = _SHORTEST_LOOK if draft.refresh() else min(1.5 * look_after, _LONGEST_LOOK)
+            self._apply_note(draft)
             await deferLater(self._clock, look_after)
             if self._stopping:
                 raise FetchCancelled
@@ -201,16 +214,16 @@ class Fetches:
                 draft.take_over()
         if draft.filling:
             metrics.TAKE_OVERS.inc()
-            self.log.info("taking over the fetch of {key} at {at}", key=fetch.file.key, at=content.length)
+            self.log.info("fetch of {key} is taken over at byte {at}", key=fetch.file.key, at=content.length)
             return
-        draft.look()
-        self._take_note(draft)
-        if not content.whole:  # it was over before we saw any of it
+        draft.refresh()
+        self._apply_note(draft)
+        if not content.whole:  # the fetch ended before this process had opened the draft
             raise AlreadyStored("the file has just been fetched: try again")
 
     @staticmethod
-    def _take_note(draft: Draft) -> None:
-        """Let readers have what the draft's note says."""
+    def _apply_note(draft: Draft) -> None:
+        """Finish the content if the draft's note has a digest. Raises the note's error, if it has one."""
         content, state = draft.content, draft.state
         if state.error is not None:
             raise error_from(*state.error)
@@ -220,66 +233,72 @@ class Fetches:
 
     async def _fill(self, fetch: Fetch) -> None:
         """
-        Have the one transfer, and keep what it brings. Those who follow the draft are told how it went.
+        Transfer the file into the draft, and store it.
 
-        Raises what `Transfer.run` and `IStorage.commit` do, FetchedElsewhere, AlreadyStored and FetchCancelled.
+        The draft's note gets the result, for the processes that follow.
+
+        Raises FetchedElsewhere, AlreadyStored, FetchCancelled, and the errors of `Transfer.run` and `IStorage.commit`.
         """
         draft, key, lease = fetch.draft, fetch.file.key, fetch_lease(fetch.file.key)
         metrics.FETCHES_RUNNING.inc()
         try:
-            await self._claim(fetch, lease)
+            await self._take_lease(fetch, lease)
             digest = await fetch.transfer.run()
-            draft.tell(whole(draft, digest))
+            draft.write_note(complete_state(draft, digest))
             draft.content.finish(digest)
-            if self._storage.passes_on:  # before it begins to: who ends that releases the lease
-                await self._leases.leave(lease, self._storage.passes_on)
+            if self._storage.upload_window:  # before `commit`: the worker that uploads the file releases the lease
+                await self._leases.keep_for(lease, self._storage.upload_window)
             await self._storage.commit(key, draft.path, digest)
             metrics.FETCHES.labels("stored").inc()
             self.log.info("stored {key}, {size} bytes", key=key, size=draft.content.length)
             draft.drop()
         except (FetchedElsewhere, AlreadyStored) as error:
-            self._give_up(fetch, error)
+            self._fail_draft(fetch, error)
             raise
         except MyPyPiError as error:
             metrics.FETCHES.labels("failed").inc()
             self.log.warn("{key} was not stored: {why}", key=key, why=error)
-            self._give_up(fetch, error)
+            self._fail_draft(fetch, error)
             await self._leases.release(lease)
             raise
         except FetchCancelled:
             raise
         except Exception:
-            self._give_up(fetch, BadUpstreamResponse("the transfer from upstream failed"))
+            self._fail_draft(fetch, BadUpstreamResponse("the transfer from upstream failed: see the server's log"))
             raise
         finally:
             metrics.FETCHES_RUNNING.dec()
-            await self._leases.let_go(lease)
+            await self._leases.release_if_held(lease)
 
-    async def _claim(self, fetch: Fetch, lease: str) -> None:
-        """See that the file is still to be fetched, and take its lease, where Redis can be asked."""
-        await self._look_again(fetch)
+    async def _take_lease(self, fetch: Fetch, lease: str) -> None:
+        """
+        Take the file's lease; while Redis is down, go on without it.
+
+        Raises AlreadyStored if the file is stored by now, and FetchedElsewhere if another host holds the lease.
+        """
+        await self._check_not_stored(fetch)
         with suppress(CatalogDown):
             held = await self._leases.take(lease, fetch.seconds_left)
             if held is not None:
                 metrics.LEASE_WAITS.labels("file").inc()
                 seconds = int(held.about) if held.about.isdigit() else math.ceil(held.left)
                 raise FetchedElsewhere("another host is fetching the file: try again", seconds)
-        if self._storage.passes_on:  # what another host has done since, it did before it let go of the lease
-            await self._look_again(fetch)
+        if self._storage.upload_window:  # the lease's previous holder may have stored the file since the first check
+            await self._check_not_stored(fetch)
 
-    async def _look_again(self, fetch: Fetch) -> None:
+    async def _check_not_stored(self, fetch: Fetch) -> None:
         if not fetch.anew and await self._is_stored(fetch.file):
             raise AlreadyStored("the file has just been fetched: try again")
 
     async def _is_stored(self, file: PackageFile) -> bool:
         try:
-            stored = await self._storage.find(file.key, again=True)
+            stored = await self._storage.find(file.key, recheck=True)
         except StorageDown:
             return False
         return stored is not None and stored.matches(file)
 
-    def _give_up(self, fetch: Fetch, error: MyPyPiError) -> None:
-        """The draft is worth nothing: let others know, and take it away."""
-        with suppress(OSError):  # a full disk: they see that it is gone
-            fetch.draft.tell_failed(error)
+    def _fail_draft(self, fetch: Fetch, error: MyPyPiError) -> None:
+        """Write the error to the draft's note, and delete the draft. Processes that follow it read the note."""
+        with suppress(OSError):  # on a full disk, they only see that the draft is gone
+            fetch.draft.write_failure(error)
         fetch.draft.drop()

@@ -1,6 +1,6 @@
-"""Takes in the body of a package file: what arrives is collected while a thread writes and hashes what arrived before.
+"""Writes the body of an upstream response into a draft, and hashes it.
 
-Knows drafts, and the pace of a disk. Must never know what was asked of upstream, or why.
+Knows drafts, and waits for the disk. Must never know which request was sent to upstream, nor why.
 """
 
 from __future__ import annotations
@@ -23,15 +23,19 @@ if TYPE_CHECKING:
     from mypypi.files.drafts import Draft
     from mypypi.threads import Threads
 
-#: Bytes that may wait for the disk before upstream is told to pause.
+#: Bytes that may wait to be written before the connection to upstream is paused.
 BACKLOG = 1024 * 1024
 
 
 class Receiver(Protocol):
-    """Takes a body in: collects what arrives while a thread writes and hashes what arrived before.
+    """
+    The protocol that receives a body.
 
-    `done` fires with True when nothing told where the body should end; fails with Interrupted, BadUpstreamResponse or
-    StorageDown.
+    It collects bytes while a thread writes and hashes the earlier ones. The first `skip` bytes of the body are ignored.
+    It fails after `timeout` seconds without a byte.
+
+    `done` fires once the body has ended and is written: with True if upstream gave neither a length nor an end marker,
+    so that the body may be incomplete, else with False. It fails with Interrupted, BadUpstreamResponse or StorageDown.
     """
 
     def __init__(self, draft: Draft, hasher: _Hash, skip: int, threads: Threads, clock: Any, timeout: float) -> None:
@@ -67,7 +71,7 @@ class Receiver(Protocol):
             self._write()
         if self._backlog > BACKLOG and not self._paused and self.transport is not None:
             self._paused = True
-            self._silence.cancel()  # it is our own silence now
+            self._silence.cancel()  # a paused connection is expected to be silent
             self.transport.pauseProducing()  # type: ignore[attr-defined]
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -79,7 +83,7 @@ class Receiver(Protocol):
         self._waiting.clear()
         total = self._content.total
         if total is not None and self._content.length + len(data) > total:
-            self.give_up(BadUpstreamResponse(f"upstream sends more than the {total} bytes it announced"))
+            self.abort(BadUpstreamResponse(f"upstream sends more than the {total} bytes it announced"))
             return
         self._writing = True
         self._threads.run(self._store, data, self._content.length).addCallbacks(
@@ -105,21 +109,21 @@ class Receiver(Protocol):
     def _not_written(self, failure: Failure) -> None:
         self._writing = False
         if isinstance(failure.value, OSError):
-            self.give_up(storage_error(failure.value, "a draft could not be written"))
+            self.abort(storage_error(failure.value, "a draft could not be written"))
         else:
-            self.give_up(BadUpstreamResponse("a draft could not be written"))
+            self.abort(BadUpstreamResponse("a draft could not be written"))
         self._settle()
 
     def _stalled(self) -> None:
-        self.give_up(Interrupted(f"upstream stopped in the middle of a file for {self._timeout:g} seconds"))
+        self.abort(Interrupted(f"upstream stopped in the middle of a file for {self._timeout:g} seconds"))
 
-    def give_up(self, error: Exception) -> None:
-        """Want no more of it; `done` fails with this once what came is written."""
+    def abort(self, error: Exception) -> None:
+        """Abort the connection. `done` fails with this error once the current write has ended."""
         self._error = self._error or error
         abort_connection(self)
 
     def _settle(self) -> None:
-        """Once upstream has ended and the disk is done: say how."""
+        """Fire `done`, once the connection has ended and all bytes are written."""
         if self._end is None or self._writing or self.done.called:
             return
         if self._silence.active():

@@ -1,7 +1,7 @@
-"""The bytes of one file on their way from upstream into a draft, until they are all there and checked.
+"""Transfers one file from upstream into a draft, and checks its digest.
 
-Goes on with what an interruption, or another process, left in the draft. Knows upstream and drafts. Must never know who
-waits for the file, or where it is kept.
+A transfer resumes a draft that an interruption or another process has left. Knows upstream and drafts. Must never know
+which clients wait for the file, nor where it is stored.
 """
 
 from __future__ import annotations
@@ -37,16 +37,21 @@ if TYPE_CHECKING:
     from mypypi.upstream.client import Upstream
     from mypypi.upstream.responses import FileResponse
 
-#: How often a transfer goes on after an interruption: in a row without a new byte, and altogether.
+#: A transfer fails after more than this many interruptions in a row without a new byte.
 FRUITLESS = 3
+#: The number of attempts for one file, including those that bring new bytes.
 _RESUMES = 50
+#: Seconds before a transfer is resumed: doubled after each attempt without a new byte. While upstream is in back-off,
+#: the transfer waits longer, up to the second value.
 _PAUSE, _LONGEST_PAUSE = 0.2, 10.0
+#: The largest file that is unpacked from gzip if its page gives no size, in bytes.
 _LARGEST_INFLATED = 4 * 1024**3
+#: Bytes to read from a file at once.
 _BLOCK = 256 * 1024
 
 
 class FetchCancelled(Exception):
-    """The transfer was told to stop; what is in the draft can be gone on with."""
+    """The transfer was stopped. The draft can be resumed."""
 
 
 class Transfer:
@@ -70,35 +75,44 @@ class Transfer:
 
     async def run(self) -> Digest:
         """
-        Fill the draft and check it; the digest of what is in it now.
+        Fill the draft, check it, and return the digest of its bytes.
 
         Raises NotFound, UpstreamDown, BadUpstreamResponse (DigestMismatch, Truncated), StorageDown;
         FetchCancelled after `stop`.
         """
         try:
-            await self._take_up()
-            if not self._is_all_there():
+            await self._resume_draft()
+            if not self._is_complete():
                 await self._transfer()
             return await self._check()
         except OSError as error:
             raise storage_error(error, "a draft could not be written") from error
 
     def stop(self) -> None:
-        """End it soon, in a way in which it can be gone on with: once `run` has failed, nothing is written any more."""
+        """
+        Stop the transfer soon, so that the draft can be resumed.
+
+        Once `run` has failed, nothing more is written to the draft.
+        """
         self._stopped = True
         if self._receiver is not None:
-            self._receiver.give_up(Interrupted("the transfer was told to stop"))
+            self._receiver.abort(Interrupted("the transfer was stopped"))
         elif self._step is not None:
             self._step.cancel()
 
-    async def _take_up(self) -> None:
-        """Go on with what is in the draft, where a mix of two versions would be seen; else begin anew."""
+    async def _resume_draft(self) -> None:
+        """
+        Keep the draft's bytes if they can be resumed, else empty the draft.
+
+        They can be resumed if a mix of two versions would be detected. Raises Truncated if they can't, but readers may
+        have got some of them.
+        """
         content, state, seen = self._content, self._draft.state, self._content.begun
         self._validator = state.validator
-        # What a process left behind that is long gone may never have reached the disk: only a digest tells.
+        # Bytes of a process that died long ago may never have reached the disk. Only a digest can detect that.
         sure = self._file.digest is not None or (seen and bool(self._validator))
         if content.length and state.begun and sure:
-            await self._threads.run(self._hash_what_is_there)
+            await self._threads.run(self._hash_draft)
             content.begin(state.total)
         elif seen:
             raise Truncated("upstream's body ended early and could not be resumed")
@@ -106,13 +120,13 @@ class Transfer:
             self._validator = ""
             self._draft.empty()
 
-    def _hash_what_is_there(self) -> None:
+    def _hash_draft(self) -> None:
         offset, end = 0, self._content.length
         while offset < end and (block := os.pread(self._content.fd, min(_BLOCK, end - offset), offset)):
             self._hasher.update(block)
             offset += len(block)
 
-    def _is_all_there(self) -> bool:
+    def _is_complete(self) -> bool:
         length = self._content.length
         return length > 0 and (length == self._content.total or self._digest() == self._file.digest)
 
@@ -120,7 +134,7 @@ class Transfer:
         digest, promised = self._digest(), self._file.digest
         if self._encoding and promised is None:
             raise BadUpstreamResponse(
-                "upstream sends a file in an encoding that nobody asked for, and no digest tells which"
+                "upstream sends a file in an encoding that was not requested, and there is no digest to check it"
             )
         if promised in (None, digest):
             return digest
@@ -128,7 +142,7 @@ class Transfer:
             await self._threads.run(_inflate, self._draft, self._file)
             self._content.length = os.fstat(self._content.fd).st_size
             return promised
-        raise DigestMismatch(f"upstream's bytes are not what the index promised ({digest} instead of {promised})")
+        raise DigestMismatch(f"upstream's bytes do not match the index's digest ({digest} instead of {promised})")
 
     def _new_hasher(self) -> Any:
         return (self._file.digest or Digest("sha256", "")).hasher()
@@ -148,14 +162,15 @@ class Transfer:
                 fruitless = fruitless + 1 if self._content.length == length else 0
                 if not self._resumable() or fruitless > FRUITLESS:
                     raise
-                self.log.info("resuming {key} at {at}: {why}", key=self._file.key, at=self._content.length, why=error)
-                await self._in_step(deferLater(self._clock, _pause(error, fruitless)))
+                at = self._content.length
+                self.log.info("{key} is resumed at byte {at}: {why}", key=self._file.key, at=at, why=error)
+                await self._wait_for(deferLater(self._clock, _pause(error, fruitless)))
             else:
                 return
         raise Truncated("upstream's body ended early too often")
 
-    async def _in_step(self, step: Deferred[Any]) -> Any:
-        """Wait for this, or for `stop`."""
+    async def _wait_for(self, step: Deferred[Any]) -> Any:
+        """Wait for a step of the transfer. `stop` cancels it, and this raises FetchCancelled."""
         self._step = step
         try:
             return await step
@@ -167,7 +182,11 @@ class Transfer:
             self._step = None
 
     def _resumable(self) -> bool:
-        """Only where a mix of two versions would be seen: by upstream's validator, or by the index's digest."""
+        """
+        Whether the draft can be resumed.
+
+        Upstream's validator or the index's digest must be known, so that a mix of two versions would be detected.
+        """
         return self._content.length > 0 and not self._encoding and bool(self._validator or self._file.digest)
 
     async def _attempt(self, offset: int) -> None:
@@ -178,7 +197,7 @@ class Transfer:
                 headers["If-Range"] = self._validator
         if self._stopped:
             raise FetchCancelled
-        body = await self._in_step(Deferred.fromCoroutine(self._upstream.file(self._file.url, headers)))
+        body = await self._wait_for(Deferred.fromCoroutine(self._upstream.file(self._file.url, headers)))
         try:
             skip = self._begin(body) if not offset else self._continue(body, offset)
             await self._receive(body, skip)
@@ -195,19 +214,23 @@ class Transfer:
             lossy = await receiver.done
         finally:
             self._receiver = None
-        if lossy and not self._ends_here():
-            raise Truncated("upstream gave no length to tell whether this is all")
+        if lossy and not self._is_end_verifiable():
+            raise Truncated("upstream gave no length to show whether the file is complete")
 
-    def _ends_here(self) -> bool:
-        """Whether the end of a body whose end nothing marked can be believed, or will be checked."""
+    def _is_end_verifiable(self) -> bool:
+        """
+        Whether the end of a body can be verified that has no end marker.
+
+        Either the announced length is reached, or the index's digest will show that bytes are missing.
+        """
         return self._file.digest is not None or self._content.length == self._content.total
 
     def _begin(self, body: FileResponse) -> int:
-        if body.status != 200:  # noqa: PLR2004 - nobody asked for a part
+        if body.status != 200:  # noqa: PLR2004 - no range was requested
             raise BadUpstreamResponse(f"upstream answered {body.status} to a request for a whole file")
         self._encoding = body.encoding
         if self._encoding:
-            return 0  # what arrives may not be the file; nobody sees it before it is whole and checked
+            return 0  # these bytes may have to be decoded: readers get none before the file is complete and checked
         file = self._file
         total = file.size if body.length is None else body.length
         if file.digest is None and file.size not in (None, total):
@@ -216,38 +239,39 @@ class Transfer:
             raise StorageFull(f"no room for a draft of {total} bytes")
         etag = body.header("etag")
         self._validator = etag if etag.startswith('"') else body.header("last-modified") if not etag else ""
-        self._draft.tell(State(begun=True, total=total, validator=self._validator))
+        self._draft.write_note(State(begun=True, total=total, validator=self._validator))
         self._content.begin(total)
         return 0
 
     def _continue(self, body: FileResponse, offset: int) -> int:
-        """How many bytes to pass over, since they are in the draft already."""
-        if body.status == 200:  # noqa: PLR2004 - upstream can't resume, or has other bytes now
+        """Return the number of body bytes to skip: those that are in the draft already."""
+        if body.status == 200:  # noqa: PLR2004 - upstream does not support ranges, or has another version now
             if self._file.digest is None or body.length not in (None, self._content.total):
                 raise Truncated("upstream's body ended early and could not be resumed")
             return offset
         unit, _, rest = body.header("content-range").partition(" ")
         if unit != "bytes" or not rest.startswith(f"{offset}-"):
-            raise Truncated("upstream resumed its body at another place")
+            raise Truncated("upstream resumed its body at another offset than requested")
         return 0
 
 
 def _pause(error: MyPyPiError, fruitless: int) -> float:
-    """Seconds until the next try; where upstream is left alone for a while, it comes after that."""
-    told = error.retry_after or 0 if isinstance(error, UpstreamPaused) else 0
-    return max(_PAUSE * 2.0**fruitless, min(told, _LONGEST_PAUSE))
+    """Return the seconds until the next attempt. If upstream is in back-off, they last until its end."""
+    backoff = error.retry_after or 0 if isinstance(error, UpstreamPaused) else 0
+    return max(_PAUSE * 2.0**fruitless, min(backoff, _LONGEST_PAUSE))
 
 
-def whole(draft: Draft, digest: Digest) -> State:
-    """The state of a draft that is all there, and has this digest."""
+def complete_state(draft: Draft, digest: Digest) -> State:
+    """Return the state of a draft that is complete and has this digest."""
     return evolve(draft.state, begun=True, total=draft.content.length, digest=str(digest))
 
 
 def _inflate(draft: Draft, file: PackageFile) -> None:
     """
-    Put the file itself in the place of its gzip encoding, which nobody asked for. In a thread.
+    Replace the draft's gzip bytes by the decoded file.
 
-    Raises DigestMismatch when it is not the file either, and OSError.
+    For a file that upstream has sent gzip-encoded although that was not requested. Blocks. Raises DigestMismatch if the
+    decoded bytes are not the file either, and OSError.
     """
     assert file.digest is not None
     decoder = zlib.decompressobj(wbits=31)
@@ -265,11 +289,11 @@ def _inflate(draft: Draft, file: PackageFile) -> None:
                     block = decoder.unconsumed_tail
         except zlib.error:
             raise DigestMismatch(
-                "upstream's bytes are not what the index promised, nor in the encoding they claim"
+                "upstream's bytes do not match the index's digest, and are not in the encoding they claim"
             ) from None
         if hasher.hexdigest() != file.digest.hex:
-            raise DigestMismatch("upstream's bytes are not what the index promised, as sent nor decoded")
-        offset = 0  # into the draft itself, which others have opened
+            raise DigestMismatch("upstream's bytes match the index's digest neither as sent nor decoded")
+        offset = 0  # overwrite the draft in place, since other processes have it open
         while block := os.pread(inflated.fileno(), _BLOCK, offset):
             write_at(draft.content.fd, block, offset)
             offset += len(block)

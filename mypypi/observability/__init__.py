@@ -1,4 +1,4 @@
-"""What operators see: log lines and metrics.
+"""Log lines and metrics for operators.
 
-Knows how events are written and how numbers are counted. Must never know what happens, or why.
+Knows the formats of log lines, and the metrics. Must never know when or why an event happens.
 """

@@ -1,7 +1,7 @@
-"""How log lines look: as text for people, or as one JSON object for each event.
+"""Formats log lines: text, or one JSON object per event.
 
-Where lines go (standard output, a file and its rotation) is twistd's business, and its options. Knows events and
-twistd's loggers. Must never know what is logged.
+twistd and its options decide where the lines go (standard output, a file and its rotation). Knows events and twistd's
+loggers. Must never know what is logged.
 """
 
 from __future__ import annotations
@@ -25,27 +25,31 @@ from twisted.logger import (
 )
 from twisted.scripts._twistd_unix import UnixAppLogger
 
-#: The environment variable that tells a server process its number, from 1 on. Only a supervisor's children have it.
+#: The environment variable with a server process's number, from 1 on. Only the supervisor's child processes have it.
 PROCESS = "_MYPYPI_PROCESS"
-_OWN = "mypypi."
-#: What Twisted says at level info is for its own developers, except for these lines.
+_OWN_NAMESPACE = "mypypi."
+#: Twisted's messages at level info are for its own developers, except for these.
 _TWISTED_LINES = ("Received SIG", "Server Shut Down.")
 
 
 class CannotLog(ValueError):
-    """twistd's options and the format of log lines do not go together."""
+    """twistd's options exclude the configured log format."""
 
 
 @frozen
 class LogFormat:
-    """How lines are written: `json` or text, from which `level` up, and the number of the `process`, if it has one."""
+    """
+    The format of log lines: `json` or text.
+
+    Events below `level` are left out. `process` is the server process's number, if it has one.
+    """
 
     json: bool = False
     level: LogLevel = LogLevel.info
     process: str | None = None
 
     def line(self, event: LogEvent) -> str:
-        """The event as a line; empty where it is below the level."""
+        """Format an event; empty if it is below the level."""
         if _level(event) < self.level:
             return ""
         return json_line(self.process, event) if self.json else text_line(self.process, event)
@@ -53,10 +57,10 @@ class LogFormat:
 
 class ConfiguredLogger:
     """
-    The log observer that the command line and the settings ask for.
+    Builds the log observer from the command line and the settings.
 
-    twistd takes the name of a function that makes an observer, and calls it without an argument. So the observer's
-    arguments are kept here, once for a process.
+    twistd's ``--logger`` is the name of a function without arguments that returns an observer. So this class holds the
+    observer's arguments, once per process.
     """
 
     NAME = f"{__name__}.ConfiguredLogger.make"
@@ -65,55 +69,61 @@ class ConfiguredLogger:
     @classmethod
     def name(cls, options: Mapping[str, Any], log_format: LogFormat) -> str | None:
         """
-        The value for twistd's option ``--logger``, given its other `options`; None to leave logging to twistd.
+        Return the value for twistd's option ``--logger``, or None to leave logging to twistd.
 
-        Raises CannotLog.
+        `options` are twistd's other options. Raises CannotLog if they exclude the log format.
         """
         if options.get("logger") is not None:
             return None
         if options.get("syslog"):
             if log_format.json:
-                raise CannotLog("--syslog does not go with MYPYPI_LOG_FORMAT=json: let twistd log to a file")
+                raise CannotLog("--syslog does not go with MYPYPI_LOG_FORMAT=json: log to a file instead (--logfile)")
             return None
         cls._make = partial(_observer, options, log_format)
         return cls.NAME
 
     @classmethod
     def make(cls) -> ILogObserver:
-        """The observer."""
+        """Return the observer; twistd calls this."""
         return cls._make()
 
 
 def _observer(options: Mapping[str, Any], log_format: LogFormat) -> ILogObserver:
-    """Twistd's own observer, with its choice of a file, rotation and SIGUSR1; only the lines are ours."""
-    observer: FileLogObserver = UnixAppLogger(options)._getLogObserver()  # noqa: SLF001 - else all of it would be copied
+    """
+    Return twistd's own observer, with our line format.
+
+    It handles the log file, its rotation and SIGUSR1.
+    """
+    observer: FileLogObserver = UnixAppLogger(options)._getLogObserver()  # noqa: SLF001 - there is no public way
     observer.formatEvent = log_format.line
     return observer
 
 
 def _is_own(event: LogEvent) -> bool:
-    """Whether the event is this project's, or one of the few of Twisted's that are shown like those."""
-    own = event.get("log_namespace", "-").startswith(_OWN)
+    """Whether the event is this project's, or one of Twisted's that are treated alike."""
+    own = event.get("log_namespace", "-").startswith(_OWN_NAMESPACE)
     return own or (event.get("log_format") or "").startswith(_TWISTED_LINES)
 
 
 def _level(event: LogEvent) -> LogLevel:
-    """The event's level. Twisted's own info is debug here, as are events of its old log."""
+    """Return the event's level. Twisted's own info events, also those of its old log, count as debug."""
     level: LogLevel = event.get("log_level", LogLevel.info)
     debug: LogLevel = LogLevel.debug
     return level if _is_own(event) or level is not LogLevel.info else debug
 
 
 def text_line(process: str | None, event: LogEvent) -> str:
-    """``2026-11-28T13:26:53+0000 [info] message``: time, the process's number where there are several, level, message.
+    """
+    Format an event as ``2026-11-28T13:26:53+0000 [info] message``.
 
-    The logger's name is added for events that are not this project's own, and for debug events.
+    If there are several processes, the process's number comes before the level. The logger's name follows the level for
+    debug events and for events of other projects.
     """
     return formatEventAsClassicLogText(marked(event, event.get("log_process", process)), formatTime) or ""
 
 
 def marked(event: LogEvent, process: str | None) -> LogEvent:
-    """The event with its process, in the fields that text and JSON lines are made from."""
+    """Add the process's number to an event, in the fields that `text_line` and `json_line` read."""
     level = _level(event)
     namespace = "" if _is_own(event) and level > LogLevel.debug else event.get("log_namespace", "-")
     words = [process or "", level.name, namespace]
@@ -121,7 +131,11 @@ def marked(event: LogEvent, process: str | None) -> LogEvent:
 
 
 def for_supervisor(event: LogEvent) -> str:
-    """The event as a line for the supervisor, which makes its own line of it; a record's fields by their names."""
+    """
+    Serialise an event as a line for the supervisor.
+
+    The supervisor formats it again for its own log. A record's fields are kept by their names.
+    """
     record = event.get("record")
     if isinstance(record, msgspec.Struct):
         event = {**event, "record": str(record), "log_record": msgspec.structs.asdict(record)}
@@ -130,10 +144,10 @@ def for_supervisor(event: LogEvent) -> str:
 
 def json_line(process: str | None, event: LogEvent) -> str:
     """
-    ``{"time", "level", "logger", "process", "message"}`` as one line of JSON; ``process`` where there are several.
+    Format an event as ``{"time", "level", "logger", "process", "message"}``, one line of JSON.
 
-    A logged record (a `msgspec.Struct` called ``record``) adds its fields; a failure adds ``exception`` and
-    ``traceback``.
+    ``process`` is there only if there are several processes. A logged record (a `msgspec.Struct` called ``record``)
+    adds its fields; a failure adds ``exception`` and ``traceback``.
     """
     failure, record = event.get("log_failure"), event.get("record")
     process = event.get("log_process", process)
@@ -163,7 +177,7 @@ def json_line(process: str | None, event: LogEvent) -> str:
 def _encoded(line: dict[str, Any]) -> str:
     try:
         return msgspec.json.encode(line).decode()
-    except UnicodeEncodeError:  # a file name that is not UTF-8 holds surrogates
+    except UnicodeEncodeError:  # a file name that is not UTF-8 contains surrogates
         return msgspec.json.encode({name: _printable(value) for name, value in line.items()}).decode()
 
 

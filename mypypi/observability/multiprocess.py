@@ -1,9 +1,9 @@
-"""Where several server processes count together: a directory in memory, and the files of one of them in it.
+"""The directory and files in which several server processes keep their metrics.
 
-prometheus_client maps these files into memory, and would make them when it counts something for the first time. A disk
-that is full by then would end the request, or, where a block is missing under the memory, the process. So they lie in
-shared memory where there is some, and are made with all their blocks before anything is counted. Knows their names.
-Must never import prometheus_client, which looks for the directory when it is imported.
+prometheus_client maps these files into memory, and would create them at the first count. On a full disk that would fail
+the request; with a block missing under the mapping, it would kill the process. So the files are in shared memory, if
+the system has it, and are created with all their blocks before anything is counted. Knows their names. Must never
+import prometheus_client, which looks for the directory when it is imported.
 """
 
 from __future__ import annotations
@@ -12,23 +12,27 @@ import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-#: The variable in which prometheus_client finds the directory.
+#: The environment variable that names the directory to prometheus_client.
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
-_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - a directory is made in it, with a name that nobody can know
-#: The kinds of instruments in `metrics`, as prometheus_client names their files; gauges carry their mode.
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - a directory is made in it, with a name that can't be guessed
+#: The kinds of metrics in `metrics`, as prometheus_client names their files; gauges have their mode in the name.
 _KINDS = ("counter", "histogram", "gauge_livesum", "gauge_livemax")
-#: Bytes of a file: room for a thousand series, of which there are some dozens.
+#: Bytes of a file: room for a thousand series, although there are only some dozens.
 _SIZE = 256 * 1024
 
 
 def make_directory() -> TemporaryDirectory[str]:
-    """A place for processes to count in. Raises OSError."""
+    """Create the directory, in shared memory if possible. Raises OSError."""
     place = _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK | os.X_OK) else None
     return TemporaryDirectory(prefix="mypypi-metrics-", dir=place, ignore_cleanup_errors=True)
 
 
 def make_files() -> None:
-    """This process's files, where it counts together with others. Where they can't be made it counts for itself."""
+    """
+    Create this process's files, if it shares its metrics with other processes.
+
+    If that fails, the process counts for itself only.
+    """
     directory = os.environ.get(DIRECTORY)
     if directory is None:
         return

@@ -1,4 +1,4 @@
-"""A page's life: looked up, revalidated, rendered, kept in memory and in the catalog.
+"""Serves cached pages: looks them up, revalidates, renders and stores them.
 
 Knows when a page is fresh, stale or missing. Must never know HTTP towards clients.
 """

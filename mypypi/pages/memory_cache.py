@@ -1,6 +1,7 @@
-"""Pages in this process's memory, with their listings and the forms made from them; least recently used go first.
+"""Keeps pages in memory, and evicts the least recently used.
 
-Knows sizes and recency. Must never know whether a page is fresh, nor where one comes from.
+A page is kept with its listing, and forms derived from pages have a limit of their own. Knows sizes and recency. Must
+never know whether a page is fresh, or where a page comes from.
 """
 
 from __future__ import annotations
@@ -13,36 +14,41 @@ from cachetools import LRUCache
 from mypypi.model import Form, PackageFile, Page, PageId
 from mypypi.observability import metrics
 
-#: What a page takes beside its forms, and a listing for each of its files, in bytes; rounded up.
+#: Bytes of memory for a page beside its forms, and for each file of its listing; rounded up.
 _PAGE_BYTES = 2048
 _FILE_BYTES = 700
-#: What a form made for one address takes beside its body.
+#: Bytes of memory for a derived form beside its body.
 _FORM_BYTES = 1024
 
-#: What a form is made from and for: the etag of the page's form, the base address, the part; see `PageCache.form_for`.
+#: Identifies a derived form: the etag of the page's form, the base address, the part; see `PageCache.form_for`.
 DerivedName = tuple[str, str, str]
 
 
 @define
 class MemoryEntry:
-    """A page held here: when (seconds) the catalog was last asked about it, and its listing once somebody needed it."""
+    """
+    A page in memory.
+
+    `read_at`: when the catalog was last asked about it (seconds). `listing`: its listing, once it was needed.
+    """
 
     page: Page
-    looked_at: float
+    read_at: float
     listing: dict[str, PackageFile] | None = None
 
     @property
     def weight(self) -> int:
-        """About how many bytes of memory it takes."""
+        """The approximate number of bytes in memory."""
         forms = sum(len(form.body) for form in self.page.forms.values())
         return _PAGE_BYTES + forms + _FILE_BYTES * len(self.listing or ())
 
 
 class MemoryCache:
     """
-    Pages of at most `pages_limit` bytes together; the newest one is kept however large it is.
+    Caches up to `pages_limit` bytes of pages.
 
-    Forms that were made from a page for one address, or cut out of it, take up to `derived_limit` bytes.
+    The newest page is kept however large it is. Derived forms take up to `derived_limit` bytes. Each was made from a
+    page for one address, or is a part of a page.
     """
 
     def __init__(self, pages_limit: int, derived_limit: int = 0) -> None:
@@ -52,54 +58,54 @@ class MemoryCache:
         self._pages: OrderedDict[PageId, MemoryEntry] = OrderedDict()
 
     def get(self, page: PageId) -> MemoryEntry | None:
-        """The hot page, now the most recently used."""
-        hot = self._pages.get(page)
-        if hot is not None:
+        """Return the page's entry, now the most recently used."""
+        entry = self._pages.get(page)
+        if entry is not None:
             self._pages.move_to_end(page)
-        return hot
+        return entry
 
     def put(self, page: Page, now: float) -> MemoryEntry:
-        """Hold this page; where this version of it is held already, its listing stays."""
-        hot = self._pages.pop(page.id, None)
-        if hot is not None:
-            self._weigh(-hot.weight)
-        listing = hot.listing if hot is not None and hot.page.version == page.version else None
-        hot = self._pages[page.id] = MemoryEntry(page, now, listing)
-        self._weigh(hot.weight)
-        self._shed()
-        return hot
+        """Cache this page. If the same version is cached already, its listing is kept."""
+        entry = self._pages.pop(page.id, None)
+        if entry is not None:
+            self._add_weight(-entry.weight)
+        listing = entry.listing if entry is not None and entry.page.version == page.version else None
+        entry = self._pages[page.id] = MemoryEntry(page, now, listing)
+        self._add_weight(entry.weight)
+        self._evict()
+        return entry
 
     def put_listing(self, page: Page, listing: dict[str, PackageFile]) -> None:
-        """Hold this page's listing as well, if that version of it is still held."""
-        hot = self._pages.get(page.id)
-        if hot is not None and hot.page.version == page.version:
-            self._weigh(-hot.weight)
-            hot.listing = listing
-            self._weigh(hot.weight)
-            self._shed()
+        """Cache this page's listing, if its version is still cached."""
+        entry = self._pages.get(page.id)
+        if entry is not None and entry.page.version == page.version:
+            self._add_weight(-entry.weight)
+            entry.listing = listing
+            self._add_weight(entry.weight)
+            self._evict()
 
     def drop(self, page: PageId) -> None:
-        """Let go of a page."""
-        hot = self._pages.pop(page, None)
-        if hot is not None:
-            self._weigh(-hot.weight)
+        """Remove a page, if it is cached."""
+        entry = self._pages.pop(page, None)
+        if entry is not None:
+            self._add_weight(-entry.weight)
 
     def derived(self, name: DerivedName) -> Form | None:
-        """The form of this name, now the most recently used."""
+        """Return the derived form, now the most recently used."""
         return self._derived.get(name)
 
     def put_derived(self, name: DerivedName, form: Form) -> None:
-        """Hold a form; one that is larger than the limit is not held."""
+        """Cache a derived form, unless it is larger than the limit."""
         if _form_bytes(form) < self._derived.maxsize:
             before = self._derived.currsize
             self._derived[name] = form
             metrics.HOT_PAGES_BYTES.inc(self._derived.currsize - before)
 
-    def _weigh(self, more: int) -> None:
-        self.weight += more
-        metrics.HOT_PAGES_BYTES.inc(more)
+    def _add_weight(self, change: int) -> None:
+        self.weight += change
+        metrics.HOT_PAGES_BYTES.inc(change)
 
-    def _shed(self) -> None:
+    def _evict(self) -> None:
         while self.weight > self._limit and len(self._pages) > 1:
             self.drop(next(iter(self._pages)))
 

@@ -1,7 +1,7 @@
-"""A page's life: fresh, asked for anew, confirmed or replaced, or stale while upstream fails.
+"""Serves pages from the cache, and revalidates stale ones.
 
-Knows what is held, and how it is refreshed. Must never know routes, HTTP towards clients, or what is in a page beyond
-the listing that its ecosystem reads from it.
+Knows which pages are cached and when they are refreshed. Must never know routes, HTTP towards clients, or the content
+of a page beyond the listing that its ecosystem reads from it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from mypypi.coalescing import Coalescer
 from mypypi.errors import MyPyPiError, NotFound
 from mypypi.model import Form, PackageFile, Page, PageId
-from mypypi.pages.page_store import LOOK_AGAIN, PageStore
+from mypypi.pages.page_store import CATALOG_INTERVAL, PageStore
 from mypypi.pages.rendering import Part, derive
 from mypypi.pages.revalidation import PageSource, Revalidator
 
@@ -31,26 +31,30 @@ if TYPE_CHECKING:
     from mypypi.upstream.backoff import Backoff
     from mypypi.upstream.client import Upstream
 
-#: The share of its freshness that is left of a page when it is asked for early at most, and at least.
-_EARLY, _EARLY_AT_LEAST = 0.2, 0.05
+#: Share of a page's freshness that is left when it is refreshed early: at most, and at least.
+_EARLIEST_REFRESH, _LATEST_REFRESH = 0.2, 0.05
 
 
 @frozen
 class CachedPage:
-    """A page to serve. `ttl`: seconds of freshness left, negative where it is stale. `why` upstream was asked for it
-    (a fwd reason of RFC 9211, section 2.2), empty where upstream was not asked or has not answered."""
+    """
+    A page to serve, and how fresh it is.
+
+    `ttl`: seconds of freshness left, negative for a stale page. `forward_reason`: why upstream was asked (RFC 9211,
+    section 2.2), empty if upstream was not asked or has not answered.
+    """
 
     page: Page
     ttl: float
-    why: str = ""
+    forward_reason: str = ""
 
 
 class PageCache:
     """
-    The pages of one ecosystem behind one upstream. Times are seconds.
+    The cached pages of one ecosystem behind one upstream. Times are in seconds.
 
-    After `stale_after` a page that we hold is answered as it is, while upstream is still being asked: clients give up
-    reading after 15 s or more (pip, poetry), and one that waits is a build that waits.
+    If upstream takes longer than `stale_after`, a cached page is served stale while the request to upstream goes on.
+    Clients time out after 15 s or more (pip, poetry), and a client that waits is a build that waits.
     """
 
     log = Logger()
@@ -83,40 +87,40 @@ class PageCache:
         self._store = PageStore(catalog, clock, memory)
         source = PageSource(ecosystem, upstream, renderer, threads)
         self._revalidator = Revalidator(source, self._store, leases, backoff, clock, lambda page: self._ttl(page) > 0)
-        # Where this is less than the time in which others see what one process took in, it would be asked for twice.
-        self._early = cache_time * _EARLY if cache_time * _EARLY_AT_LEAST >= LOOK_AGAIN else 0.0
+        # Other processes see a refresh within CATALOG_INTERVAL. With less time left, they would repeat it.
+        self._early_ttl = cache_time * _EARLIEST_REFRESH if cache_time * _LATEST_REFRESH >= CATALOG_INTERVAL else 0.0
         self._salt = random.random()  # noqa: S311
 
     async def get(self, page: PageId) -> CachedPage:
         """
-        The page, asked of upstream where it is not fresh; as it was, however old, where upstream fails.
+        Return the page, revalidated if it is stale.
 
-        Raises NotFound when upstream says so; UpstreamDown or BadUpstreamResponse when there is no page to
-        fall back on.
+        If upstream fails, the stale page is returned, however old it is. Raises NotFound if upstream does not have the
+        page; UpstreamDown or BadUpstreamResponse if upstream fails and there is no cached page to serve.
         """
-        held = await self._store.held(page)
-        if held is not None and (ttl := self._ttl(held)) > 0:
-            if ttl < self._early:
-                self._refresh_early(held, ttl)
-            self._revalidator.notice(held)
-            return self._answer(held, "")
-        if held is None or held.missing:
-            fresh = await self._revalidator.revalidate(page, held)
-            return self._answer(fresh, "miss")
-        if self._revalidator.is_put_off(page):
-            return self._answer(held, "")
+        cached = await self._store.get(page)
+        if cached is not None and (ttl := self._ttl(cached)) > 0:
+            if ttl < self._early_ttl:
+                self._refresh_early(cached, ttl)
+            self._revalidator.note_recovery(cached)
+            return self._serve(cached, "")
+        if cached is None or cached.missing:
+            fresh = await self._revalidator.revalidate(page, cached)
+            return self._serve(fresh, "miss")
+        if self._revalidator.is_backing_off(page):
+            return self._serve(cached, "")
         try:
-            fresh = await self._in_time(self._revalidator.revalidate(page, held), held)
+            fresh = await self._fresh_or_stale(self._revalidator.revalidate(page, cached), cached)
         except MyPyPiError:
-            return self._answer(held, "")
-        return self._answer(fresh, "" if fresh is held else "stale")
+            return self._serve(cached, "")
+        return self._serve(fresh, "" if fresh is cached else "stale")
 
-    async def held(self, page: PageId) -> Page | None:
-        """The page as it is known, fresh or not, without asking upstream."""
-        return await self._store.held(page)
+    async def cached(self, page: PageId) -> Page | None:
+        """Return the cached page, fresh or not, without asking upstream."""
+        return await self._store.get(page)
 
     async def listing(self, page: Page) -> dict[str, PackageFile]:
-        """The files that this page lists, by link."""
+        """Return the files that this page lists, by link."""
         listing = self._store.listing(page)
         if listing is not None:
             return listing
@@ -129,9 +133,9 @@ class PageCache:
 
     async def form_for(self, form: Form, base: str, part: Part | None = None) -> Form:
         """
-        The form as clients at this base address get it, or a `part` of it; made once and kept in memory.
+        Return the form for this base address, or its `part`.
 
-        Raises NotFound where the page has no such part.
+        It is made once and kept in memory. Raises NotFound if the page has no such part.
         """
         if not form.based:
             base = ""
@@ -145,11 +149,15 @@ class PageCache:
         return derived
 
     async def withhold(self, page: PageId, link: str) -> None:
-        """Stop advertising a link that upstream lists and does not have: the page is taken in anew when next asked."""
+        """
+        Withhold a link that upstream lists but does not have.
+
+        The page becomes unconfirmed, so that its next request fetches and renders it again.
+        """
         await self._store.withhold(page, link)
 
     async def check(self) -> None:
-        """Raises UpstreamDown with the reason while upstream is not asked, or the last page was not to be had."""
+        """Raise UpstreamDown with the reason, if upstream is paused or the last page failed."""
         await self._revalidator.check()
 
     def _read_listing(self, page: Page, name: str) -> dict[str, PackageFile]:
@@ -163,35 +171,39 @@ class PageCache:
         left: float = page.checked_at + lifetime - self._clock.seconds()
         return left
 
-    def _answer(self, page: Page, why: str) -> CachedPage:
+    def _serve(self, page: Page, why: str) -> CachedPage:
         if page.missing:
-            raise NotFound(f"upstream has no {page.id}")
+            raise NotFound(f"upstream has no page {page.id}")
         return CachedPage(page, self._ttl(page), why)
 
-    def _refresh_early(self, held: Page, ttl: float) -> None:
-        """A page that is asked for is refreshed before it runs out, so that nobody waits for it. When differs for each
-        page and process: what was taken in together is asked for one after another, and by the first process alone."""
-        share = (hash((self._salt, held.id)) & 0xFFFF) / 0xFFFF
-        when = self._cache_time * (_EARLY_AT_LEAST + share * (_EARLY - _EARLY_AT_LEAST))
-        if ttl > when or held.missing or held.id in self._revalidator:
+    def _refresh_early(self, cached: Page, ttl: float) -> None:
+        """
+        Refresh a page shortly before it becomes stale.
+
+        Then no client waits for a popular page. The moment differs for each page and process: pages that were fetched
+        together are refreshed one after another, and each by the first process only.
+        """
+        share = (hash((self._salt, cached.id)) & 0xFFFF) / 0xFFFF
+        refresh_ttl = self._cache_time * (_LATEST_REFRESH + share * (_EARLIEST_REFRESH - _LATEST_REFRESH))
+        if ttl > refresh_ttl or cached.missing or cached.id in self._revalidator:
             return
-        if self._upstream.has_spare_capacity and not self._revalidator.is_put_off(held.id):
-            self._revalidator.revalidate(held.id, held, background=True).addErrback(self._not_refreshed, held.id)
+        if self._upstream.has_spare_capacity and not self._revalidator.is_backing_off(cached.id):
+            self._revalidator.revalidate(cached.id, cached, background=True).addErrback(self._log_unexpected, cached.id)
 
-    def _not_refreshed(self, failure: Failure, page: PageId) -> None:
-        """It is tried again when it is asked for next."""
+    def _log_unexpected(self, failure: Failure, page: PageId) -> None:
+        """Log an error that is not upstream's. The next request for the page tries again."""
         if not failure.check(MyPyPiError):
-            self.log.failure("{page} could not be refreshed", failure, page=str(page))
+            self.log.failure("page {page} could not be refreshed", failure, page=str(page))
 
-    async def _in_time(self, refresh: Deferred[Page], held: Page) -> Page:
-        """The refreshed page, or the one that we hold where that takes long. The refresh goes on."""
-        late = self._clock.callLater(self._stale_after, self._late, refresh, held)
+    async def _fresh_or_stale(self, refresh: Deferred[Page], cached: Page) -> Page:
+        """Return the refreshed page, or the stale one after `stale_after`. The refresh goes on."""
+        timer = self._clock.callLater(self._stale_after, self._serve_stale, refresh, cached)
         try:
             return await refresh
         finally:
-            if late.active():
-                late.cancel()
+            if timer.active():
+                timer.cancel()
 
-    def _late(self, refresh: Deferred[Page], held: Page) -> None:
-        self._revalidator.silent()
-        refresh.callback(held)
+    def _serve_stale(self, refresh: Deferred[Page], cached: Page) -> None:
+        self._revalidator.note_slow_upstream()
+        refresh.callback(cached)

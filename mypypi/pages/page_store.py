@@ -1,6 +1,6 @@
-"""The pages that are held: hot in this process, and in the catalog for all.
+"""Reads and writes pages in memory and in the catalog.
 
-Knows the catalog and what is hot. Must never know whether a page is fresh, nor where one comes from.
+Knows the catalog and the memory cache. Must never know whether a page is fresh, or where a page comes from.
 """
 
 from __future__ import annotations
@@ -16,40 +16,49 @@ from mypypi.pages.memory_cache import MemoryCache, MemoryEntry
 if TYPE_CHECKING:
     from mypypi.interfaces import ICatalog
 
-#: Seconds between two looks into the catalog for a page that is hot here.
-LOOK_AGAIN = 1.0
+#: Seconds between two reads of the catalog for a page that is in memory.
+CATALOG_INTERVAL = 1.0
 
 
 class PageStore:
-    """Pages as they were kept last, by this process or another one: in `memory`, else in the catalog."""
+    """Pages as last stored by any process: in `memory`, else in the catalog."""
 
     def __init__(self, catalog: ICatalog, clock: Any, memory: MemoryCache) -> None:
         self._catalog = catalog
         self._clock = clock
         self._memory = memory
 
-    async def held(self, page: PageId) -> Page | None:
-        """The page as it is known; the catalog is asked once a second at most, and missed where it can't be."""
-        hot = self._memory.get(page)
-        if hot is not None and self._clock.seconds() - hot.looked_at < LOOK_AGAIN:
-            return hot.page
+    async def get(self, page: PageId) -> Page | None:
+        """
+        Return the page from memory or from the catalog.
+
+        The catalog is read at most once a second for each page. While it can't be reached, the page in memory counts.
+        """
+        entry = self._memory.get(page)
+        if entry is not None and self._clock.seconds() - entry.read_at < CATALOG_INTERVAL:
+            return entry.page
         try:
-            return await self.look(page)
+            return await self.read(page)
         except CatalogDown:
-            hot = self._memory.get(page)
-            return hot.page if hot is not None else None
+            entry = self._memory.get(page)
+            return entry.page if entry is not None else None
 
-    async def look(self, page: PageId) -> Page | None:
-        """The page as the catalog knows it now. Raises CatalogDown."""
-        hot, now = self._memory.get(page), self._clock.seconds()
-        looked = await self._look(page, hot)
+    async def read(self, page: PageId) -> Page | None:
+        """Return the page as the catalog has it now. Raises CatalogDown."""
+        entry, now = self._memory.get(page), self._clock.seconds()
+        current = await self._read(page, entry)
         newer = self._memory.get(page)
-        if newer is not None and newer is not hot:
-            return newer.page  # taken in while we looked, of which the catalog's answer may know nothing yet
-        return self._memory.put(looked, now).page if looked is not None else None
+        if newer is not None and newer is not entry:
+            return newer.page  # this process stored it during the read, so the catalog's answer may be older
+        return self._memory.put(current, now).page if current is not None else None
 
-    async def keep(self, page: Page, indexed_links: tuple[str, ...], *, confirmed: bool = False) -> None:
-        """In this process and, where it answers, in the catalog. A page that is `confirmed` is there already."""
+    async def put(self, page: Page, indexed_links: tuple[str, ...], *, confirmed: bool = False) -> None:
+        """
+        Store a page in memory and in the catalog.
+
+        A catalog that can't be reached is skipped. A `confirmed` page is in the catalog already: only the time of its
+        last check is written there.
+        """
         self._memory.put(page, self._clock.seconds())
         try:
             if confirmed:
@@ -57,55 +66,65 @@ class PageStore:
             else:
                 await self._catalog.put_page(page, indexed_links)
         except CatalogDown:
-            pass  # the catalog has said so itself, once
+            pass  # the catalog logs this itself, once
 
     async def withheld(self, page: PageId) -> frozenset[str]:
-        """The links that are not to be advertised; none where the catalog can't tell."""
+        """Return the withheld links; none if the catalog can't be reached."""
         try:
             return await self._catalog.withheld(page)
         except CatalogDown:
             return frozenset()
 
     async def withhold(self, page: PageId, link: str) -> None:
-        """Have a link advertised no longer: the page is in doubt then."""
+        """Withhold a link from a page. The page becomes unconfirmed."""
         if link in await self.withheld(page):
             return
         try:
             await self._catalog.withhold(page, link)
         except CatalogDown:
             return
-        held = await self.held(page)
-        if held is not None:
-            await self.keep(_doubted(held), ())
+        cached = await self.get(page)
+        if cached is not None:
+            await self.put(_unconfirmed(cached), ())
 
     def listing(self, page: Page) -> dict[str, PackageFile] | None:
-        """The listing of this version of the page, where it was put and is still hot."""
-        hot = self._memory.get(page.id)
-        return hot.listing if hot is not None and hot.page.version == page.version else None
+        """Return the listing of this page version, if in memory."""
+        entry = self._memory.get(page.id)
+        return entry.listing if entry is not None and entry.page.version == page.version else None
 
     def put_listing(self, page: Page, listing: dict[str, PackageFile]) -> None:
-        """Hold the listing as well."""
+        """Keep the page's listing in memory."""
         self._memory.put_listing(page, listing)
 
-    async def _look(self, page: PageId, hot: MemoryEntry | None) -> Page | None:
-        if hot is not None:
+    async def _read(self, page: PageId, entry: MemoryEntry | None) -> Page | None:
+        if entry is not None:
             stamp = await self._catalog.page_stamp(page)
             if stamp is None:
-                return await self._put_back(hot.page)
-            if stamp[0] == hot.page.version:
-                return evolve(hot.page, checked_at=stamp[1])
+                return await self._restore(entry.page)
+            if stamp[0] == entry.page.version:
+                return evolve(entry.page, checked_at=stamp[1])
         return await self._catalog.get_page(page)
 
-    async def _put_back(self, page: Page) -> Page:
-        """What the catalog has lost, or could not be told: in doubt, but there for others to fall back on."""
-        doubted = _doubted(page)
+    async def _restore(self, page: Page) -> Page:
+        """
+        Store a page that the catalog lacks again, as unconfirmed.
+
+        The catalog has lost the page, or could not be reached when the page was stored. Other processes can serve the
+        unconfirmed page if upstream fails.
+        """
+        unconfirmed = _unconfirmed(page)
         if not page.missing:
-            await self._catalog.put_page(doubted, ())
-        return doubted
+            await self._catalog.put_page(unconfirmed, ())
+        return unconfirmed
 
 
-def _doubted(page: Page) -> Page:
-    """The page as something to fall back on, to be taken in anew as soon as upstream answers. It has a version of its
-    own, so that whoever holds the page doubts it too, and nobody takes it for what the catalog may have lost."""
-    version = f"doubted-{page.version.removeprefix('doubted-')}"
+def _unconfirmed(page: Page) -> Page:
+    """
+    Return the page as unconfirmed.
+
+    An unconfirmed page must be revalidated before it counts as fresh. Its version differs from the original one. So
+    other processes that have the page treat it as unconfirmed too, and no process mistakes it for the version that the
+    catalog may have lost.
+    """
+    version = f"unconfirmed-{page.version.removeprefix('unconfirmed-')}"
     return evolve(page, checked_at=0.0, upstream_etag="", upstream_modified="", source="", version=version)

@@ -1,8 +1,9 @@
-"""Turns what upstream sent into a page's forms, each rendered and compressed once, off the reactor thread.
+"""Renders upstream's pages into compressed forms.
 
-Small pages are rendered in a thread. A large one would hold the interpreter for whole seconds even there, so that goes
-to a child process: ``python -m mypypi.pages.rendering`` reads one page from stdin, writes its forms to stdout, and
-ends. Knows `IEcosystem.render`. Must never know upstream, catalog, or clients.
+Each page is rendered once, off the reactor thread. Small pages are rendered in a thread. Even there, a large page would
+hold the interpreter lock for seconds, so it is rendered in a child process: ``python -m mypypi.pages.rendering`` reads
+one page from stdin, writes its forms to stdout, and exits. Knows `IEcosystem.render`. Must never know upstream, the
+catalog or clients.
 """
 
 from __future__ import annotations
@@ -25,15 +26,16 @@ from mypypi.model import BASE_PLACEHOLDER, Form, PageId, RenderedForm, SourceDoc
 if TYPE_CHECKING:
     from mypypi.threads import Threads
 
-#: From this size of upstream's body on (bytes), starting a child costs less than holding the interpreter.
-_FOR_A_CHILD = 512 * 1024
-_CHILD_SECONDS = 300
-_LEVEL = 6
+#: Bytes of upstream's body from which starting a child process costs less than holding the interpreter lock.
+_CHILD_THRESHOLD = 512 * 1024
+#: Seconds after which a child process is killed.
+_CHILD_TIMEOUT = 300
+_GZIP_LEVEL = 6
 
 
 @frozen
 class CompressedPage:
-    """What `RenderedPage` says, its forms compressed as they are kept."""
+    """A `RenderedPage` whose forms are compressed for storage."""
 
     forms: dict[str, Form]
     indexed_links: tuple[str, ...] = ()
@@ -42,29 +44,29 @@ class CompressedPage:
 
 @frozen
 class Renderer:
-    """Presses pages of one ecosystem, named as in `ECOSYSTEMS`, behind one upstream URL."""
+    """Renders the pages of one upstream. `package_type` is the ecosystem's name in `ECOSYSTEMS`."""
 
     package_type: str
     upstream_url: str
     threads: Threads
 
     async def render(self, page: PageId, source: SourceDocument, withheld: frozenset[str]) -> CompressedPage:
-        """The page's forms, and what else it says. Raises BadUpstreamResponse when it can't be understood."""
-        function = render if len(source.body) < _FOR_A_CHILD else render_in_child
+        """Render a page in a thread or a child process. Raises BadUpstreamResponse if it can't be parsed."""
+        function = render if len(source.body) < _CHILD_THRESHOLD else render_in_child
         return await self.threads.run(function, self.package_type, self.upstream_url, page, source, withheld)
 
 
 def render(
     package_type: str, upstream_url: str, page: PageId, source: SourceDocument, withheld: frozenset[str]
 ) -> CompressedPage:
-    """Render a page here and now."""
+    """Render a page in this thread. Raises BadUpstreamResponse if it can't be parsed."""
     rendered = ECOSYSTEMS[package_type](upstream_url).render(page, source, withheld)
     forms = {name: compress(rendered) for name, rendered in rendered.forms.items()}
     return CompressedPage(forms, rendered.indexed_links, rendered.modified)
 
 
 def compress(rendered: RenderedForm) -> Form:
-    """The form as it is kept. Its etag speaks of the identity bytes alone, so that it is the same on every host."""
+    """Compress a form. Its etag depends on the identity bytes alone, so it is the same on every host."""
     etag = hashlib.sha256(rendered.body).hexdigest()[:32]
     body = gzip(rendered.body)
     return Form(rendered.media_type, etag, len(rendered.body), body, rendered.based)
@@ -72,15 +74,19 @@ def compress(rendered: RenderedForm) -> Form:
 
 @frozen
 class Part:
-    """A part of a page that has an address of its own. `cut` makes the part from the form's identity bytes; it may
-    take long, and raises NotFound where the page has no such part."""
+    """
+    A part of a page with an address of its own.
+
+    `cut` makes the part from the form's identity bytes. It may take long, and raises NotFound if the page has no such
+    part.
+    """
 
     name: str
     cut: Callable[[bytes], bytes] = field(eq=False)
 
 
 def derive(form: Form, base: str, part: Part | None) -> Form:
-    """A form with `base` as the address in its links, or only a part of it. Blocks for as long as gzip takes."""
+    """Return a form, or its part, with `base` in its links. Blocks while it compresses."""
     body = zlib.decompress(form.body, 31)
     if part is not None:
         body = part.cut(body)
@@ -91,40 +97,38 @@ def derive(form: Form, base: str, part: Part | None) -> Form:
 
 
 def gzip(data: bytes) -> bytes:
-    """The gzip format (RFC 1952) without a time in it: the same bytes for the same data."""
-    compressor = zlib.compressobj(_LEVEL, zlib.DEFLATED, 31)
+    """Compress to gzip (RFC 1952) without a timestamp. Equal data gives equal bytes."""
+    compressor = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, 31)
     return compressor.compress(data) + compressor.flush()
 
 
 def render_in_child(
     package_type: str, upstream_url: str, page: PageId, source: SourceDocument, withheld: frozenset[str]
 ) -> CompressedPage:
-    """Render a page in a process of its own. Blocks; raises BadUpstreamResponse."""
-    order = (package_type, upstream_url, page, source, withheld)
+    """Render a page in a child process. Blocks. Raises BadUpstreamResponse."""
+    task = (package_type, upstream_url, page, source, withheld)
     try:
         child = subprocess.run(
             [sys.executable, "-m", "mypypi.pages.rendering"],
-            input=msgspec.msgpack.encode(order),
+            input=msgspec.msgpack.encode(task),
             capture_output=True,
             cwd=Path(__file__).parents[2],
-            timeout=_CHILD_SECONDS,
+            timeout=_CHILD_TIMEOUT,
             check=True,
         )
     except (subprocess.SubprocessError, OSError) as error:
-        raise BadUpstreamResponse(f"the page {page} could not be taken in ({type(error).__name__})") from error
-    trouble, printed = msgspec.msgpack.decode(child.stdout, type=tuple[str, CompressedPage])
-    if trouble:
-        raise BadUpstreamResponse(trouble)
-    return printed
+        raise BadUpstreamResponse(f"the page {page} could not be rendered ({type(error).__name__})") from error
+    problem, rendered = msgspec.msgpack.decode(child.stdout, type=tuple[str, CompressedPage])
+    if problem:
+        raise BadUpstreamResponse(problem)
+    return rendered
 
 
 def main() -> None:
-    """The child: one page in, its forms out."""
-    order = msgspec.msgpack.decode(
-        sys.stdin.buffer.read(), type=tuple[str, str, PageId, SourceDocument, frozenset[str]]
-    )
+    """Run as a child process: one page from stdin, its forms to stdout."""
+    task = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=tuple[str, str, PageId, SourceDocument, frozenset[str]])
     try:
-        result = ("", render(*order))
+        result = ("", render(*task))
     except MyPyPiError as error:
         result = (str(error), CompressedPage({}))
     sys.stdout.buffer.write(msgspec.msgpack.encode(result))

@@ -1,7 +1,8 @@
-"""A page is asked of upstream: by one process of the fleet at a time, and not again for a while after it failed.
+"""Revalidates pages, with one request to upstream per fleet.
 
-Knows upstream, the press, leases and pauses. Must never know who asks for a page, or how long it counts as fresh
-beyond being told.
+After a failure, a cached page is not requested again until its back-off ends. Knows upstream, the renderer, leases and
+the back-off. Must never know which client requests a page, or how long a page counts as fresh: a function passed in
+decides that.
 """
 
 from __future__ import annotations
@@ -39,20 +40,20 @@ if TYPE_CHECKING:
     from mypypi.upstream.backoff import Backoff
     from mypypi.upstream.client import Upstream
 
-#: Seconds for which the lease of a page holds: so long clients wait where the process that asks upstream is killed, and
-#: they give up reading after 15 s (pip, poetry).
+#: Seconds until a page's lease expires. If the process that asks upstream is killed, clients wait this long, and they
+#: time out after 15 s (pip, poetry).
 PAGE_LEASE = 4.5
-#: Seconds between two looks at what another process has come to, and for how long it is waited for.
-_LOOK = 0.1
+#: Seconds between two checks for the result of another process, and the longest wait for it.
+_POLL_INTERVAL = 0.1
 _LONGEST_WAIT = 120.0
-#: Seconds for which every page that we hold is answered as it is after upstream was silent for one of them: an install
-#: reads hundreds of pages, many of them one after another, and would wait for each.
-_SILENCE = 2.0
+#: Seconds for which all cached pages are served stale after upstream was slow for one of them. An install reads
+#: hundreds of pages, many of them one after another, and would wait for each.
+_STALE_PERIOD = 2.0
 
 
 @frozen
 class PageSource:
-    """What a page is taken in from, and with."""
+    """The upstream of an index, and the means to render its pages."""
 
     ecosystem: IEcosystem
     upstream: Upstream
@@ -62,10 +63,10 @@ class PageSource:
 
 class Revalidator:
     """
-    Pages that are taken in anew, to the `store`. `fresh` says whether a page that somebody took in is so still.
+    Fetches pages from upstream into the `store`. `fresh` says whether a page is fresh.
 
-    Whoever holds a page's lease asks upstream; other processes wait for what it comes to, a page or a failure, and go
-    on with it where the lease is free and it came to nothing.
+    The process that holds a page's lease asks upstream. Other processes wait for its result, a page or a failure. If
+    the lease becomes free without a result, the process that takes it asks upstream.
     """
 
     log = Logger()
@@ -88,162 +89,180 @@ class Revalidator:
         self._running: Coalescer[Page] = Coalescer()
         self._failing = ""
         self._failed_at = 0.0
-        self._silent_until = 0.0
+        self._serve_stale_until = 0.0
 
     def __contains__(self, page: PageId) -> bool:
         return page in self._running
 
-    def revalidate(self, page: PageId, held: Page | None, *, background: bool = False) -> Deferred[Page]:
+    def revalidate(self, page: PageId, cached: Page | None, *, background: bool = False) -> Deferred[Page]:
         """
-        The page as upstream has it now, once for all who ask meanwhile; `held` is what is known of it. One that is
-        `background` is not asked for while upstream is busy.
+        Fetch or confirm the page.
 
-        Fails with UpstreamDown or BadUpstreamResponse. A page that upstream does not have is a page that is missing.
+        Callers that ask meanwhile share the result. `cached` is the page that is cached, if any. With `background`,
+        upstream is not asked while it is busy. Fails with UpstreamDown or BadUpstreamResponse. For a page that upstream
+        does not have, the result is a missing page.
         """
-        return self._running.run(page, lambda: self._in_turn(page, held, background=background))
+        return self._running.run(page, lambda: self._revalidate(page, cached, background=background))
 
-    def is_put_off(self, page: PageId) -> bool:
-        """Whether upstream is better not asked now for a page that we hold, as far as it is known in this process."""
-        silent = self._clock.seconds() < self._silent_until
-        return silent or self._backoff.left(_name(page)) > 0 or self._source.upstream.paused
+    def is_backing_off(self, page: PageId) -> bool:
+        """Whether to serve a cached page without asking upstream. Only what this process knows counts."""
+        slow = self._clock.seconds() < self._serve_stale_until
+        return slow or self._backoff.remaining(_name(page)) > 0 or self._source.upstream.paused
 
-    def notice(self, held: Page) -> None:
-        """Upstream answers again where another process has had a page of it since it failed here."""
-        if self._failing and held.checked_at > self._failed_at:
-            self._answers()
+    def note_recovery(self, cached: Page) -> None:
+        """Clear the last failure, if a page was fetched since."""
+        if self._failing and cached.checked_at > self._failed_at:
+            self._record_success()
 
-    def silent(self) -> None:
-        """Upstream lets somebody wait for long."""
-        self._silent_until = self._clock.seconds() + _SILENCE
+    def note_slow_upstream(self) -> None:
+        """Serve cached pages without asking upstream for `_STALE_PERIOD` seconds."""
+        self._serve_stale_until = self._clock.seconds() + _STALE_PERIOD
 
     async def check(self) -> None:
-        """Raises UpstreamDown with the reason while upstream is not asked, or the last page was not to be had."""
+        """Raise UpstreamDown with the reason, if upstream is paused or the last page failed."""
         await self._source.upstream.check()
         if self._failing:
             raise UpstreamDown(self._failing)
 
-    async def _in_turn(self, page: PageId, held: Page | None, *, background: bool) -> Page:
+    async def _revalidate(self, page: PageId, cached: Page | None, *, background: bool) -> Page:
         lease = _name(page)
         try:
             try:
-                found = await self._found(page, held, lease)
+                result = await self._from_other_process(page, cached, lease)
             except CatalogDown:
-                found = None  # each for itself
-            if found is not None:
-                self._answers()
-                return found
-            return await self._ask(page, held, background=background)
+                result = None  # without Redis, each process asks upstream for itself
+            if result is not None:
+                self._record_success()
+                return result
+            return await self._fetch_and_store(page, cached, background=background)
         finally:
-            await self._leases.let_go(lease)
+            await self._leases.release_if_held(lease)
 
-    async def _found(self, page: PageId, held: Page | None, lease: str) -> Page | None:
-        """What another process took in, or is just taking in; None where it is for us to ask. Raises CatalogDown."""
+    async def _from_other_process(self, page: PageId, cached: Page | None, lease: str) -> Page | None:
+        """
+        Return the page if another process fetched it or is fetching it.
+
+        Returns None if this process has to ask upstream. Raises CatalogDown, and the error of the other process.
+        """
         if await self._leases.take(lease) is not None:
             metrics.LEASE_WAITS.labels("page").inc()
-            return await self._others(page, held, lease)
-        looked = await self._store.look(page)
-        if self._is_news(looked, held):
-            return looked
-        if held is not None and not held.missing:
-            pause = await self._backoff.look(lease)
-            if pause is not None and self._backoff.left(lease):
-                raise self._failure(pause)
+            return await self._wait_for_holder(page, cached, lease)
+        current = await self._store.read(page)
+        if self._is_fresh_update(current, cached):
+            return current
+        if cached is not None and not cached.missing:
+            pause = await self._backoff.read(lease)
+            if pause is not None and self._backoff.remaining(lease):
+                raise self._error_of(pause)
         return None
 
-    async def _others(self, page: PageId, held: Page | None, lease: str) -> Page | None:
-        """What the process that asks upstream comes to; None where it comes to nothing, and it is our turn."""
-        seen, paused = await self._store.look(page), await self._backoff.look(lease, anew=True)
+    async def _wait_for_holder(self, page: PageId, cached: Page | None, lease: str) -> Page | None:
+        """
+        Wait for the result of the lease's holder.
+
+        Returns None if it ended without a result, so that this process has to ask upstream. Raises CatalogDown, and the
+        error of the other process.
+        """
+        page_before, pause_before = await self._store.read(page), await self._backoff.read(lease, anew=True)
         until = self._clock.seconds() + _LONGEST_WAIT
         while True:
-            ours = await self._leases.take(lease) is None
-            looked = await self._store.look(page)
-            if self._is_news(looked, held) or (looked is not None and looked.checked_at and _differ(looked, seen)):
-                return looked
-            pause = await self._backoff.look(lease, anew=True)
-            if pause is not None and pause != paused:
-                raise self._failure(pause)
-            if ours or self._clock.seconds() >= until:
+            acquired = await self._leases.take(lease) is None
+            current = await self._store.read(page)
+            if self._is_fresh_update(current, cached) or (
+                current is not None and current.checked_at and _is_changed(current, page_before)
+            ):
+                return current
+            pause = await self._backoff.read(lease, anew=True)
+            if pause is not None and pause != pause_before:
+                raise self._error_of(pause)
+            if acquired or self._clock.seconds() >= until:
                 return None
-            await deferLater(self._clock, _LOOK)
+            await deferLater(self._clock, _POLL_INTERVAL)
 
-    def _is_news(self, looked: Page | None, held: Page | None) -> bool:
-        """Whether somebody has taken in the page since, and it is still fresh."""
-        return looked is not None and self._fresh(looked) and (held is None or looked.checked_at > held.checked_at)
+    def _is_fresh_update(self, current: Page | None, cached: Page | None) -> bool:
+        """Whether the page was fetched or confirmed after `cached`, and is fresh."""
+        return (
+            current is not None and self._fresh(current) and (cached is None or current.checked_at > cached.checked_at)
+        )
 
-    def _failure(self, pause: Pause) -> MyPyPiError:
-        """What another process met."""
+    def _error_of(self, pause: Pause) -> MyPyPiError:
+        """Return the error that made another process back off."""
         if pause.broken:
             return BadUpstreamResponse(pause.why)
         return UpstreamDown(pause.why, max(1, math.ceil(pause.until - self._clock.seconds())))
 
-    async def _ask(self, page: PageId, held: Page | None, *, background: bool) -> Page:
+    async def _fetch_and_store(self, page: PageId, cached: Page | None, *, background: bool) -> Page:
         try:
-            fresh, indexed_links = await self._new(page, held, background=background)
+            fresh, indexed_links = await self._fetch(page, cached, background=background)
         except NotFound:
             fresh, indexed_links = Page(page, self._clock.seconds(), missing=True, version="missing"), ()
         except (UpstreamPaused, UpstreamBusy):
-            raise  # it was not asked
+            raise  # upstream was not asked, so there is no reason for a back-off
         except MyPyPiError as error:
-            await self._failed(page, error)
+            await self._record_failure(page, error)
             raise
-        self._answers()
+        self._record_success()
         await self._backoff.end(_name(page))
-        # A page in doubt is kept anew even where it turns out to be the same: the catalog may have lost it.
-        confirmed = held is not None and held.checked_at > 0 and held.version == fresh.version
-        await self._store.keep(fresh, indexed_links, confirmed=confirmed)
+        # An unconfirmed page is stored in full even if it turns out to be the same: the catalog may have lost it.
+        confirmed = cached is not None and cached.checked_at > 0 and cached.version == fresh.version
+        await self._store.put(fresh, indexed_links, confirmed=confirmed)
         return fresh
 
-    async def _new(self, page: PageId, held: Page | None, *, background: bool) -> tuple[Page, tuple[str, ...]]:
-        """What upstream says now: the page that we hold, confirmed, or another one."""
+    async def _fetch(self, page: PageId, cached: Page | None, *, background: bool) -> tuple[Page, tuple[str, ...]]:
+        """
+        Request the page from upstream; render it if it changed.
+
+        Returns the cached page, confirmed, or a new one, with the links that the catalog has to index.
+        """
         source = self._source
         request = source.ecosystem.page_request(page)
-        etag, modified = (held.upstream_etag, held.upstream_modified) if held is not None else ("", "")
-        answer = await source.upstream.page(request.path, request.accept, etag, modified, background=background)
+        etag, modified = (cached.upstream_etag, cached.upstream_modified) if cached is not None else ("", "")
+        response = await source.upstream.page(request.path, request.accept, etag, modified, background=background)
         now = self._clock.seconds()
-        if answer.source is None:
-            assert held is not None
-            return evolve(held, checked_at=now), ()
-        digest = await source.threads.run(_digest, answer.source.body)
-        if held is not None and held.source == digest:
-            return evolve(held, checked_at=now), ()
+        if response.source is None:
+            assert cached is not None
+            return evolve(cached, checked_at=now), ()
+        digest = await source.threads.run(_digest, response.source.body)
+        if cached is not None and cached.source == digest:
+            return evolve(cached, checked_at=now), ()
         withheld = await self._store.withheld(page)
-        printed = await source.renderer.render(page, answer.source, withheld)
+        rendered = await source.renderer.render(page, response.source, withheld)
         version = f"{digest[:32]}-{int(now * 1000):x}" if withheld else digest[:32]
         fresh = Page(
             page,
             now,
-            printed.forms,
-            upstream_etag=answer.etag,
-            upstream_modified=answer.modified,
+            rendered.forms,
+            upstream_etag=response.etag,
+            upstream_modified=response.modified,
             source=digest,
             version=version,
-            modified=answer.modified or printed.modified,
+            modified=response.modified or rendered.modified,
         )
-        return fresh, printed.indexed_links
+        return fresh, rendered.indexed_links
 
-    async def _failed(self, page: PageId, error: MyPyPiError) -> None:
-        """All are told, and leave a page that they hold as it is for a while."""
+    async def _record_failure(self, page: PageId, error: MyPyPiError) -> None:
+        """Begin a back-off for this page, which all processes share."""
         if not self._failing:
-            self.log.warn("upstream fails, serving what is here: {page}: {why}", page=str(page), why=error)
+            self.log.warn("upstream fails, serving cached pages: page {page}: {why}", page=str(page), why=error)
         self._failing, self._failed_at = str(error), self._clock.seconds()
         if isinstance(error, UpstreamUnreachable):
-            self.silent()
+            self.note_slow_upstream()
         await self._backoff.begin(_name(page), str(error), broken=isinstance(error, BadUpstreamResponse))
 
-    def _answers(self) -> None:
-        self._silent_until = 0.0
+    def _record_success(self) -> None:
+        self._serve_stale_until = 0.0
         if self._failing:
             self._failing = ""
             self.log.info("upstream answers again")
 
 
 def _name(page: PageId) -> str:
-    """Of the lease under which a page is asked for, and of the pause after that failed."""
+    """The name of a page's lease and of its back-off."""
     return f"page:{page}"
 
 
-def _differ(looked: Page, seen: Page | None) -> bool:
-    return seen is None or (looked.version, looked.checked_at) != (seen.version, seen.checked_at)
+def _is_changed(current: Page, before: Page | None) -> bool:
+    return before is None or (current.version, current.checked_at) != (before.version, before.checked_at)
 
 
 def _digest(data: bytes) -> str:

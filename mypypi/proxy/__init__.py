@@ -1,4 +1,5 @@
-"""What a request for a page or a file means: the place where pages, files and storage come together.
+"""Decides how a request for a page or a file is answered.
 
-Knows where to look, in which order, and what a client gets meanwhile. Must never know Klein, HTTP headers, Redis or S3.
+Knows where to look, in which order, and what a client gets while a file is not stored. Must never know Klein, HTTP
+headers, Redis or S3.
 """

@@ -1,4 +1,7 @@
-"""What the proxy answers to a request for a file; each is said in HTTP by `mypypi.web.files`."""
+"""The answers to a request for a file, as values.
+
+`mypypi.web.files` turns each into an HTTP response.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,11 @@ from mypypi.model import Digest, Link, PackageFile, StoredFile
 
 @frozen
 class LocalContent:
-    """Bytes to serve from here. Its receiver closes the content. `hit`: they were stored before the request."""
+    """
+    Bytes to serve from this host.
+
+    The receiver of this answer closes `content`. `hit`: the bytes were stored before the request.
+    """
 
     content: Content
     digest: Digest | None
@@ -19,7 +26,7 @@ class LocalContent:
 
 @frozen
 class FileDescription:
-    """What is known of a file without its bytes: enough for a HEAD."""
+    """A file's digest and size, enough to answer a HEAD."""
 
     digest: Digest | None
     size: int
@@ -27,23 +34,31 @@ class FileDescription:
 
 @frozen
 class StoredElsewhere:
-    """The file is stored elsewhere: the client is sent there, or gets the bytes from there `through` this server."""
+    """
+    A file whose bytes are not on this host's disk.
+
+    The client is redirected to `link`. With `proxied`, it gets the bytes through this server instead.
+    """
 
     stored: StoredFile
     link: Link
-    through: bool
+    proxied: bool
 
 
 @frozen
 class RedirectToUpstream:
-    """The client gets the bytes from upstream itself, at this URL."""
+    """Redirect the client to upstream, at this URL."""
 
     url: str
 
 
 @frozen
 class PassThrough:
-    """No draft can be kept, and a client could not get the bytes itself: they go through without being kept."""
+    """
+    Stream the file from upstream without storing it.
+
+    No draft can be kept, and the client lacks the credentials to fetch the file from upstream itself.
+    """
 
     file: PackageFile
 

@@ -1,6 +1,7 @@
-"""What a client gets while a file is not stored yet: the table "Cold files" of the specification.
+"""Answers requests for files that are not stored yet.
 
-Knows fetches and the queue. Must never know HTTP, or how a file is found once it is stored: it is told by a function.
+The rules are the table "Cold files" of the specification. Knows fetches and the queue. Must never know HTTP, or how a
+stored file is found: a function passed in does that.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
-from twisted.internet.defer import TimeoutError as WaitedTooLong
+from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
@@ -25,17 +26,23 @@ if TYPE_CHECKING:
     from mypypi.interfaces import IQueue
     from mypypi.upstream.client import Upstream
 
-_LONGEST_WAIT = 60
-#: Seconds between two looks whether a worker has stored a file by now.
-_LOOK_AGAIN = 0.25
+#: The longest Retry-After, in seconds.
+_MAX_RETRY_AFTER = 60
+#: Seconds between two checks whether a file is stored by now.
+_POLL_INTERVAL = 0.25
 
-Stored = Callable[[PackageFile], Awaitable[FileAnswer | None]]
+FindStored = Callable[[PackageFile], Awaitable[FileAnswer | None]]
 
 
 @frozen
 class ColdFilePolicy:
-    """MYPYPI_COLD_FILES, MYPYPI_UPSTREAM_STRICT and its wait; how many fetches may run here; and the id of the disk
-    on which a worker must keep what it fetches, empty where any will do."""
+    """
+    The settings for files that are not stored yet.
+
+    `redirect`: MYPYPI_COLD_FILES is "redirect". `strict` and `strict_wait` (seconds): MYPYPI_UPSTREAM_STRICT and
+    MYPYPI_STRICT_WAIT. `most_fetches`: how many fetches may run in this process. `disk`: the id of the disk on which a
+    worker must store the file, empty if any will do.
+    """
 
     redirect: bool = False
     strict: bool = False
@@ -45,7 +52,7 @@ class ColdFilePolicy:
 
 
 class ColdFiles:
-    """Answers for files that are not stored."""
+    """Answers requests for files that are not stored yet."""
 
     log = Logger()
 
@@ -55,118 +62,131 @@ class ColdFiles:
         self._queue = queue
         self._upstream = upstream
         self._clock = clock
-        self._trouble = ""
+        self._storage_error = ""
 
-    async def answer(self, file: PackageFile, stored: Stored) -> FileAnswer:
+    async def answer(self, file: PackageFile, stored: FindStored) -> FileAnswer:
         """
-        What a client gets for this file now; `stored` looks whether it is stored by now.
+        Decide what a client gets for this file now.
 
-        Raises StillFetching, and what ends a fetch.
+        `stored` finds the file if it is stored by now. Raises StillFetching, and the error of a failed fetch.
         """
         strict = self._policy.strict
         by_worker = self._policy.redirect and (strict or not self._upstream.needs_credentials(file.url))
-        if by_worker and await self._queued(file):
+        if by_worker and await self._queue_fetch(file):
             return await self._stored_by_worker(file, stored) if strict else RedirectToUpstream(file.url)
-        return await self._fetched(file, stored)
+        return await self._fetch(file, stored)
 
-    def in_trouble(self, why: str) -> None:
-        """Files can't be kept here: said once, until they can again."""
-        if not self._trouble:
-            self.log.error("files can't be kept here, clients get them from upstream: {why}", why=why)
-        self._trouble = why
+    def _note_storage_failure(self, why: str) -> None:
+        """Log that files can't be stored. This is logged once, until they can be stored again."""
+        if not self._storage_error:
+            self.log.error("files can't be stored, clients get them from upstream: {why}", why=why)
+        self._storage_error = why
 
-    async def _queued(self, file: PackageFile) -> bool:
-        """Leave the file to a worker; False where the queue can't be reached, and it is fetched here."""
+    async def _queue_fetch(self, file: PackageFile) -> bool:
+        """Queue a fetch for a worker. Returns False if the queue can't be reached; the file is then fetched here."""
         try:
             await self._queue.put(fetch_job(file, self._policy.disk))
         except CatalogDown:
             return False
         return True
 
-    async def _fetched(self, file: PackageFile, stored: Stored) -> FileAnswer:
-        """The content of the one fetch of this file; where that is another host's, what a client gets without it."""
+    async def _fetch(self, file: PackageFile, stored: FindStored) -> FileAnswer:
+        """
+        Return the content of the one fetch of this file.
+
+        If another host fetches the file, return what a client gets meanwhile.
+        """
         until, anew = self._clock.seconds() + self._policy.strict_wait, False
         while True:
             try:
-                return await self._fetched_here(file, until, anew=anew)
-            except (AlreadyStored, FetchedElsewhere) as error:  # noqa: PERF203 - a turn takes a quarter of a second
+                return await self._fetch_here(file, until, anew=anew)
+            except (AlreadyStored, FetchedElsewhere) as error:  # noqa: PERF203 - an iteration takes 0.25 s
                 found = await stored(file)
                 if found is not None:
                     return found
                 if isinstance(error, AlreadyStored):
-                    anew = True  # it is in the storage, and can't be had from there
+                    anew = True  # the file is stored, but can't be read from the storage
                 elif not self._policy.strict:
-                    return self._without_us(file)
+                    return self._bypass(file)
                 elif self._clock.seconds() >= until:
-                    raise _not_yet(error.retry_after or _LONGEST_WAIT) from None
+                    raise _still_fetching(error.retry_after or _MAX_RETRY_AFTER) from None
                 else:
-                    await deferLater(self._clock, _LOOK_AGAIN)
+                    await deferLater(self._clock, _POLL_INTERVAL)
 
-    async def _fetched_here(self, file: PackageFile, until: float, *, anew: bool) -> FileAnswer:
-        """The content of the fetch of this file, which is running on this host or begins."""
+    async def _fetch_here(self, file: PackageFile, until: float, *, anew: bool) -> FileAnswer:
+        """Join the fetch of this file on this host, or start it."""
         try:
             content = self._fetches.join(file) or self._start(file, anew=anew)
         except StorageDown as error:
-            self.in_trouble(str(error))
-            return self._without_us(file)
-        self._out_of_trouble()
+            self._note_storage_failure(str(error))
+            return self._bypass(file)
+        self._note_storage_recovery()
         if content is None:
-            return self._without_us(file)
+            return self._bypass(file)
         try:
             if self._policy.strict:
-                await self._whole(content, until)
+                await self._wait_until_checked(content, until)
             else:
-                await content.when(lambda: content.begun or content.ended)
+                await content.wait_until(lambda: content.begun or content.ended)
             if content.error is not None:
                 raise content.error
         except StorageDown as error:
             content.close()
-            self.in_trouble(str(error))
-            return self._without_us(file)
+            self._note_storage_failure(str(error))
+            return self._bypass(file)
         except BaseException:
             content.close()
             raise
         return LocalContent(content, file.digest or content.digest, hit=False)
 
     def _start(self, file: PackageFile, *, anew: bool) -> Content | None:
-        """The content of a new fetch; None when there are too many already."""
+        """Start a fetch and return its content. Returns None if too many fetches run."""
         if len(self._fetches) >= self._policy.most_fetches:
             return None
         return self._fetches.start(file, anew=anew)
 
-    def _without_us(self, file: PackageFile) -> FileAnswer:
-        """We can't take the file in: the client goes to upstream, or gets the bytes passed through if it may not."""
+    def _bypass(self, file: PackageFile) -> FileAnswer:
+        """
+        Answer a client if this server does not fetch the file.
+
+        The client is redirected to upstream, or gets the bytes passed through if upstream needs credentials. In strict
+        mode it gets neither, since the bytes would not be checked.
+        """
         if self._policy.strict:
-            raise StorageDown("the file can't be taken in and checked now: try again later")
+            raise StorageDown(
+                "the file can't be fetched and checked now: the storage fails or too many fetches run; try again later"
+            )
         if self._upstream.needs_credentials(file.url):
             return PassThrough(file)
         return RedirectToUpstream(file.url)
 
-    async def _whole(self, content: Content, until: float) -> None:
-        """Strict: wait for the file to be whole and checked, but not for long."""
+    async def _wait_until_checked(self, content: Content, until: float) -> None:
+        """Wait until the file is complete and checked (strict mode). Raises StillFetching after `until`."""
         began, length = self._clock.seconds(), content.length
         try:
-            await content.when(lambda: content.ended).addTimeout(max(0.0, until - began), self._clock)
-        except WaitedTooLong:
+            await content.wait_until(lambda: content.ended).addTimeout(max(0.0, until - began), self._clock)
+        except DeferredTimeout:
             rate = (content.length - length) / max(1e-3, self._clock.seconds() - began)
             left = (content.total or 0) - content.length
-            raise _not_yet(math.ceil(left / rate) if rate > 0 and left > 0 else _LONGEST_WAIT) from None
+            raise _still_fetching(math.ceil(left / rate) if rate > 0 and left > 0 else _MAX_RETRY_AFTER) from None
 
-    async def _stored_by_worker(self, file: PackageFile, stored: Stored) -> FileAnswer:
-        """Strict, and a worker fetches: look until it is stored, but not for long."""
+    async def _stored_by_worker(self, file: PackageFile, stored: FindStored) -> FileAnswer:
+        """Wait until a worker has stored the file (strict mode). Raises StillFetching after `strict_wait`."""
         until = self._clock.seconds() + self._policy.strict_wait
         while (found := await stored(file)) is None:
             if self._clock.seconds() >= until:
-                raise _not_yet(math.ceil(self._policy.strict_wait))
-            await deferLater(self._clock, _LOOK_AGAIN)
+                raise _still_fetching(math.ceil(self._policy.strict_wait))
+            await deferLater(self._clock, _POLL_INTERVAL)
         return found
 
-    def _out_of_trouble(self) -> None:
-        if self._trouble:
-            self._trouble = ""
-            self.log.info("files can be kept here again")
+    def _note_storage_recovery(self) -> None:
+        if self._storage_error:
+            self._storage_error = ""
+            self.log.info("files can be stored again")
 
 
-def _not_yet(seconds: int) -> StillFetching:
-    """The client is to come back after so many seconds, within bounds."""
-    return StillFetching("the file is still being fetched and checked: try again", max(1, min(seconds, _LONGEST_WAIT)))
+def _still_fetching(seconds: int) -> StillFetching:
+    """The error for a file that is not complete yet. The client retries after `seconds`, within bounds."""
+    return StillFetching(
+        "the file is still being fetched and checked: try again", max(1, min(seconds, _MAX_RETRY_AFTER))
+    )

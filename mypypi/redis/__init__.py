@@ -1,4 +1,4 @@
-"""Everything kept in Redis: the catalog, the queue of jobs, and leases.
+"""The data in Redis: the catalog, the queue of jobs, and leases.
 
-Knows commands, keys and how records are written. Must never know what a page means, or what a job does.
+Knows Redis commands, keys and the format of records. Must never know what a page means, nor what a job does.
 """

@@ -1,6 +1,6 @@
-"""The catalog, kept in Redis: pages, stored files, links, leases and pauses, shared by all processes.
+"""The catalog in Redis: pages, stored files, links, leases and back-offs, shared by all processes.
 
-Knows keys and how records are written. Must never know what a page means, or a request, or upstream.
+Knows Redis keys and the format of records. Must never know what a page means, nor requests or upstream.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ if TYPE_CHECKING:
 
     from mypypi.redis.client import RedisClient
 
-#: Replace a page whole, so that nobody reads a mix of two: KEYS page, a name beside it; ARGV seconds to keep it (0: for
-#: ever), then fields and values. The new one is written first: a full Redis refuses that, and the old one stays.
+#: Replace a page atomically, so that no reader sees a mix of two versions. KEYS page, temporary key; ARGV seconds until
+#: the page expires (0: never), then fields and values. The new version is written to the temporary key first: if Redis
+#: is out of memory, that command fails, and the old version stays.
 _PUT = """
 redis.call('HSET', KEYS[2], unpack(ARGV, 2))
 redis.call('RENAME', KEYS[2], KEYS[1])
 if tonumber(ARGV[1]) > 0 then redis.call('EXPIRE', KEYS[1], ARGV[1]) end
 """
 
-#: KEYS page; ARGV the version that must be there, the new stamp, seconds to keep the page where it was to expire.
+#: Replace a page's stamp. KEYS page; ARGV the version that must be stored, the new stamp, seconds until a page expires
+#: that has an expiry.
 _TOUCH = """
 local stamp = redis.call('HGET', KEYS[1], 'stamp')
 if stamp and cjson.decode(stamp).version == ARGV[1] then
@@ -39,31 +41,33 @@ if stamp and cjson.decode(stamp).version == ARGV[1] then
 end
 """
 
-#: KEYS withheld links; ARGV now, the second until which to withhold, the link, seconds to keep the set.
+#: Withhold a link, and remove links whose time is over. KEYS the sorted set; ARGV now and the end of the withholding
+#: (both in seconds since the epoch), the link, seconds until the set expires.
 _WITHHOLD = """
 redis.call('ZADD', KEYS[1], ARGV[2], ARGV[3])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ARGV[1])
 redis.call('EXPIRE', KEYS[1], ARGV[4])
 """
 
-#: KEYS lease; ARGV owner, the lease, milliseconds. Nothing, or the lease as another owner holds it and for how long.
+#: Take a lease. KEYS lease; ARGV owner, the lease's record, milliseconds until it expires. If another owner holds the
+#: lease, returns that owner's record and the milliseconds that are left.
 _TAKE_LEASE = """
 local held = redis.call('GET', KEYS[1])
 if held and cjson.decode(held).owner ~= ARGV[1] then return {held, redis.call('PTTL', KEYS[1])} end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 """
 
-#: KEYS lease; ARGV owner.
+#: Release a lease, if this owner holds it. KEYS lease; ARGV owner.
 _RELEASE_LEASE = """
 local held = redis.call('GET', KEYS[1])
 if held and cjson.decode(held).owner == ARGV[1] then redis.call('DEL', KEYS[1]) end
 """
 
 _DAY = 86_400
-#: Seconds for which a pause is known after its end.
-_PAUSE_KNOWN = 300
-#: Strays in one command: more would hold the reactor, and everybody else's commands, for too long.
-_STRAYS_AT_ONCE = 500
+#: Seconds for which a back-off is kept after its end, so that the next one can be longer.
+_PAUSE_KEPT = 300
+#: Indexed links per command. A larger command would block the reactor, and other clients' commands, for too long.
+_LINKS_PER_COMMAND = 500
 
 
 @frozen
@@ -83,7 +87,7 @@ class _FormMeta:
 
 @frozen
 class _Meta:
-    """What is kept of a page beside its stamp and its forms' bytes."""
+    """The record of a page, without its stamp and its forms' bytes."""
 
     upstream_etag: str
     upstream_modified: str
@@ -95,7 +99,7 @@ class _Meta:
 
 @frozen
 class _Stored:
-    """What is kept of a file that is stored elsewhere."""
+    """The record of a file in remote storage."""
 
     size: int
     digest: str
@@ -103,7 +107,7 @@ class _Stored:
 
 @frozen
 class _Lease:
-    """What is kept of a lease; Redis itself lets it run out."""
+    """The record of a lease. Its expiry is that of its Redis key."""
 
     owner: str
     about: str
@@ -112,13 +116,18 @@ class _Lease:
 @implementer(ICatalog)
 class RedisCatalog:
     """
-    The catalog that all processes share. `clock` tells the seconds since the epoch.
+    The catalog that all processes share. `clock` returns seconds since the epoch.
 
-    `{prefix}:page:{ecosystem}:{page}` is a hash: `stamp` and `meta` in JSON, and a field `form:{name}` with the gzip
-    bytes of each form. A missing page expires after a day. `{prefix}:stray:{ecosystem}:{link}` holds a page's name.
-    `{prefix}:withheld:{ecosystem}:{page}` is a sorted set of links by the second until which they are withheld.
-    `{prefix}:lease:{ecosystem}:{name}` is a lease, with its owner in JSON; `{prefix}:pause:{ecosystem}:{name}` a pause.
-    A record that can't be read, by whomever it was written, counts as not there: the page is fetched again.
+    The keys in Redis:
+
+    - `{prefix}:page:{ecosystem}:{page}` is a hash: `stamp` and `meta` in JSON, and a field `form:{name}` with the gzip
+      bytes of each form. A missing page expires after a day.
+    - `{prefix}:stray:{ecosystem}:{link}` has the name of the page that lists the link.
+    - `{prefix}:withheld:{ecosystem}:{page}` is a sorted set of withheld links, by the time when their withholding ends.
+    - `{prefix}:stored:{ecosystem}:{key}` is a stored file, in JSON; `{prefix}:link:{ecosystem}:{key}` its URL.
+    - `{prefix}:lease:{ecosystem}:{name}` is a lease, `{prefix}:pause:{ecosystem}:{name}` a back-off, both in JSON.
+
+    A record that can't be parsed counts as missing, no matter which program wrote it: the page is fetched again.
     """
 
     log = Logger()
@@ -137,7 +146,7 @@ class RedisCatalog:
         try:
             return _decode(page, dict(zip(reply[::2], reply[1::2], strict=True)))
         except (KeyError, msgspec.MsgspecError) as error:
-            self.log.warn("page {page} in Redis can't be read: {error!r}", page=page, error=error)
+            self.log.warn("page {page} in Redis can't be read, and is fetched again: {error!r}", page=page, error=error)
             return None
 
     async def page_stamp(self, page: PageId) -> tuple[str, float] | None:
@@ -150,10 +159,10 @@ class RedisCatalog:
         return None if stamp is None else (stamp.version, stamp.checked_at)
 
     async def put_page(self, page: Page, indexed_links: tuple[str, ...]) -> None:
-        """See `ICatalog.put_page`. The links come first: whoever sees the page can find them."""
+        """See `ICatalog.put_page`. Writes the links first, so that a visible page has all its links indexed."""
         name = _name(page.id)
-        for start in range(0, len(indexed_links), _STRAYS_AT_ONCE):
-            batch = indexed_links[start : start + _STRAYS_AT_ONCE]
+        for start in range(0, len(indexed_links), _LINKS_PER_COMMAND):
+            batch = indexed_links[start : start + _LINKS_PER_COMMAND]
             await self._client.call("MSET", *(word for link in batch for word in (self._key("stray", link), name)))
         key, kept_for = self._key("page", name), _DAY if page.missing else 0
         await self._client.call("EVAL", _PUT, 2, key, f"{key}:new", kept_for, *_encode(page))
@@ -244,7 +253,7 @@ class RedisCatalog:
 
     async def put_pause(self, name: str, pause: Pause) -> None:
         """See `ICatalog.put_pause`."""
-        seconds = max(1, int(pause.until - self._clock.seconds()) + _PAUSE_KNOWN)
+        seconds = max(1, int(pause.until - self._clock.seconds()) + _PAUSE_KEPT)
         await self._client.call("SET", self._key("pause", name), msgspec.json.encode(pause), "EX", seconds)
 
     async def end_pause(self, name: str) -> None:
@@ -260,7 +269,7 @@ class RedisCatalog:
 
 
 def _name(page: PageId) -> str:
-    """A page's name in keys and values: its parts percent-encoded, so that ``PageId`` can be had back from it."""
+    """Return a page's name for keys and values. Its parts are percent-encoded, so that it can be parsed again."""
     return "/".join(quote(part, safe="@+!~") for part in (page.kind, page.project, page.version)).rstrip("/")
 
 
@@ -275,7 +284,7 @@ def _encode(page: Page) -> list[str | bytes]:
 
 
 def _decode(page: PageId, fields: dict[bytes, bytes]) -> Page:
-    """Raises KeyError or MsgspecError for a record that is not as `_encode` writes it."""
+    """Parse the fields that `_encode` writes. Raises KeyError or MsgspecError if they are malformed."""
     stamp = msgspec.json.decode(fields[b"stamp"], type=_Stamp)
     meta = msgspec.json.decode(fields[b"meta"], type=_Meta)
     return Page(

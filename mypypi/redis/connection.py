@@ -1,7 +1,7 @@
-"""One connection to Redis: txredisapi's protocol, told when bytes last came and why it ended.
+"""One connection to Redis, on top of txredisapi's protocol.
 
-Knows the protocol's handshake. Must never know when to connect, or what is sent.
-Importing txredisapi installs the default reactor: import this module after another one has been installed.
+Importing txredisapi installs the default reactor: import this module after the intended reactor has been installed.
+Knows the protocol's handshake. Must never know when to connect, nor which commands are sent.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def endpoint_of(reactor: Any, url: RedisUrl, timeout: float) -> IStreamClientEndpoint:
-    """Where Redis is reached, with TLS for ``rediss://``. `timeout` is for connecting, in seconds."""
+    """Return the endpoint for a Redis URL, with TLS for ``rediss://``. `timeout` limits connecting, in seconds."""
     if url.kind == "unix":
         return UNIXClientEndpoint(reactor, url.path, timeout=timeout)
     endpoint = HostnameEndpoint(reactor, url.host, url.port, timeout=timeout)
@@ -29,11 +29,11 @@ def endpoint_of(reactor: Any, url: RedisUrl, timeout: float) -> IStreamClientEnd
 
 
 class Connection(txredisapi.RedisProtocol):  # type: ignore[misc] # txredisapi has no types
-    """Remembers when bytes last came, and why the connection ended."""
+    """A connection that records when bytes last arrived, and why it ended."""
 
     def __init__(self, reactor: IReactorTime, url: RedisUrl) -> None:
-        # Left alone, txredisapi turns "1.10" into 1.1. A database is always selected: a connection that asks for
-        # nothing at the start counts as ready before TLS has checked the certificate.
+        # By default, txredisapi converts replies, such as "1.10" to 1.1. A database is always selected: without any
+        # command at the start, a connection would count as ready before TLS has checked the certificate.
         password = None if url.password is None else url.password.reveal()
         super().__init__(
             charset=None, password=password, dbid=url.db, convertNumbers=False, username=url.username or None
@@ -52,7 +52,11 @@ class Connection(txredisapi.RedisProtocol):  # type: ignore[misc] # txredisapi h
 
 
 class ConnectionAttempt(Factory):
-    """What txredisapi's protocol expects of its factory, for one connection. `ready` fires once with the outcome."""
+    """
+    The factory of one connection, as txredisapi's protocol requires it.
+
+    `ready` fires once: with None when the connection can be used, or with the reason why it can't.
+    """
 
     noisy = False
     isLazy = False
@@ -72,7 +76,11 @@ class ConnectionAttempt(Factory):
         return connection
 
     def stopTrying(self) -> None:
-        """Called after a refused password or database. The pool tries again: the server's settings may be mended."""
+        """
+        Do nothing; the protocol calls this after a refused password or database.
+
+        The client keeps trying, since an operator may correct the server's settings.
+        """
 
     def connectionError(self, why: str) -> None:
         self._settle(ConnectionError(why.removeprefix("Redis error: ")))

@@ -1,7 +1,7 @@
-"""Leases that one owner holds: taken, renewed for as long as they are needed, and let go of.
+"""Takes, renews and releases leases for one owner.
 
-Whoever finds a lease of somebody else waits, or goes another way; one whose owner is gone runs out. Knows the catalog
-and a clock. Must never know what a lease is for.
+A process that finds a lease of another owner waits, or does without. The lease of an owner that has died expires. Knows
+the catalog and a clock. Must never know the purpose of a lease.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from mypypi.interfaces import ICatalog
     from mypypi.model import HeldLease
 
-#: Seconds for which a lease holds where nothing else is said.
+#: The default time until a lease expires unless it is renewed, in seconds.
 LEASE_SECONDS = 15.0
 
 
 class Leases:
     """
-    The leases of this `owner`, in the catalog that all share. Whoever has the same owner has the same leases.
+    The leases of one `owner`, in the shared catalog.
 
-    Each holds for so many `seconds`, for which others wait in vain where its holder is gone, and is renewed three times
-    as often.
+    Processes with the same owner share its leases. A lease expires after `seconds`, and is renewed after each third of
+    that time. If its holder dies, other owners wait in vain until it expires.
     """
 
     def __init__(self, catalog: ICatalog, owner: str, clock: Any, seconds: float = LEASE_SECONDS) -> None:
@@ -39,8 +39,10 @@ class Leases:
 
     async def take(self, name: str, about: Callable[[], str] = str) -> HeldLease | None:
         """
-        Hold a lease until it is let go of: None; else who holds it. `about` is what others are told, asked for anew at
-        each renewal. Raises CatalogDown.
+        Take a lease, and renew it until it is released.
+
+        Returns None if this owner has the lease now, else the lease of the other owner. `about` returns the text that
+        other owners see; it is called again for each renewal. Raises CatalogDown.
         """
         held = await self._catalog.take_lease(name, self._owner, self._seconds, about())
         if held is None and name not in self._renewals:
@@ -49,19 +51,23 @@ class Leases:
             renewal.start(self._seconds / 3, now=False)
         return held
 
-    async def let_go(self, name: str) -> None:
-        """Hold it no more, where it is held."""
+    async def release_if_held(self, name: str) -> None:
+        """Release a lease, if this object renews it."""
         if name in self._renewals:
             await self.release(name)
 
     async def release(self, name: str) -> None:
-        """Let go of it, and of what was left of it."""
+        """Release a lease of this owner, even one that `keep_for` has left to expire."""
         self._end_renewal(name)
-        with suppress(CatalogDown):  # it runs out
+        with suppress(CatalogDown):  # then it expires
             await self._catalog.release_lease(name, self._owner)
 
-    async def leave(self, name: str, seconds: float) -> None:
-        """Hold it for so many seconds and no more, or until whoever has the same owner releases it."""
+    async def keep_for(self, name: str, seconds: float) -> None:
+        """
+        Keep a lease for this many more seconds, without renewing it.
+
+        It ends earlier if a process with the same owner releases it. Does nothing if this object does not renew it.
+        """
         if self._end_renewal(name):
             with suppress(CatalogDown):
                 await self._catalog.take_lease(name, self._owner, seconds)
@@ -73,5 +79,5 @@ class Leases:
         return renewal is not None
 
     async def _renew(self, name: str, about: Callable[[], str]) -> None:
-        with suppress(CatalogDown):  # until it is back
+        with suppress(CatalogDown):  # the next renewal tries again
             await self._catalog.take_lease(name, self._owner, self._seconds, about())

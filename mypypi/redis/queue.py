@@ -1,9 +1,9 @@
-"""The queue of jobs: a Redis stream with a consumer group, at least once.
+"""The queue of jobs, in Redis. It delivers each job at least once.
 
-A job is taken by one worker, which renews its claim while it works on it. One that fails comes again after a pause that
-grows; one that failed too often is set aside with the reason, to be looked at and queued anew. A job that needs what
-lies on one host's disk is only taken by workers that see that disk. Needs Redis 6.2 or Valkey (XAUTOCLAIM). Knows
-`Job` and streams. Must never know what a job does.
+Jobs are entries of a Redis stream with a consumer group. One worker claims a job, and renews the claim while the job
+runs. A job that fails is queued again after a delay that grows. A job that has failed too often is set aside with the
+reason, for an operator to inspect and queue again. A job for one host's disk is only claimed by workers with access to
+that disk. Needs Redis 6.2 or Valkey (XAUTOCLAIM). Knows `Job` and streams. Must never know what a job does.
 """
 
 from __future__ import annotations
@@ -25,39 +25,43 @@ if TYPE_CHECKING:
     from mypypi.redis.client import RedisClient
 
 _GROUP = "workers"
-#: Milliseconds without a sign of life after which another worker takes a job over.
-CLAIM = 15_000
-#: Seconds until a failed job comes again: doubled each time.
+#: Milliseconds until a claim expires: if it was not renewed, another worker takes the job over.
+CLAIM_MS = 15_000
+#: Seconds until a failed job is tried again: doubled after each failure, up to the second value.
 _FIRST_PAUSE = 2.0
 _LONGEST_PAUSE = 600.0
-#: How often a job is tried before it is set aside: for about three hours.
+#: The number of tries before a job is set aside. With the pauses above, they take about three hours.
 MOST_TRIES = 24
+#: About this many jobs that were set aside are kept; the oldest are dropped.
 _MOST_DEAD = 10_000
+#: The longest reason that is kept of a failure, in characters.
 _LONGEST_WHY = 1_000
-#: Milliseconds for which a read waits where there is nothing to do.
-WAIT = 2_000
-#: The kind of what was found in the queue and is no job, when it is set aside.
+#: Milliseconds for which `take` waits for a job if there is none.
+WAIT_MS = 2_000
+#: The kind under which an entry that is not a job is set aside.
 UNREADABLE = "unreadable"
 
-#: KEYS stream, marker; ARGV the job, seconds that the marker holds. A job whose marker stands is queued already.
+#: Queue a job, unless its marker shows that it is queued already. KEYS stream, marker; ARGV the job, _MARKER_SECONDS.
 _PUT = """
 if redis.call('SET', KEYS[2], '1', 'NX', 'EX', ARGV[2]) then redis.call('XADD', KEYS[1], '*', 'job', ARGV[1]) end
 """
 
-#: KEYS stream, marker; ARGV group, id.
+#: Remove a job that succeeded. KEYS stream, marker; ARGV group, id.
 _DONE = """
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
 redis.call('XDEL', KEYS[1], ARGV[2])
 redis.call('DEL', KEYS[2])
 """
 
-#: KEYS stream, later; ARGV group, id, when, the job with its tries counted.
+#: Queue a failed job for a later try. KEYS stream, later (a sorted set of jobs by the time of their next try); ARGV
+#: group, id, that time in seconds since the epoch, the job with this try counted.
 _LATER = """
 if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 1 then redis.call('ZADD', KEYS[2], ARGV[3], ARGV[4]) end
 redis.call('XDEL', KEYS[1], ARGV[2])
 """
 
-#: KEYS stream, dead, marker; ARGV group, id, the job, why, when, how many are kept.
+#: Set a job aside. KEYS stream, dead (the stream of such jobs), marker; ARGV group, id, the job, the reason, the time
+#: in seconds since the epoch, the number of such jobs to keep.
 _BURY = """
 if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 1 then
   redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[6], '*', 'job', ARGV[3], 'why', ARGV[4], 'at', ARGV[5])
@@ -66,14 +70,15 @@ redis.call('XDEL', KEYS[1], ARGV[2])
 redis.call('DEL', KEYS[3])
 """
 
-#: KEYS stream; ARGV group, id, the job.
+#: Hand a job back. KEYS stream; ARGV group, id, the job.
 _HAND_BACK = """
 if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 1 then redis.call('XADD', KEYS[1], '*', 'job', ARGV[3]) end
 redis.call('XDEL', KEYS[1], ARGV[2])
 """
 
-#: KEYS stream, later; ARGV group, consumer, count, now, claim, where to look for claims that ran out. Makes the group,
-#: which a Redis that came back empty does not have; puts what is due back into the stream; takes over, then reads anew.
+#: Claim jobs. KEYS stream, later; ARGV group, consumer, count, now, claim, the id to search from for expired claims.
+#: Creates the group, which a Redis that is new or has lost its data does not have; moves jobs whose next try is due
+#: into the stream; takes over jobs whose claim has expired; then reads new ones.
 _TAKE = """
 if redis.call('EXISTS', KEYS[1]) == 0 or #redis.call('XINFO', 'GROUPS', KEYS[1]) == 0 then
   redis.call('XGROUP', 'CREATE', KEYS[1], ARGV[1], '0', 'MKSTREAM')
@@ -91,15 +96,15 @@ end
 return {claimed[1], entries}
 """
 
-#: KEYS dead, stream, marker; ARGV id, the job, seconds that the marker holds. A job that was set aside starts anew.
+#: Queue a job again that was set aside. KEYS dead, stream, marker; ARGV id, the job, _MARKER_SECONDS.
 _REVIVE = """
 if redis.call('XDEL', KEYS[1], ARGV[1]) == 0 then return 0 end
 if redis.call('SET', KEYS[3], '1', 'NX', 'EX', ARGV[3]) then redis.call('XADD', KEYS[2], '*', 'job', ARGV[2]) end
 return 1
 """
 
-#: KEYS dead, then streams; of each its jobs that come later are beside it. An entry's id begins with when it was added,
-#: on Redis's clock in milliseconds, so that no other clock has to agree with it.
+#: Count the jobs. KEYS dead, then streams; each stream has its own set `later`. An entry's id begins with the time when
+#: it was added, in milliseconds on Redis's clock. The age is computed on that clock, so that no other clock matters.
 _STATE = """
 local waiting, later, oldest = 0, 0, -1
 for i = 2, #KEYS do
@@ -114,16 +119,18 @@ local age = oldest < 0 and 0 or time[1] * 1000 + math.floor(time[2] / 1000) - ol
 return {waiting, later, redis.call('XLEN', KEYS[1]), age}
 """
 
+#: Seconds until the marker of a queued job expires.
 _MARKER_SECONDS = 86_400
 
 
 @implementer(IQueue)
 class RedisQueue:
     """
-    The jobs of one ecosystem, and those for the disk with this id, empty where no disk is seen.
+    The queue of one ecosystem's jobs, as one process sees it.
 
-    `reader` is the client that waits for jobs, and holds up whatever else is sent on its connection: who takes jobs
-    gives it one of its own, whose timeout is longer than `wait`. `claim` and `wait` are in milliseconds.
+    `take` returns the jobs for any disk, and those for the disk with the id `disk` (empty: without access to a disk).
+    `reader` is the client that waits for jobs. Waiting blocks its connection for other commands, so a worker passes a
+    separate client, with a timeout longer than `wait`. `claim` and `wait` are in milliseconds.
     """
 
     def __init__(
@@ -135,8 +142,8 @@ class RedisQueue:
         clock: IReactorTime,
         *,
         reader: RedisClient | None = None,
-        claim: int = CLAIM,
-        wait: int = WAIT,
+        claim: int = CLAIM_MS,
+        wait: int = WAIT_MS,
     ) -> None:
         self._client = client
         self._reader = reader or client
@@ -220,11 +227,11 @@ class RedisQueue:
         await self.state()
 
     def _streams(self) -> list[str]:
-        """Where this queue's jobs come from; first those that few can do."""
+        """Return the streams to take jobs from. The disk's own comes first, since fewer workers can do its jobs."""
         return [f"{self._base}:{self._disk}", self._base] if self._disk else [self._base]
 
     async def _all_streams(self) -> list[str]:
-        """Where the jobs of all disks come from: a disk's stream stays when it is empty."""
+        """Return the streams of all disks. Redis keeps a disk's stream even when it is empty."""
         of_disks = {name async for name in self._client.names(f"{self._base}:", "stream")}
         return [self._base, *(of_disks - {f"{self._base}:dead"})]
 
@@ -235,7 +242,12 @@ class RedisQueue:
         return f"{self._stream(job)}:queued:{job.kind}:{job.name}"
 
     async def _take_from(self, stream: str, count: int) -> list[ClaimedJob]:
-        """What is there now: jobs whose claim ran out, looked for a part at a time, then new ones."""
+        """
+        Claim jobs of one stream, without waiting.
+
+        Jobs whose claim has expired come first, then new ones. Each call searches only a part of the stream for expired
+        claims, and the next call continues there.
+        """
         self._looked_until[stream], entries = await self._client.call(
             "EVAL", _TAKE, 2, stream, f"{stream}:later", _GROUP, self._consumer, count,
             repr(self._clock.seconds()), self._claim, self._looked_until.get(stream, b"0-0"),
@@ -243,7 +255,7 @@ class RedisQueue:
         return await self._readable(stream, entries)
 
     async def _wait_for_more(self, count: int) -> list[ClaimedJob]:
-        """The next job; Redis may give one of each stream, so that there may be one too many."""
+        """Wait for the next job. Redis may return one of each stream; a surplus is handed back."""
         streams = self._streams()
         reply = await self._reader.call(
             "XREADGROUP", "GROUP", _GROUP, self._consumer, "COUNT", 1, "BLOCK", self._wait,
@@ -257,12 +269,16 @@ class RedisQueue:
         return taken[:count]
 
     async def _readable(self, stream: str, entries: list[tuple[bytes, list[bytes]] | None]) -> list[ClaimedJob]:
-        """The jobs in these entries. What is none is set aside; what was deleted while somebody held it is nothing."""
+        """
+        Decode the jobs in these entries.
+
+        Entries that are not jobs are set aside. Entries that were deleted while they were claimed (None) are skipped.
+        """
         taken = []
         for identity, fields in filter(None, entries):
             each = ClaimedJob(_decode(identity, fields), stream, identity.decode())
             if each.job.kind == UNREADABLE:
-                await self._set_aside(each, each.job, "this is no job that this version can read")
+                await self._set_aside(each, each.job, "this version can't read the entry as a job")
             else:
                 taken.append(each)
         return taken
@@ -276,7 +292,7 @@ class RedisQueue:
 
 
 def pause_after(tries: int) -> float:
-    """Seconds until a job that failed so often comes again: doubled each time, give or take a quarter."""
+    """Return the seconds until the next try. They double after each failure, give or take a quarter."""
     return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** (tries - 1)) * random.uniform(0.75, 1.25)  # noqa: S311
 
 
@@ -285,7 +301,7 @@ def _encode(job: Job) -> bytes:
 
 
 def _decode(identity: bytes, fields: list[bytes]) -> Job:
-    """The job in an entry of a stream; one of the kind `UNREADABLE` where there is none in it."""
+    """Decode the job of a stream's entry. An entry that is not a job gives one of the kind `UNREADABLE`."""
     try:
         return msgspec.json.decode(dict(zip(fields[::2], fields[1::2], strict=True))[b"job"], type=Job)
     except (KeyError, msgspec.MsgspecError):

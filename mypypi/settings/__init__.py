@@ -1,4 +1,4 @@
 """The settings: environment variables, read and checked once at start.
 
-Knows the environment: names, types, defaults, help. Must never know anything else: it opens no file and no connection.
+Knows the variables' names, types, defaults and help texts. Must never open a file or a connection.
 """

@@ -1,6 +1,6 @@
-"""Describes the settings for people: ``--help`` and the README's table, made from the fields of `Settings`.
+"""Describes the settings, for ``--settings`` and for the README's table.
 
-Knows fields and texts. Must never read the environment.
+Made from the fields of `Settings`. Knows fields and texts. Must never read the environment.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 @frozen
 class Variable:
-    """An environment variable, as its field declares it. `help` and `default` are reStructuredText."""
+    """An environment variable, as its field declares it.
+
+    `help` and `default` are reStructuredText. `embedded` is the default of ``twistd mypypi``, if it has its own.
+    """
 
     name: str
     help: str
@@ -30,8 +33,8 @@ class Variable:
 
 
 def variables() -> list[Variable]:
-    """Every variable there is, in the order of the fields."""
-    # A formatter may return anything; this one leaves environ-config's own rows as they are.
+    """Return all variables, in the order of the fields."""
+    # generate_help returns what its formatter returns: here, environ-config's own list of rows.
     rows = cast("list[dict[str, Any]]", environ.generate_help(Settings, formatter=list))
     return [
         Variable(
@@ -53,7 +56,7 @@ def _default_words(default: object, shown: str, embedded: str | None) -> str:
 
 
 def describe() -> str:
-    """The settings as plain text for ``--help``."""
+    """Describe the settings as plain text, for ``--settings``."""
     lines: list[str] = []
     for variable in variables():
         default = f" Default: {variable.default}." if variable.default else ""
@@ -63,7 +66,7 @@ def describe() -> str:
 
 
 def as_rst_table() -> str:
-    """The settings as the README's ``list-table``."""
+    """Describe the settings as a ``list-table``, for the README."""
     rows = [
         ("Name", "What it sets", "Default"),
         *((f"``{variable.name}``", variable.help, variable.default) for variable in variables()),

@@ -1,16 +1,14 @@
-"""The settings: every environment variable's name, help, default and check, and the one place that reads them.
+"""The settings, each a field of `Settings` with its help, default and check.
 
-Knows texts and the values they stand for. Must never open what it names: no connection, no file, no reactor.
-
-A setting is one field of `Settings`. What checks it, what fills it, what ``--help`` prints and what the README's
-table says all come from that field.
+The same field parses the environment variable, and fills ``--settings`` and the README's table. Knows texts and the
+values they stand for. Must never open what a setting names: no connection, no file, no reactor.
 """
 
 from __future__ import annotations
 
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import environ
@@ -35,14 +33,15 @@ from mypypi.settings.types import (
     url,
 )
 
-if TYPE_CHECKING:
-    pass
-
 PREFIX = "MYPYPI_"
 
 
 def default_upstream(package_type: str) -> str:
-    """The address of the public index or registry: that of the page where purl2url places an arbitrary package."""
+    """
+    Return the address of PyPI or the npm registry.
+
+    It is that of the page where purl2url places an arbitrary package, so that no host name is written down here.
+    """
     address = {
         "pypi": purl2url.get_repo_url("pkg:pypi/x"),
         "npm": purl2url.get_download_url("pkg:npm/x@1"),
@@ -60,190 +59,195 @@ def _setting(
     shown: str = "",
 ) -> Any:
     """
-    `environ.var` with what tables and ``twistd mypypi`` need besides.
+    Declare a setting, with metadata for the tables and for ``twistd mypypi``.
 
-    `default` is the variable's text (or what computes the value), `embedded` the one which `twistd mypypi` has in its
-    place, and `shown` says in reStructuredText what the default is where it is no text.
+    `default` is the variable's default text, or a factory of its value. `embedded` replaces it for ``twistd mypypi``.
+    `shown` describes, in reStructuredText, a default that is not a text.
     """
     made = environ.var(default=default, converter=kind, name=name, help=about)
     made.metadata.update(embedded=embedded, shown=shown)
     return made
 
 
-# None: environ-config's own methods would stop at the first problem, and their errors might show a secret.
+# None disables environ-config's own methods: they stop at the first problem, and their errors may show a secret.
 @environ.config(prefix="MYPYPI", from_environ=None, generate_help=None, frozen=True)  # type: ignore[call-overload]
 class Settings:
-    """What the environment says, checked and converted. Times are in whole seconds, paths are absolute."""
+    """The settings, checked and converted. Times are in whole seconds, paths are absolute."""
 
     package_type: Literal["pypi", "npm"] = _setting(
-        "pypi", choice("pypi", "npm"), "``pypi`` or ``npm``: what this deployment serves."
+        "pypi", choice("pypi", "npm"), "The kind of packages to serve: ``pypi`` or ``npm``."
     )
     upstream_url: str = _setting(
         Factory(lambda settings: default_upstream(settings.package_type), takes_self=True),
         SettingType(url, f"{URL} (those go in {PREFIX}UPSTREAM_USERNAME and {PREFIX}UPSTREAM_PASSWORD)"),
-        "The index or registry behind it, without the trailing ``/simple``.",
-        shown="the public PyPI in pypi mode, the public npm registry in npm mode",
+        "URL of the upstream index or registry, without a trailing ``/simple``.",
+        shown="PyPI in pypi mode, the npm registry in npm mode",
     )
     upstream_username: str | None = _setting(
         None,
         matching(r"[^:\x00-\x1f\x7f]+", "a user's name, without a colon or control character (RFC 7617, section 2)"),
-        "User for HTTP basic auth towards upstream; sent to the upstream host, and to a file host only where it is "
-        "the same host.",
+        "User name for HTTP basic authentication at upstream, which is sent to the upstream host only and not to a "
+        "separate host for files.",
     )
-    upstream_password: Secret | None = _setting(None, CREDENTIAL, "Password for HTTP basic auth towards upstream.")
+    upstream_password: Secret | None = _setting(None, CREDENTIAL, "Password for HTTP basic authentication at upstream.")
     upstream_strict: bool = _setting(
-        "false", BOOLEAN, "Clients wait for a whole, checked file: never a redirect, never an unchecked byte."
+        "false",
+        BOOLEAN,
+        "Strict mode: clients wait for the complete, verified file, and get no redirect to upstream and no unverified "
+        "byte.",
     )
     cache_time: int = _setting(
         "300",
         number("a whole number of seconds", 0),
-        "Seconds for which a page from upstream counts as fresh: the bound on how late a new version appears.",
+        "Seconds for which a page from upstream is fresh, so that a new version appears at most this late.",
     )
     data_directory: Path = _setting(
-        "data", DIRECTORY, "Where the daemon keeps what it must keep on disk (drafts, the embedded Redis)."
+        "data", DIRECTORY, "Directory for the daemon's own data, such as drafts and the embedded Redis."
     )
     file_storage_driver: Literal["local", "s3"] = _setting(
-        "local", choice("local", "s3"), "``local`` or ``s3``: where package files are kept."
+        "local", choice("local", "s3"), "Where package files are stored: ``local`` or ``s3``."
     )
     file_storage_directory: Path = _setting(
         Factory(lambda settings: settings.data_directory / "files", takes_self=True),
         DIRECTORY,
-        "With ``local``: where package files lie; a relative path is taken from ``MYPYPI_DATA_DIRECTORY`` when that "
-        "is set, else from the working directory.",
+        "With ``local``: directory of the package files; a relative path starts at ``MYPYPI_DATA_DIRECTORY`` if that "
+        "is set, else at the working directory.",
         shown="``data/files``",
     )
     s3_bucket: str | None = _setting(
         None,
         matching("[A-Za-z0-9._-]{1,255}|arn:[!-~]+", "a bucket's name alone (or the ARN of an access point)"),
-        "With ``s3``: the bucket, which is required.",
+        "With ``s3``: name of the bucket (required).",
     )
     s3_prefix: str = _setting(
         None,
         SettingType(lambda text: text.strip("/"), "text", unset=""),
-        "With ``s3``: what every key in the bucket begins with.",
+        "With ``s3``: prefix of every key in the bucket.",
     )
     s3_access_key: Secret | None = _setting(
         None,
         CREDENTIAL,
-        "Access key for S3; where it and the secret key are absent, boto3's own chain (instance role, profile).",
+        "Access key for S3; without access key and secret key, boto3 looks for credentials (instance role, profile).",
     )
     s3_secret_key: Secret | None = _setting(None, CREDENTIAL, "Secret key for S3.")
     s3_endpoint_url: str | None = _setting(
-        None, SettingType(url, URL), "For other providers than AWS: the endpoint with its ``https://``."
+        None, SettingType(url, URL), "URL of the S3 endpoint, for providers other than AWS."
     )
     s3_region: str | None = _setting(
-        None, matching("[A-Za-z0-9-]+", "a region's name, as in eu-central-1"), "The bucket's region."
+        None, matching("[A-Za-z0-9-]+", "a region's name, as in eu-central-1"), "Region of the bucket."
     )
     s3_public: bool = _setting(
         "false",
         BOOLEAN,
-        "The bucket is public: links without a query string, permanent redirects, so that clients cache them.",
+        "The bucket is public: clients get permanent redirects to URLs without a query, which they can cache.",
     )
     s3_key_ttl: int = _setting(
         "600",
-        number("a whole number of seconds", 61, 604_800),  # seven days: the most that a SigV4 link may hold
-        "Seconds for which a pre-signed link holds; must be greater than 60; no effect when public.",
+        number("a whole number of seconds", 61, 604_800),  # seven days, the limit of SigV4
+        "Seconds for which a pre-signed S3 URL is valid, more than 60; unused with ``MYPYPI_S3_PUBLIC``.",
     )
     s3_serve: Literal["redirect", "proxy"] = _setting(
         "redirect",
         choice("redirect", "proxy"),
-        "How clients get a file from the bucket: ``redirect`` sends them there, ``proxy`` streams it through the "
-        "server, for clients that can't reach the bucket.",
+        "How clients get a file from the bucket: ``redirect`` sends them to S3, ``proxy`` streams it through the "
+        "server, for clients that can't reach S3.",
     )
     drafts_max_bytes: int = _setting(
         "20000000000",
         number("a whole number of bytes", 1_000_000, 999_999_999_999_999),
-        "What drafts, and files that wait for their upload, may take on the disk; beyond it, clients are sent to "
+        "Bytes of disk space for drafts and for files that wait for their upload; beyond it, clients are redirected to "
         "upstream for files that are not cached yet.",
     )
     redis_url: RedisUrl | None = _setting(
         "redis://localhost:6379",
         SettingType(RedisUrl.parse, REDIS_URL, secret=True),
-        "``redis://`` or ``rediss://`` (TLS), with user, password and database, or ``unix://`` and a path; "
-        "``mypypi`` starts a private Redis of its own where this is not set.",
+        "URL of Redis: ``redis://`` or ``rediss://`` (TLS), with user, password and database, or ``unix://`` and a "
+        "path; ``mypypi`` starts its own private Redis if this is not set.",
         embedded="",
     )
     redis_prefix: str = _setting(
-        "mypypi", matching("[A-Za-z0-9._:{}/-]+", "letters, digits and any of . _ : { } / -"), "Prefix of every key."
+        "mypypi",
+        matching("[A-Za-z0-9._:{}/-]+", "letters, digits and any of . _ : { } / -"),
+        "Prefix of every key in Redis.",
     )
     workers: int = _setting(
         "8", number("a whole number", 1, 1024), "Server processes to spawn.", name="WORKERS", embedded="1"
     )
-    worker_concurrency: int = _setting("4", number("a whole number", 1, 256), "Jobs that a worker does at once.")
+    worker_concurrency: int = _setting("4", number("a whole number", 1, 256), "Jobs that a worker runs at once.")
     mode: Literal["server", "worker"] = _setting(
         "server",
         choice("server", "worker"),
-        "In the container image: ``server`` or ``worker``, the daemon to run.",
+        "Daemon to run in the container image: ``server`` or ``worker``.",
     )
     listen: str = _setting(
         "tcp:80",
         SettingType(endpoint, "a Twisted server endpoint description, as in tcp:80 or unix:/run/mypypi.sock"),
-        "A Twisted server endpoint description (``tcp:80``, ``unix:…``, ``systemd:…``, ``ssl:…``); also ``--listen``.",
+        "Twisted server endpoint to listen on (``tcp:80``, ``unix:…``, ``systemd:…``, ``ssl:…``); also ``--listen``.",
         embedded="tcp:8080:interface=127.0.0.1",
     )
     public_url: str | None = _setting(
         None,
         SettingType(url, URL),
-        "The address clients use, where it differs from the request's own (TLS termination, path prefix).",
+        "Address that clients use, if it differs from that in their requests (TLS termination, path prefix).",
         shown="taken from the request",
     )
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = _setting(
         None,
         SettingType(networks, "addresses or networks, separated by commas, as in 127.0.0.1, 10.0.0.0/8", unset=()),
-        "Proxies in front of this server, by address or network: ``Forwarded`` and ``X-Forwarded-Proto``, ``-Host`` "
-        "and ``-Prefix`` are believed from these alone.",
+        "Addresses or networks of the proxies in front of this server; only they may set ``Forwarded``, "
+        "``X-Forwarded-Proto``, ``-Host`` and ``-Prefix``.",
         shown="none",
     )
     cold_files: Literal["stream", "redirect"] = _setting(
         "stream",
         choice("stream", "redirect"),
-        "``stream`` or ``redirect``: a file that is not cached yet is handed on while it arrives, or the client is "
-        "sent to upstream for it while a worker fetches it.",
+        "How clients get a file that is not cached yet: ``stream`` sends it while it arrives, ``redirect`` sends them "
+        "to upstream while a worker fetches it.",
     )
     strict_wait: int = _setting(
         "10",
-        number("a whole number of seconds", 1, 14),  # pip and poetry give up reading after 15 s
-        "Strict: seconds for which a request waits for its file before it gets a 503; below the 15 s in which pip and "
-        "poetry give up reading.",
+        number("a whole number of seconds", 1, 14),  # pip and poetry time out after 15 s without a byte
+        "Seconds for which a request in strict mode waits for its file before it gets a 503; below the 15 s after "
+        "which pip and poetry time out.",
     )
     negative_cache_time: int = _setting(
-        "60", number("a whole number of seconds", 0), 'Seconds for which "upstream says 404" is believed.'
+        "60", number("a whole number of seconds", 0), "Seconds for which a 404 from upstream is cached."
     )
     upstream_concurrency: int = _setting(
-        "64", number("a whole number"), "Requests to upstream in flight at once, per process."
+        "64", number("a whole number"), "Concurrent requests to upstream, per process."
     )
     upstream_timeout: int = _setting(
         "15",
         SECONDS,
-        "Seconds for connecting and for the response head; the body has an idle limit of the same length.",
+        "Seconds to connect to upstream and get a response head; also the longest silence in its body.",
     )
     log_format: Literal["text", "json"] = _setting(
-        "text", choice("text", "json"), "``text`` or ``json``: how log lines are written, one of them for each request."
+        "text", choice("text", "json"), "Format of the log, which has a line for every request: ``text`` or ``json``."
     )
     log_level: Literal["debug", "info", "warn", "error"] = _setting(
         "info",
         choice("debug", "info", "warn", "error"),
-        "The lowest level of log lines that are written; ``debug`` adds what Redis and Twisted say.",
+        "Lowest level of log lines to write; ``debug`` adds the messages of Redis and Twisted.",
     )
     connections_per_address: int = _setting(
         "0",
         number("a whole number", 0),
-        "Connections that one address may have at once, per process; more of them are closed; ``0`` is any number, "
-        "which it must be behind a proxy, whose address all clients have.",
+        "Connections per client address and process, beyond which new ones are closed; ``0`` is no limit, as needed "
+        "behind a proxy, whose address all clients share.",
     )
 
     drain_time: int = _setting(
         "30",
         number("a whole number of seconds", 0, 86_400),
-        "Seconds that a stopping server gives the requests under way; what is not done then is broken off.",
+        "Seconds for which a stopping server lets running requests finish before it aborts them.",
     )
     stale_after: int = _setting(
         "3",
-        number("a whole number of seconds", 1, 14),  # pip and poetry give up reading after 15 s
-        "Seconds after which a page that is here is answered as it was, while upstream is still being asked.",
+        number("a whole number of seconds", 1, 14),  # pip and poetry time out after 15 s without a byte
+        "Seconds after which clients get the stale page while upstream has not answered yet.",
     )
     hot_pages_bytes: int = _setting(
         "134217728",
         number("a whole number of bytes", 1_000_000, 999_999_999_999),
-        "Memory for pages, per server process; a quarter of it is for pages with the clients' address in their links.",
+        "Bytes of memory for pages, per server process; a quarter is for copies with the server's address in them.",
     )

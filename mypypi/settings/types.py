@@ -1,6 +1,7 @@
-"""What texts settings take, and what they become: choices, numbers, addresses, secrets, the URL of a Redis.
+"""The types of settings: choices, numbers, addresses, secrets, the URL of a Redis.
 
-Knows texts and values. Must never know which setting takes which, open what a text names, or show a secret.
+Knows texts and the values that they become. Must never know which setting has which type, open what a text names, or
+show a secret.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ _HOST = re.compile(r"[0-9A-Za-z._-]+|[0-9A-Fa-f:.]+")
 _REDIS_KINDS: dict[str, Literal["tcp", "tls", "unix"]] = {"redis": "tcp", "rediss": "tls", "unix": "unix"}
 REDIS_URL = (
     "redis://, rediss:// or unix://, as in redis://user:password@redis.example:6379/0 or "
-    "unix://user:password@/path/to/socket?db=0: a user only with a password, both percent-encoded, no option but db"
+    "unix://user:password@/path/to/socket?db=0: a user needs a password, both are percent-encoded, and db is the only "
+    "option"
 )
 
 
 @frozen
 class Secret:
-    """A text that is in no repr, message or log. Only `reveal` gives it out."""
+    """A text that never appears in a repr, message or log. Only `reveal` returns it."""
 
     _value: str
 
@@ -37,16 +39,16 @@ class Secret:
         return NOT_SHOWN
 
     def reveal(self) -> str:
-        """The secret itself, for whoever sends it."""
+        """Return the secret itself, to be sent to its service."""
         return self._value
 
 
 @frozen
 class RedisUrl:
     """
-    How Redis is reached, from a URL in the forms of redis-py's ``from_url``.
+    The address of a Redis, parsed from a URL as redis-py's ``from_url`` accepts it.
 
-    `path` is the socket's for kind ``unix`` and empty otherwise; `host` and `port` mean nothing for ``unix``.
+    `path` is the socket's path for kind ``unix``, else empty. `host` and `port` are unused for ``unix``.
     """
 
     kind: Literal["tcp", "tls", "unix"]
@@ -59,9 +61,13 @@ class RedisUrl:
 
     @classmethod
     def parse(cls, text: str) -> RedisUrl:
-        """Raises ValueError with the expected form. The message never holds the text, which may hold a password."""
+        """
+        Parse a URL.
+
+        Raises ValueError with the expected form. Its message never contains `text`, which may contain a password.
+        """
         url = None
-        with suppress(ValueError):  # raised anew below, since the original, which names what it met, would be kept
+        with suppress(ValueError):  # not re-raised from here: the original, which quotes the text, would stay attached
             url = cls._parse(text)
         if url is None:
             raise ValueError(f"expected {REDIS_URL}")
@@ -77,7 +83,7 @@ class RedisUrl:
         username, password = unquote(parts.username or ""), unquote(parts.password or "")
         host, port = parts.hostname or "localhost", 6379 if parts.port is None else parts.port
         if "[" in parts.netloc.rpartition("@")[2]:
-            ip_address(host)  # Python before 3.11 takes anything in brackets
+            ip_address(host)  # Python before 3.11 accepts any text in brackets
         if not kind or options or parts.fragment or not re.fullmatch("[!-~]+", text) or not re.fullmatch("[0-9]+", db):
             return None
         if (username and not password) or not _HOST.fullmatch(host) or port == 0:
@@ -88,7 +94,7 @@ class RedisUrl:
         return cls(kind, host, port, place if kind == "unix" else "", int(db), username or None, secret)
 
     def __str__(self) -> str:
-        """The address without user and password."""
+        """Return the address without user and password."""
         if self.kind == "unix":
             return f"unix://{self.path}?db={self.db}"
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -98,9 +104,10 @@ class RedisUrl:
 @frozen
 class SettingType:
     """
-    What texts a setting takes: the converter of its field, and words for what it takes.
+    The type of a setting: it checks a text and converts it.
 
-    `convert` raises ValueError for others. What that says is never shown: it may hold the text, and so a secret.
+    `convert` raises ValueError for an invalid text; its message is never shown, since it may contain a secret.
+    `expected` describes the valid texts, for error messages. `unset` is the value without a text.
     """
 
     convert: Callable[[str], object]
@@ -123,7 +130,7 @@ class SettingType:
 def matching(
     pattern: str, expected: str, convert: Callable[[str], object] = str, *, secret: bool = False
 ) -> SettingType:
-    """Texts that match this pattern, as they are or converted."""
+    """Accept texts that match this pattern, and convert them."""
 
     def matched(text: str) -> object:
         if not re.fullmatch(pattern, text):
@@ -134,12 +141,12 @@ def matching(
 
 
 def choice(*words: str) -> SettingType:
-    """One of these words."""
+    """Accept one of these words."""
     return matching("|".join(words), " or ".join(words))
 
 
 def number(what: str, lowest: int = 1, highest: int = 999_999_999) -> SettingType:
-    """A whole number within these bounds."""
+    """Accept a whole number within these bounds."""
 
     def number(text: str) -> int:
         if not re.fullmatch("[0-9]{1,15}", text) or not lowest <= int(text) <= highest:
@@ -150,14 +157,14 @@ def number(what: str, lowest: int = 1, highest: int = 999_999_999) -> SettingTyp
 
 
 def boolean(text: str) -> bool:
-    """A truth value in the words of people and tools. Raises ValueError."""
+    """Parse true or false in the common spellings. Raises ValueError."""
     if text.lower() not in ("true", "1", "yes", "on", "false", "0", "no", "off"):
         raise ValueError(text)
     return text.lower() in ("true", "1", "yes", "on")
 
 
 def url(text: str) -> str:
-    """An address without a trailing slash. Raises ValueError."""
+    """Check an HTTP address, and return it without trailing slashes. Raises ValueError."""
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not _HOST.fullmatch(parts.hostname or "") or parts.port == 0:
         raise ValueError(text)
@@ -167,22 +174,23 @@ def url(text: str) -> str:
 
 
 def networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
-    """Addresses and networks, separated by commas. Raises ValueError."""
+    """Parse addresses and networks, separated by commas. Raises ValueError."""
     return tuple(ip_network(part.strip(), strict=False) for part in text.split(","))
 
 
 def endpoint(text: str) -> str:
     """
-    Check a Twisted server endpoint description as far as that goes without opening anything.
+    Check a Twisted server endpoint description without opening anything.
 
-    The parsers of these three make nothing but an object; ``ssl`` reads its certificate and ``systemd`` looks for its
-    sockets, which not every process that reads the settings has.
+    ``tcp``, ``tcp6`` and ``unix`` are parsed, which only creates an object. Other kinds are checked by name only: the
+    parser of ``ssl`` reads the certificate and that of ``systemd`` looks for its sockets, but not every process that
+    reads the settings has them. Raises ValueError.
     """
     kind, colon, _ = text.partition(":")
     if kind in ("tcp", "tcp6", "unix"):
         try:
             serverFromString(None, text)
-        except (TypeError, RuntimeError):  # arguments too few or unknown; a backslash at the end
+        except (TypeError, RuntimeError):  # missing or unknown arguments; a backslash at the end
             raise ValueError(text) from None
     elif not colon or (kind != "ssl" and kind not in {p.prefix for p in getPlugins(IStreamServerEndpointStringParser)}):
         raise ValueError(text)

@@ -1,4 +1,4 @@
-"""Where whole, checked package files are kept: on the local disk or in an S3 bucket.
+"""Stores complete, verified package files on the local disk or in an S3 bucket.
 
-Knows keys, digests and bytes. Must never know what a package is, or who asks for a file.
+Knows keys, digests and bytes. Must never know packages, nor which client requests a file.
 """

@@ -1,8 +1,8 @@
-"""Package files in a bucket, by way of this host's disk.
+"""Stores package files in an S3 bucket, by way of this host's disk.
 
-A finished draft waits on the disk for its upload, which is a worker's job, and is served from there until then. What is
-uploaded is noted in the catalog; where that note was lost, the bucket is asked once. Knows the bucket, the catalog and
-the queue. Must never know boto3, packages, or requests.
+A finished draft waits on the disk until a worker uploads it, and is served from there meanwhile. The catalog has a
+record of each uploaded file. If the record is missing, one request to the bucket finds the file. Knows the bucket, the
+catalog and the queue. Must never know boto3, packages, or requests.
 """
 
 from __future__ import annotations
@@ -31,21 +31,26 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: Seconds that a link must still hold for a client to get it.
-SPARE = 60
-#: Seconds that a client, or a health check, waits for the bucket to say what it has.
-PATIENCE = 5
-#: Seconds for which a bucket that did not answer is not asked again what it has.
-PAUSE = 10
+#: A client only gets a link that is valid for at least this many more seconds.
+LINK_MARGIN = 60
+#: Seconds that a client or a health check waits for the bucket's answer.
+ANSWER_TIMEOUT = 5
+#: Seconds without look-ups in the bucket after a look-up has failed.
+LOOKUP_PAUSE = 10
+#: The kind of the jobs that upload a file.
 UPLOAD = "upload"
 
 
 @implementer(IStorage)
 class BucketStorage:
-    """Keeps files in `bucket`; those on their way there lie in `waiting`, on the disk with the id `disk`."""
+    """
+    Stores files in `bucket`.
+
+    Files that wait for their upload are in `waiting`, on the disk with the id `disk`.
+    """
 
     log = Logger()
-    passes_on = 900.0
+    upload_window = 900.0
 
     def __init__(
         self,
@@ -69,26 +74,27 @@ class BucketStorage:
         self._disk = disk
         self._public = public
         self._link_seconds = link_seconds
-        self._looking: Coalescer[StoredFile | None] = Coalescer()
-        #: What waits on the disk, as of the last `measure`, and what this process has added since.
+        self._lookups: Coalescer[StoredFile | None] = Coalescer()
+        #: The bytes that wait for upload: those of the last `measure`, and those that this process has added since.
         self.waiting_bytes = 0
-        self._trouble = ""
-        self._quiet_until = 0.0
+        self._upload_error = ""
+        self._lookups_paused_until = 0.0
+        #: Set this to cancel running uploads.
         self.stopped = threading.Event()
 
-    async def find(self, key: str, *, again: bool = False) -> StoredFile | None:
-        """See `IStorage.find`. A bucket that does not answer counts as one without the file, which is fetched again."""
+    async def find(self, key: str, *, recheck: bool = False) -> StoredFile | None:
+        """See `IStorage.find`. If the bucket does not answer, the file counts as missing, and is fetched again."""
         waiting = await self._waiting.find(key)
         if waiting is not None:
             return waiting
         try:
-            noted = await self._catalog.stored(key)
+            recorded = await self._catalog.stored(key)
         except CatalogDown:
-            noted = None
-        found = noted
-        if found is None and not again:
-            found = await self._looking.run(key, lambda: self._look(key))
-        return found or await self._waiting.find(key)  # where it may have come meanwhile
+            recorded = None
+        found = recorded
+        if found is None and not recheck:
+            found = await self._lookups.run(key, lambda: self._look_up(key))
+        return found or await self._waiting.find(key)  # the file may have been committed meanwhile
 
     async def commit(self, key: str, draft: Path, digest: Digest) -> StoredFile:
         """See `IStorage.commit`."""
@@ -98,20 +104,22 @@ class BucketStorage:
         return stored
 
     async def measure(self) -> None:
-        """See how much waits for its upload. There may be many files: a thread looks."""
+        """Update `waiting_bytes`. This runs in a thread, since many files may wait."""
         with suppress(OSError):
             self.waiting_bytes = await self._threads.run(self._waiting.weight)
 
     async def queue_upload(self, key: str) -> None:
-        """Let a worker upload what waits under this key. Where the queue is down, a sweep finds it later."""
+        """Queue the upload of the file that waits under this key. If the queue is down, a sweep does so later."""
         try:
             await self._queue.put(Job(UPLOAD, key, disk=self._disk))
         except CatalogDown as error:
-            self.log.warn("the upload of {key} could not be queued, a sweep will: {why}", key=key, why=error)
+            self.log.warn("upload of {key} could not be queued, the next sweep tries again: {why}", key=key, why=error)
 
     async def upload(self, key: str) -> None:
         """
-        Put into the bucket what waits under this key, and what came in its place meanwhile; nothing where nothing does.
+        Upload the file that waits under this key, if there is one.
+
+        If another file replaces it meanwhile, that file is uploaded as well.
 
         Raises StorageDown, CatalogDown, and UploadCancelled once `stopped` is set.
         """
@@ -119,33 +127,33 @@ class BucketStorage:
             try:
                 stored = await self._threads.run(self._bucket.upload, waiting.path, key, waiting.digest, self.stopped)
             except FileNotFoundError:
-                continue  # another worker was faster, or it was replaced
+                continue  # another worker has uploaded it, or another file has replaced it
             except StorageDown as error:
-                self._trouble = str(error)
+                self._upload_error = str(error)
                 raise
             except OSError as error:
-                raise storage_error(error, "a file could not be read") from error
-            self._trouble = ""
+                raise storage_error(error, "a file that waits for upload could not be read") from error
+            self._upload_error = ""
             await self._catalog.put_stored(stored)
             await self._catalog.release_lease(fetch_lease(key), self._disk)
             await self._waiting.discard(waiting)
             self.log.info("uploaded {key}, {size} bytes", key=key, size=stored.size)
 
     async def link(self, stored: StoredFile) -> Link:
-        """See `IStorage.link`. The same link for all clients, as long as it holds for a minute more."""
+        """See `IStorage.link`. All clients get the same link until `LINK_MARGIN` seconds before it expires."""
         if self._public:
-            return Link(await self._ask(self._bucket.link, stored.key), None)
+            return Link(await self._with_timeout(self._bucket.link, stored.key), None)
         now = self._clock.seconds()
         try:
             known = await self._catalog.link(stored.key)
         except CatalogDown:
             known = None
-        if known is not None and known[1] - now >= SPARE:
-            return Link(known[0], int(known[1] - now - SPARE))
-        url = await self._ask(self._bucket.link, stored.key)
+        if known is not None and known[1] - now >= LINK_MARGIN:
+            return Link(known[0], int(known[1] - now - LINK_MARGIN))
+        url = await self._with_timeout(self._bucket.link, stored.key)
         with suppress(CatalogDown):
             await self._catalog.put_link(stored.key, url, now + self._link_seconds)
-        return Link(url, self._link_seconds - SPARE)
+        return Link(url, self._link_seconds - LINK_MARGIN)
 
     async def delete(self, key: str) -> None:
         """See `IStorage.delete`."""
@@ -154,50 +162,61 @@ class BucketStorage:
         await self._threads.run(self._bucket.delete, key)
 
     async def forget(self, key: str) -> None:
-        """The bucket does not have what the catalog notes."""
+        """See `IStorage.forget`. The catalog has a record of this file, but the bucket does not have the file."""
         await self._catalog.forget_stored(key)
 
     async def check(self) -> None:
-        """See `IStorage.check`: the disk, the bucket, and how the last upload ended."""
+        """See `IStorage.check`. Checks the disk, the bucket, and the result of the last upload."""
         await self._waiting.check()
-        await self._ask(self._bucket.check)
-        if self._trouble:
-            raise StorageDown(f"the last upload failed: {self._trouble}")
+        await self._with_timeout(self._bucket.check)
+        if self._upload_error:
+            raise StorageDown(f"the last upload failed: {self._upload_error}")
 
     async def sweep(self) -> None:
-        """Queue what waits on the disk and has no job, as where the queue was lost. No other host is to fetch it."""
+        """
+        Queue the uploads of all files that wait on the disk.
+
+        Their jobs may be missing, for instance because Redis has lost the queue. The lease keeps other hosts from
+        fetching these files.
+        """
         for key in await self._threads.run(self._waiting.keys):
             with suppress(CatalogDown):
-                await self._catalog.take_lease(fetch_lease(key), self._disk, self.passes_on)
-                if await self._waiting.find(key) is None:  # it was uploaded meanwhile
+                await self._catalog.take_lease(fetch_lease(key), self._disk, self.upload_window)
+                if await self._waiting.find(key) is None:  # it was uploaded before the lease was taken
                     await self._catalog.release_lease(fetch_lease(key), self._disk)
                     continue
             await self.queue_upload(key)
 
     async def sweep_records(self) -> None:
-        """Forget what is noted and not there any more. Raises StorageDown, CatalogDown."""
+        """Delete the records of files that are not in the bucket any more. Raises StorageDown, CatalogDown."""
         there = await self._threads.run(self._bucket.keys)
         async for key in self._catalog.stored_keys():
-            if key not in there and await self._threads.run(self._bucket.head, key) is None:  # nor came meanwhile
+            # A file that was uploaded after the listing is found by its own look-up.
+            if key not in there and await self._threads.run(self._bucket.head, key) is None:
                 await self._catalog.forget_stored(key)
 
-    async def _look(self, key: str) -> StoredFile | None:
-        if self._clock.seconds() < self._quiet_until:
+    async def _look_up(self, key: str) -> StoredFile | None:
+        if self._clock.seconds() < self._lookups_paused_until:
             return None
         try:
-            found = await self._ask(self._bucket.head, key)
+            found = await self._with_timeout(self._bucket.head, key)
         except StorageDown as error:
-            self._quiet_until = self._clock.seconds() + PAUSE
-            self.log.warn("the bucket was asked in vain, and is not for {pause} s: {why}", pause=PAUSE, why=error)
+            self._lookups_paused_until = self._clock.seconds() + LOOKUP_PAUSE
+            pause = LOOKUP_PAUSE
+            self.log.warn("look-ups in the bucket pause for {pause} s after a failure: {why}", pause=pause, why=error)
             return None
         if found is not None:
             with suppress(CatalogDown):
                 await self._catalog.put_stored(found)
         return found
 
-    async def _ask(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What the bucket says, in time; the thread may wait on for as long as S3's own limits are."""
+    async def _with_timeout(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """
+        Run a function of the bucket in a thread, for `ANSWER_TIMEOUT` seconds at most.
+
+        After that, the thread continues until S3's own time limits.
+        """
         try:
-            return await self._threads.run(function, *args, **kwargs).addTimeout(PATIENCE, self._clock)
+            return await self._threads.run(function, *args, **kwargs).addTimeout(ANSWER_TIMEOUT, self._clock)
         except WaitedTooLong:
-            raise StorageDown(f"S3 did not answer within {PATIENCE} s") from None
+            raise StorageDown(f"S3 did not answer within {ANSWER_TIMEOUT} s") from None

@@ -1,10 +1,10 @@
-"""Package files in a directory tree that reads without Redis.
+"""Stores package files in a directory tree that can be read without Redis.
 
-A key is a directory; the file in it is named by the digest that was checked before it was put there, and its size:
-``https/files.example/a/b/flask-3.1.whl/sha256-9fd….101817``. So both are known by looking, and a file that has lost
-its end is not taken for whole. Other bytes behind the same URL lie beside it only for an instant, and a process that is
-killed leaves nothing half-done: a file appears by a rename. Knows keys and digests. Must never know packages, pages, or
-a request.
+Each key is a directory with one file. The file's name is the digest that was checked before it was stored, and its
+size: ``https/files.example/a/b/flask-3.1.whl/sha256-9fd….101817``. So a listing shows both, and a file that was cut
+short is not taken for a complete one. If upstream's bytes behind a URL change, old and new file are side by side only
+for a moment. Files appear by a rename, so a process that is killed leaves no partial file. Knows keys and digests. Must
+never know packages, pages, or requests.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ if TYPE_CHECKING:
 
 @implementer(IStorage)
 class DiskStorage:
-    """Keeps files below `directory`, which is made when the first one is kept."""
+    """Stores files below `directory`, which is created with the first file."""
 
-    passes_on = 0.0
+    upload_window = 0.0
 
     def __init__(self, directory: Path, threads: Threads) -> None:
         self._directory = directory
         self._threads = threads
 
-    async def find(self, key: str, *, again: bool = False) -> StoredFile | None:
-        # A directory with one entry is listed on the reactor thread: cheaper than the way to a thread and back.
-        return self._look(key)
+    async def find(self, key: str, *, recheck: bool = False) -> StoredFile | None:
+        # Runs on the reactor thread: listing a directory with one entry costs less than a switch to another thread.
+        return self._find(key)
 
     async def commit(self, key: str, draft: Path, digest: Digest) -> StoredFile:
         try:
             size = await self._threads.run(self._move, self._directory / key, draft, digest)
         except OSError as error:
-            raise storage_error(error, "a file could not be kept") from error
+            raise storage_error(error, "a file could not be stored") from error
         return StoredFile(key, size, digest, self._directory / key / _name(digest, size))
 
     async def link(self, stored: StoredFile) -> Link:
         raise StorageDown("a file on this host's disk has no link")
 
     async def forget(self, key: str) -> None:
-        pass  # what is here is here
+        pass  # a file on this disk has no record
 
     async def delete(self, key: str) -> None:
         try:
@@ -68,7 +68,7 @@ class DiskStorage:
             raise storage_error(error, "the file storage can't be written") from error
 
     async def discard(self, stored: StoredFile) -> None:
-        """Delete this very file, and not one with other bytes that has come in its place."""
+        """Delete exactly this file. Another one that has replaced it under the same key stays."""
         assert stored.path is not None
         try:
             await self._threads.run(self._unlink, stored.path)
@@ -76,15 +76,15 @@ class DiskStorage:
             raise storage_error(error, "a file could not be deleted") from error
 
     def keys(self) -> list[str]:
-        """The keys of all files that are kept. Blocks; raises OSError."""
+        """Return the keys of all stored files. Blocks; raises OSError."""
         return [
             str(Path(directory).relative_to(self._directory))
             for directory, _, names in os.walk(self._directory)
-            if any(_kept(name) is not None for name in names)
+            if any(_parse_name(name) is not None for name in names)
         ]
 
     def weight(self) -> int:
-        """The bytes of all files that are kept. Blocks. What goes away meanwhile is not counted."""
+        """Return the size of all stored files, in bytes. Blocks. Files deleted meanwhile are not counted."""
         weight = 0
         for directory, _, names in os.walk(self._directory):
             for name in names:
@@ -92,17 +92,18 @@ class DiskStorage:
                     weight += os.stat(os.path.join(directory, name)).st_size  # noqa: PTH116, PTH118 - many, often
         return weight
 
-    def _look(self, key: str) -> StoredFile | None:
+    def _find(self, key: str) -> StoredFile | None:
         directory = self._directory / key
         try:
             for name in os.listdir(directory):
-                kept = _kept(name)
-                if kept is None:
+                parsed = _parse_name(name)
+                if parsed is None:
                     continue
                 path = directory / name
                 status = path.stat()
-                digest, size = kept
-                if stat.S_ISREG(status.st_mode) and status.st_size == size:  # and not the directory of a key below
+                digest, size = parsed
+                # A directory with such a name belongs to a longer key.
+                if stat.S_ISREG(status.st_mode) and status.st_size == size:
                     return StoredFile(key, size, digest, path)
         except (FileNotFoundError, NotADirectoryError):
             pass
@@ -117,14 +118,14 @@ class DiskStorage:
         name = _name(digest, size)
         try:
             _rename_into(directory, draft, name)
-        except FileNotFoundError:  # the directory was empty, and removed as such just now
+        except FileNotFoundError:  # another process has just removed the empty directory
             _rename_into(directory, draft, name)
-        _remove_kept(directory, but=name)
+        _remove_files(directory, keep=name)
         return size
 
     def _remove(self, directory: Path) -> None:
         if directory.is_dir():
-            _remove_kept(directory, but=None)
+            _remove_files(directory, keep=None)
             self._prune(directory)
 
     def _unlink(self, path: Path) -> None:
@@ -132,7 +133,7 @@ class DiskStorage:
         self._prune(path.parent)
 
     def _prune(self, directory: Path) -> None:
-        """Remove directories that are empty now."""
+        """Remove this directory and its parents, as far as they are empty."""
         for empty in (directory, *directory.parents):
             if empty == self._directory:
                 return
@@ -151,8 +152,8 @@ def _name(digest: Digest, size: int) -> str:
     return f"{digest}.{size}"
 
 
-def _kept(name: str) -> tuple[Digest, int] | None:
-    """The digest and the size that the name of a stored file gives; None for what is no stored file."""
+def _parse_name(name: str) -> tuple[Digest, int] | None:
+    """Parse a stored file's name into digest and size; None for other names."""
     digest, _, size = name.partition(".")
     try:
         return Digest.parse(digest), int(size)
@@ -160,14 +161,18 @@ def _kept(name: str) -> tuple[Digest, int] | None:
         return None
 
 
-def _remove_kept(directory: Path, *, but: str | None) -> None:
+def _remove_files(directory: Path, *, keep: str | None) -> None:
     for name in os.listdir(directory):
-        if name != but and _kept(name) is not None and (directory / name).is_file():
+        if name != keep and _parse_name(name) is not None and (directory / name).is_file():
             (directory / name).unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:
-    """What is renamed into place must be on the disk first, or a power cut leaves a file of zeros there."""
+    """
+    Write a file's bytes to the disk, before it is renamed into place.
+
+    Otherwise a power cut could leave a file of zeros there.
+    """
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -186,11 +191,11 @@ def _rename_into(directory: Path, draft: Path, name: str) -> None:
 
 
 def _copy_across(draft: Path, target: Path) -> None:
-    """Drafts and storage lie on different file systems: copy beside the target, then rename."""
+    """Move a draft to another file system. Copies it beside the target, and renames the copy."""
     fd, name = tempfile.mkstemp(dir=target.parent, prefix=".arriving-")
     os.close(fd)
     try:
-        shutil.copy(draft, name)  # with the draft's mode: who may read stored files is the same everywhere
+        shutil.copy(draft, name)  # copies the mode too, so that stored files have the same mode on every set-up
         _sync(Path(name))
         os.replace(name, target)
     except BaseException:

@@ -1,7 +1,7 @@
-"""Package files in an S3 bucket: what is there, links to it, and putting files there. The importer of boto3.
+"""Finds, links, uploads and deletes package files in an S3 bucket.
 
-Knows keys, objects and links. Everything here blocks and is called in threads. Must never know packages, pages,
-requests, or why a file is uploaded.
+This module alone imports boto3. Everything here blocks and is called in threads. Knows keys, objects and links. Must
+never know packages, pages, requests, or why a file is uploaded.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from mypypi.storage.s3_upload import DIGEST_METADATA, PART_BYTES, S3Uploader, er
 if TYPE_CHECKING:
     from mypypi.settings.settings import Settings
 
+#: Time limit for connecting, in seconds.
 _CONNECT_SECONDS = 3
-#: Seconds without a byte of an answer, and tries: where a client or a health check waits, and for an upload.
+#: Seconds without a byte of the answer, and number of tries, for a request that a client or a health check waits for.
 _ASK_SECONDS, _ASK_TRIES = 4, 2
+#: The same for an upload.
 _UPLOAD_SECONDS, _UPLOAD_TRIES = 30, 3
-#: Error codes for a missing object. Without the permission to list the bucket, S3 answers 403 for one.
+#: Error codes for a missing object. To an account without permission to list the bucket, S3 answers 403.
 _MISSING = ("404", "NoSuchKey", "NotFound", "403", "AccessDenied", "Forbidden")
 #: The longest name of an object, in bytes.
 _MAX_NAME = 1024
@@ -35,7 +37,7 @@ _MAX_NAME = 1024
 
 @frozen
 class BucketSettings:
-    """How a bucket is reached."""
+    """The address of a bucket, the credentials for it, and the kind of its links."""
 
     name: str
     prefix: str = ""
@@ -48,7 +50,7 @@ class BucketSettings:
 
     @classmethod
     def of(cls, settings: Settings) -> BucketSettings:
-        """As the settings say."""
+        """Return the bucket's part of all settings."""
         access, secret = settings.s3_access_key, settings.s3_secret_key
         return cls(
             settings.s3_bucket or "",
@@ -64,9 +66,10 @@ class BucketSettings:
 
 class S3Bucket:
     """
-    One bucket, below one prefix. Every method blocks; errors of the provider are raised as StorageDown.
+    One bucket, below one prefix.
 
-    Files above `part_bytes` are uploaded in parts of that size.
+    Every method blocks, and raises StorageDown for boto3's errors. Files above `part_bytes` are uploaded in parts of
+    that size.
     """
 
     def __init__(self, settings: BucketSettings, *, part_bytes: int = PART_BYTES) -> None:
@@ -85,7 +88,7 @@ class S3Bucket:
         return self._client(_UPLOAD_SECONDS, _UPLOAD_TRIES)
 
     def _client(self, seconds: int, tries: int) -> Any:
-        """Made when it is needed first: it takes a quarter of a second of processor time."""
+        """Return the client with these limits. It is created at first use: that takes 0.25 s of processor time."""
         with self._lock:
             if seconds not in self._clients:
                 self._clients[seconds] = self._connect(seconds, tries)
@@ -93,7 +96,7 @@ class S3Bucket:
 
     def _connect(self, seconds: int, tries: int) -> Any:
         settings = self._settings
-        # Over TLS, and with a checksum, a signature of the content adds nothing but a second reading of it.
+        # Over TLS, and with a checksum, a signature of the content would only make boto3 read the file once more.
         plain = (settings.endpoint_url or "").startswith("http:")
         self._session = self._session or boto3.session.Session()
         return self._session.client(
@@ -116,10 +119,10 @@ class S3Bucket:
 
     def head(self, key: str) -> StoredFile | None:
         """
-        What is stored under this key; None for nothing.
+        Return the file stored under this key, or None.
 
-        Its digest is the one noted at the upload; where a provider does not keep notes, the MD5 that most give as the
-        ETag of what was uploaded in one piece.
+        Its digest comes from the object's metadata. Some providers do not keep metadata. Then it is the MD5, if the
+        provider gives one as the ETag; most do so for objects that were uploaded in one piece.
         """
         try:
             found = self._head(self._asking, key)
@@ -129,7 +132,7 @@ class S3Bucket:
         return None if digest is None else StoredFile(key, int(found["ContentLength"]), digest)
 
     def _head(self, client: Any, key: str) -> dict[str, Any]:
-        """What S3 says of an object; nothing where there is none."""
+        """Return S3's description of an object; empty if it is missing."""
         try:
             found: dict[str, Any] = client.head_object(**self._target(key))
         except ClientError as error:
@@ -140,10 +143,12 @@ class S3Bucket:
 
     def upload(self, path: Path, key: str, digest: Digest, cancelled: Event) -> StoredFile:
         """
-        Put a whole, checked file into the bucket. Setting `cancelled` ends the upload.
+        Upload a complete, verified file. Setting `cancelled` ends the upload.
 
-        A large file is not sent again where it is there already, as when a job is done twice. For a small one the
-        question would cost as much as the upload. Raises UploadCancelled, StorageDown, and OSError for the file.
+        A large file is not uploaded again if the bucket has it, for instance because the same job runs twice. For a
+        small file, that check would cost as much as the upload.
+
+        Raises UploadCancelled, StorageDown, and OSError for the file.
         """
         size = path.stat().st_size
         stored = StoredFile(key, size, digest)
@@ -154,14 +159,16 @@ class S3Bucket:
         except (ClientError, BotoCoreError) as error:
             raise _down(error) from error
         if there.get("ContentLength") != size:
-            raise StorageDown("the bucket does not hold what was uploaded")
+            raise StorageDown("the bucket does not have the complete file after its upload")
         return stored
 
     def link(self, key: str) -> str:
         """
-        An address at which anybody gets the object: signed for `link_seconds`, or plain where it is public.
+        Return a URL from which any client gets the object.
 
-        Raises StorageDown where there are no credentials to sign with.
+        It is signed, and expires after `link_seconds`; for a public bucket it is not signed.
+
+        Raises StorageDown if there are no credentials to sign with.
         """
         settings = self._settings
         try:
@@ -173,21 +180,21 @@ class S3Bucket:
         return str(url).partition("?")[0] if settings.public else str(url)
 
     def delete(self, key: str) -> None:
-        """Nothing happens where there is nothing."""
+        """Delete the object, if there is one."""
         try:
             self._asking.delete_object(**self._target(key))
         except (ClientError, BotoCoreError) as error:
             raise _down(error) from error
 
     def check(self) -> None:
-        """Raises StorageDown with a reason when the bucket does not answer."""
+        """Raise StorageDown, with the reason, if the bucket does not answer."""
         try:
             self._asking.head_bucket(Bucket=self._settings.name)
         except (ClientError, BotoCoreError) as error:
             raise _down(error) from error
 
     def keys(self) -> set[str]:
-        """The keys of all objects there."""
+        """Return the keys of all objects below the prefix."""
         prefix = self._name("")
         found: set[str] = set()
         try:
@@ -218,7 +225,7 @@ def _digest_of(found: dict[str, Any]) -> Digest | None:
 
 
 def _down(error: Exception) -> StorageDown:
-    """In a few words; what S3 says of a refused signature would hold the access key."""
+    """Convert boto3's error. S3's own message is left out: for a refused signature, it contains the access key."""
     if isinstance(error, ClientError):
         return StorageDown(f"S3 answered {error_code(error) or 'with an error'} to {error.operation_name}")
     return StorageDown(f"S3 can't be reached: {type(error).__name__}")

@@ -1,4 +1,4 @@
-"""Uploads one file to S3, in one piece or in parts, with checksums where the provider knows them.
+"""Uploads one file to S3, in one piece or in parts. With checksums, if the provider supports them.
 
 Knows boto3's client and its errors. Everything here blocks and is called in threads. Must never know which bucket, or
 why a file is uploaded.
@@ -24,7 +24,7 @@ from mypypi.model import Digest
 PART_BYTES = 16 * 1024 * 1024
 _BLOCK = 1 << 20
 _IMMUTABLE = "public, max-age=31536000, immutable"
-#: Error codes of providers that do not know checksums. A checksum that does not fit has another code.
+#: Error codes of providers that do not support checksums. A checksum that does not match has another code.
 _UNKNOWN = ("NotImplemented", "InvalidRequest", "InvalidArgument")
 #: The name under which the digest is kept in an object's metadata.
 DIGEST_METADATA = "digest"
@@ -44,7 +44,7 @@ class _Interrupt(BaseException):
 
 @frozen
 class FileSlice:
-    """A file-like part of a file: `length` bytes from `start`. Reading ends the upload once `cancelled` is set."""
+    """A file-like part of a file: `length` bytes from `start`. Once `cancelled` is set, reading ends the upload."""
 
     file: BinaryIO
     start: int
@@ -52,19 +52,19 @@ class FileSlice:
     cancelled: Event
 
     def read(self, size: int | None = -1) -> bytes:
-        """As a file's."""
+        """Read like a file object."""
         if self.cancelled.is_set():
             raise _Interrupt
         left = self.length - self.tell()
         return self.file.read(left if size is None or size < 0 else min(size, left))
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """As a file's."""
+        """Seek like a file object, relative to the slice."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: self.length}[whence]
         return self.file.seek(self.start + base + offset) - self.start
 
     def tell(self) -> int:
-        """As a file's."""
+        """Return the position in the slice."""
         return self.file.tell() - self.start
 
     def sha256(self) -> bytes:
@@ -90,9 +90,9 @@ class S3Uploader:
 
     def upload(self, client: Any, target: Fields, path: Path, key: str, digest: Digest, cancelled: Event) -> None:
         """
-        Upload a whole, checked file to `target` (Bucket and Key), described by its storage `key`.
+        Upload a complete, verified file to `target` (Bucket and Key).
 
-        Setting `cancelled` ends it.
+        `key` is its storage key, from which its file name is derived. Setting `cancelled` ends the upload.
 
         Raises UploadCancelled, boto3's errors, and OSError for the file.
         """
@@ -116,7 +116,7 @@ class S3Uploader:
             raise UploadCancelled from None
 
     def _with_checksums(self, put: Any) -> None:
-        """Upload with checksums; without where the provider does not know them."""
+        """Upload with checksums; without them if the provider does not support them."""
         checksums = self.checksums
         try:
             put(checksums)
@@ -128,7 +128,7 @@ class S3Uploader:
 
 
 def error_code(error: ClientError) -> str:
-    """The code of an S3 error, such as ``NoSuchKey``; empty where there is none."""
+    """The code of an S3 error, such as ``NoSuchKey``; empty if it has none."""
     return str(error.response.get("Error", {}).get("Code", ""))
 
 

@@ -1,4 +1,5 @@
-"""How upstream is asked: connections, credentials, time limits, retries, back-off.
+"""Sends requests to upstream: connections, credentials, time limits, retries, back-off.
 
-Knows URLs, and what upstream's statuses mean. Must never know what a page or a package file is asked for.
+Knows URLs and the meaning of upstream's statuses. Must never know for what purpose a page or a package file is
+requested.
 """

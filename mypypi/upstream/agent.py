@@ -1,6 +1,6 @@
-"""What is beneath treq: connections that are kept open quietly, and answers in the encoding that they came in.
+"""Twisted agents beneath treq: persistent connections and raw encodings.
 
-Knows Twisted's agents. Must never know what is asked, nor of whom.
+Knows Twisted's agents. Must never know what is requested, or from which host.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from zope.interface import implementer
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IBodyProducer  # type: ignore[attr-defined]
 
-#: Where treq must not see a Content-Encoding, since it would undo it behind our back.
+#: The header that hides a response's Content-Encoding from treq, which would decode the body.
 RAW_ENCODING = "X-Raw-Content-Encoding"
 
 
@@ -25,9 +25,10 @@ RAW_ENCODING = "X-Raw-Content-Encoding"
 @define
 class RawEncodingAgent:
     """
-    Innermost agent: asks for this encoding, whatever treq adds, and hides the one that comes from treq.
+    Requests one `encoding`, and hides it from treq.
 
-    treq would decode it, lose the length, and take what is left of a damaged or truncated gzip for all of it.
+    This is the innermost agent, so it replaces the Accept-Encoding that treq adds. treq would decode the body, lose its
+    length, and accept the readable start of a damaged or truncated gzip as the whole body.
     """
 
     agent: IAgent
@@ -55,7 +56,7 @@ class RawEncodingAgent:
 
 
 class _QuietFactory(_HTTP11ClientFactory):
-    """Says nothing when it starts and stops, which is once for each connection."""
+    """Does not log its start and stop, which happen once per connection."""
 
     noisy = False
 
@@ -65,7 +66,7 @@ class _QuietPool(HTTPConnectionPool):
 
 
 def connection_pool(reactor: Any, most: int) -> HTTPConnectionPool:
-    """Connections that are kept open, at most so many to each host."""
+    """Return a pool of up to `most` persistent connections per host."""
     pool = _QuietPool(reactor)
     pool.maxPersistentPerHost = most
     return pool

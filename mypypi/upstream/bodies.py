@@ -1,6 +1,6 @@
-"""Takes in the bodies of upstream's answers: whole pages, what nobody wants, and how a connection is ended at once.
+"""Body protocols: collect a page, discard a body, abort a connection.
 
-Knows Twisted's body protocols, lengths and silences. Must never know what was asked, nor of whom.
+Knows Twisted's body protocols, lengths and idle limits. Must never know what was requested, or from which host.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from mypypi.errors import BadUpstreamResponse, UpstreamDown
 
 def abort_connection(receiver: Protocol) -> None:
     """
-    Close the connection whose body goes to this receiver, now.
+    Close the connection of this body's receiver at once.
 
-    Over TLS, `loseConnection` would wait for the other side, which may be silent for good; `abortConnection` is hidden
-    by Twisted's proxy for the transport.
+    Over TLS, `loseConnection` would wait for the peer, which may never answer. Twisted's transport proxy hides
+    `abortConnection`.
     """
     transport: Any = receiver.transport
     abort = getattr(getattr(transport, "_producer", None), "abortConnection", None)
@@ -34,47 +34,49 @@ def abort_connection(receiver: Protocol) -> None:
 
 class BodyCollector(Protocol):
     """
-    Takes in a page of at most `largest` bytes, and decodes it where it is `gzipped`. No silence may last longer than
-    `timeout` (seconds). `done` fires with the page; fails with UpstreamDown or BadUpstreamResponse.
+    Collects a body of at most `largest` bytes.
+
+    The body is decoded if it is `gzipped`. Collecting fails after `timeout` seconds without a byte. `done` fires with
+    the body; it fails with UpstreamDown or BadUpstreamResponse.
     """
 
     def __init__(self, clock: Any, timeout: float, largest: int, *, gzipped: bool) -> None:
-        self.done: Deferred[bytes] = Deferred(lambda _: self._fail(UpstreamDown("the request was given up")))
+        self.done: Deferred[bytes] = Deferred(lambda _: self._fail(UpstreamDown("the request was cancelled")))
         self._chunks: list[bytes] = []
         self._size = 0
         self._error: Exception | None = None
         self._timeout = timeout
         self._largest = largest
         self._decoder = _GzipDecoder() if gzipped else None
-        self._silence = clock.callLater(timeout, self._stalled)
+        self._idle_timer = clock.callLater(timeout, self._stalled)
 
     def dataReceived(self, data: bytes) -> None:
-        if self._silence.active():
-            self._silence.reset(self._timeout)
+        if self._idle_timer.active():
+            self._idle_timer.reset(self._timeout)
         if self._error is not None:
             return
         try:
             data = data if self._decoder is None else self._decoder.decode(data)
         except zlib.error:
-            self._fail(BadUpstreamResponse("upstream sends a page in gzip that is damaged"))
+            self._fail(BadUpstreamResponse("upstream sent a page in a damaged gzip"))
             return
         self._chunks.append(data)
         self._size += len(data)
         if self._size > self._largest:
-            self._fail(BadUpstreamResponse("upstream sends a page without end"))
+            self._fail(BadUpstreamResponse(f"upstream sent a page of more than {self._largest} bytes"))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self._silence.active():
-            self._silence.cancel()
+        if self._idle_timer.active():
+            self._idle_timer.cancel()
         if self.done.called:
             return
         content = b"".join(self._chunks)
         if self._error is not None:
             self.done.errback(self._error)
-        elif not reason.check(ResponseDone) and not (reason.check(PotentialDataLoss) and _has_an_end(content)):
+        elif not reason.check(ResponseDone) and not (reason.check(PotentialDataLoss) and _looks_complete(content)):
             self.done.errback(UpstreamDown("upstream closed the connection in the middle of a page"))
-        elif self._decoder is not None and not self._decoder.is_whole:
-            self.done.errback(BadUpstreamResponse("upstream sends a page in gzip that ends early"))
+        elif self._decoder is not None and not self._decoder.is_complete:
+            self.done.errback(BadUpstreamResponse("upstream sent a page in a gzip that ends early"))
         else:
             self.done.callback(content)
 
@@ -87,14 +89,14 @@ class BodyCollector(Protocol):
         abort_connection(self)
 
 
-def _has_an_end(content: bytes) -> bool:
-    """Where nothing gave the length, a page that ends as its format ends is whole."""
+def _looks_complete(content: bytes) -> bool:
+    """Whether a page ends as its format does. Without a length, HTTP can't tell whether it is complete."""
     tail = content[-64:].rstrip().lower()
     return tail.endswith((b"}", b"</html>"))
 
 
 class RefusedBody(Protocol):
-    """Wants no byte of a body, however short."""
+    """Aborts the connection instead of reading the body."""
 
     def connectionMade(self) -> None:
         abort_connection(self)
@@ -104,30 +106,34 @@ class RefusedBody(Protocol):
 
 
 class DiscardedBody(Protocol):
-    """Reads off a body that is short and comes soon."""
+    """
+    Reads and drops a short body.
+
+    Its connection can then be used again. Aborts the connection after 64 KiB or `timeout` seconds.
+    """
 
     def __init__(self, clock: Any, timeout: float) -> None:
-        self._room = 64 * 1024
-        self._patience = clock.callLater(timeout, abort_connection, self)
+        self._left = 64 * 1024
+        self._timer = clock.callLater(timeout, abort_connection, self)
 
     def dataReceived(self, data: bytes) -> None:
-        self._room -= len(data)
-        if self._room < 0:
+        self._left -= len(data)
+        if self._left < 0:
             abort_connection(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self._patience.active():
-            self._patience.cancel()
+        if self._timer.active():
+            self._timer.cancel()
 
 
 class _GzipDecoder:
-    """Decodes gzip (RFC 1952), whose checksum and end tell whether all of it came."""
+    """Decodes gzip (RFC 1952). Its checksum and its end tell whether it is complete."""
 
     def __init__(self) -> None:
         self._decoder = zlib.decompressobj(wbits=31)
 
     def decode(self, data: bytes) -> bytes:
-        """What these bytes add. Raises zlib.error."""
+        """Return the decoded bytes. Raises zlib.error."""
         decoded = self._decoder.decompress(data)
         while self._decoder.unused_data:  # another member
             data, self._decoder = self._decoder.unused_data, zlib.decompressobj(wbits=31)
@@ -135,6 +141,6 @@ class _GzipDecoder:
         return decoded
 
     @property
-    def is_whole(self) -> bool:
-        """Whether the end has come."""
+    def is_complete(self) -> bool:
+        """Whether the end of the gzip was reached."""
         return self._decoder.eof

@@ -1,6 +1,7 @@
-"""Asks upstream for pages and files: redirects, and what each status means for the one who asked.
+"""Requests pages and files from upstream.
 
-Knows URLs and statuses. Must never know what a page or a package is, nor who asked.
+Follows redirects, and turns statuses into errors. Knows URLs and statuses. Must never know what a page or a package is,
+or which client asked.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 _REDIRECTS = 5
 _REDIRECT_STATUSES = (301, 302, 303, 307, 308)
-#: Bytes of the largest page that is taken. PyPI's list of all projects has 40 MB.
+#: Bytes of the largest page that is accepted. PyPI's list of all projects has 40 MB.
 _LARGEST_PAGE = 512 * 1024 * 1024
 _LARGEST_PASSED = 32 * 1024 * 1024
 
@@ -42,8 +43,8 @@ class Upstream:
     """
     One upstream, at `url`, whose own pages say where its files are.
 
-    `timeout` (seconds) bounds connecting and waiting for a response head, and each silence in a page's body. At most
-    `concurrency` requests run at once, bodies included; others wait their turn. See `Requester` for the rest.
+    `timeout` (seconds) bounds connecting, waiting for the response head, and each wait for more of a page's body. At
+    most `concurrency` requests run at once, bodies included; others wait. See `Requester` for the other arguments.
     """
 
     def __init__(
@@ -78,21 +79,21 @@ class Upstream:
         )
 
     def needs_credentials(self, url: str) -> bool:
-        """Whether a client that is redirected to this URL would lack the credentials for it."""
+        """Whether this URL needs credentials, which a redirected client would lack."""
         return self._requester.needs_credentials(url)
 
     @property
     def has_spare_capacity(self) -> bool:
-        """Whether upstream can be asked for what nobody waits for."""
+        """Whether upstream can be sent background requests."""
         return self._limiter.has_spare_capacity and not self.paused
 
     @property
     def paused(self) -> bool:
-        """Whether upstream is not asked now, as far as this process knows."""
-        return self._breaker is not None and self._breaker.left(self.url) > 0
+        """Whether requests to upstream are paused. Only what this process knows counts."""
+        return self._breaker is not None and self._breaker.remaining(self.url) > 0
 
     async def check(self) -> None:
-        """Raises UpstreamPaused with the reason while upstream is not asked."""
+        """Raise UpstreamPaused with the reason while requests to upstream are paused."""
         if self._breaker is not None:
             await self._breaker.check(self.url)
 
@@ -100,9 +101,10 @@ class Upstream:
         self, path: str, accept: str, etag: str = "", modified: str = "", *, background: bool = False
     ) -> PageResponse:
         """
-        The page at this path below upstream's URL, whole; without a source when the validators still hold.
+        Fetch the page at this path below upstream's URL.
 
-        With `background`, upstream is asked only while more than half of the places are free.
+        The response has no source if upstream says that the validators still match. With `background`, upstream is
+        asked only while more than half of the slots are free.
         Raises NotFound, UpstreamDown, UpstreamRefused, BadUpstreamResponse.
         """
         headers = {"Accept": accept}
@@ -124,25 +126,27 @@ class Upstream:
 
     async def file(self, url: str, headers: Mapping[str, str]) -> FileResponse:
         """
-        The response to a GET of this URL, a 200 or a 206, with its body still to come; the caller closes it.
+        Request the file at this URL.
 
+        The status of the response is 200 or 206. The caller reads its body and closes it.
         Raises NotFound, UpstreamDown, UpstreamRefused, BadUpstreamResponse.
         """
         return await self._get(Request("file", url, dict(headers)))
 
     async def pass_on(self, method: str, target: str, headers: Mapping[str, str], content: bytes) -> PassedResponse:
         """
-        Upstream's response to this very request at `target` (path and query), whatever its status.
+        Pass a client's request on to upstream.
 
-        Raises UpstreamDown, BadUpstreamResponse.
+        `target` is the path with the query. The response is returned whatever its status. Raises UpstreamDown,
+        BadUpstreamResponse.
         """
-        await self._take_turn(self.url)
+        await self._acquire_slot(self.url)
         try:
             request = Request("other", self.url + target, dict(headers), method, content)
             response = await self._requester.send(request)
             if response.code in _REDIRECT_STATUSES:
                 self._requester.discard(response)
-                raise BadUpstreamResponse("upstream redirects what can't be asked elsewhere")
+                raise BadUpstreamResponse("upstream answered with a redirect, which is not followed for this request")
             body = FileResponse(response.code, response.headers, self.url, response, lambda: None)
             return PassedResponse(
                 response.code, first_values(response.headers), await self._collect(body, _LARGEST_PASSED)
@@ -151,12 +155,12 @@ class Upstream:
             self._limiter.release()
 
     async def stop(self) -> None:
-        """Close the connections that are kept open."""
+        """Close the persistent connections."""
         await self._requester.stop()
 
     async def _get(self, request: Request, *, background: bool = False) -> FileResponse:
-        """Send a request and follow redirects by hand: credentials are decided anew at every step."""
-        await self._take_turn(request.url, background=background)
+        """Send a request and follow redirects. Each step decides anew whether to send credentials."""
+        await self._acquire_slot(request.url, background=background)
         try:
             for _ in range(_REDIRECTS + 1):
                 response = await self._requester.send(request)
@@ -164,27 +168,29 @@ class Upstream:
                     self._check_status(response, request.headers)
                     return FileResponse(response.code, response.headers, request.url, response, self._limiter.release)
                 request = evolve(request, url=self._redirect_target(request.url, response))
-            raise BadUpstreamResponse("upstream redirects in circles")
+            raise BadUpstreamResponse(f"upstream redirects in circles, or more than {_REDIRECTS} times")
         except BaseException:
             self._limiter.release()
             raise
 
-    async def _take_turn(self, url: str, *, background: bool = False) -> None:
-        """Wait for a place among the running requests, unless upstream is not asked anyway."""
-        if self._breaker is not None and self._breaker.left(url):
+    async def _acquire_slot(self, url: str, *, background: bool = False) -> None:
+        """Wait for a slot. Raises UpstreamPaused while requests to upstream are paused."""
+        if self._breaker is not None and self._breaker.remaining(url):
             await self._breaker.check(url)
         await self._limiter.acquire(background=background)
 
-    def _check_status(self, response: IResponse, asked: Mapping[str, str]) -> None:
+    def _check_status(self, response: IResponse, sent: Mapping[str, str]) -> None:
         status = response.code
-        confirms = status == 304 and not asked.keys().isdisjoint(("If-None-Match", "If-Modified-Since"))  # noqa: PLR2004
-        if status == 200 or (status == 206 and "Range" in asked) or confirms:  # noqa: PLR2004 - whole, or the part
+        confirms = status == 304 and not sent.keys().isdisjoint(("If-None-Match", "If-Modified-Since"))  # noqa: PLR2004
+        if status == 200 or (status == 206 and "Range" in sent) or confirms:  # noqa: PLR2004 - all of it, or the part
             return
         self._requester.discard(response)
         if status in (404, 410):
-            raise NotFound("upstream does not have this")
+            raise NotFound("upstream does not have this page or file")
         if status in (401, 403, 407):
-            raise UpstreamRefused(f"upstream refused the request ({status}): check the credentials it is asked with")
+            raise UpstreamRefused(
+                f"upstream refused the request ({status}): check the credentials configured for upstream"
+            )
         if status == 429 or status >= 500:  # noqa: PLR2004 - too many requests, and the server's own errors
             raise UpstreamDown(f"upstream answered {status}", retry_after(response.headers, self._reactor.seconds()))
         raise BadUpstreamResponse(f"upstream answered {status}")
@@ -195,19 +201,19 @@ class Upstream:
         try:
             target = urljoin(url, location)
             parts = urlsplit(target)
-            # Twisted would take a user in the URL for a part of the host's name.
+            # Twisted would read a user name in the URL as part of the host name.
             scheme = parts.scheme if origin_of(target) and "@" not in parts.netloc else ""
         except ValueError:
             scheme = ""
         downgrade = urlsplit(url).scheme == "https" and scheme != "https"
         if not location or scheme not in ("http", "https") or downgrade:
-            raise BadUpstreamResponse("upstream redirects to where we do not go")
+            raise BadUpstreamResponse("upstream redirects to an address that is invalid or less secure")
         return target
 
     async def _collect(self, response: FileResponse, largest: int = _LARGEST_PAGE) -> bytes:
-        """The whole body, decoded. Raises UpstreamDown, BadUpstreamResponse."""
+        """Return the complete body, decoded. Raises UpstreamDown, BadUpstreamResponse."""
         if response.encoding not in ("", "gzip"):
-            raise BadUpstreamResponse("upstream sends a page in an encoding that nobody asked for")
+            raise BadUpstreamResponse("upstream sent a page in an encoding that was not requested")
         collector = BodyCollector(self._reactor, self.timeout, largest, gzipped=bool(response.encoding))
         response.deliver(collector)
         return await collector.done

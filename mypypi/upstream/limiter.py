@@ -1,6 +1,7 @@
-"""Turns: so many at once, others in a queue that has an end, and what can wait only while there is room to spare.
+"""Limits concurrent requests; further requests wait in a bounded queue.
 
-Knows numbers. Must never know what is done in a turn.
+Background requests do not wait, and only run while there is spare capacity. Knows numbers. Must never know what a slot
+is used for.
 """
 
 from __future__ import annotations
@@ -10,43 +11,45 @@ from twisted.internet.defer import DeferredSemaphore
 from mypypi.errors import UpstreamBusy
 from mypypi.observability import metrics
 
-#: How many may wait, for each that may run: at a second for each request, so many seconds of waiting.
-_WAITING = 16
+#: Requests that may wait, per slot. If each request takes a second, the last one waits about as many seconds.
+_WAITING_PER_SLOT = 16
 
 
 class ConcurrencyLimiter:
-    """At most `limit` requests to upstream at once. Those of a `metered` one are counted."""
+    """Runs at most `limit` requests at once. With `metered`, they are counted in the metrics."""
 
     def __init__(self, limit: int, *, metered: bool = True) -> None:
-        self._places = DeferredSemaphore(limit)
+        self._slots = DeferredSemaphore(limit)
         self._metered = metered
 
     @property
     def has_spare_capacity(self) -> bool:
-        """Whether more than half of the places are free, so that what nobody waits for may take one."""
-        return self._places.tokens > self._places.limit // 2
+        """Whether more than half of the slots are free. Only then may background requests take one."""
+        return self._slots.tokens > self._slots.limit // 2
 
     async def acquire(self, *, background: bool = False) -> None:
         """
-        Wait for a turn, which is to be ended. One who is `background` gets none where there is no room to spare.
+        Wait for a slot, which the caller has to release.
 
-        Raises UpstreamBusy where too many wait.
+        Raises UpstreamBusy if too many requests wait, or if a `background` request finds no spare capacity.
         """
-        if len(self._places.waiting) >= _WAITING * self._places.limit or (background and not self.has_spare_capacity):
+        if len(self._slots.waiting) >= _WAITING_PER_SLOT * self._slots.limit or (
+            background and not self.has_spare_capacity
+        ):
             if self._metered and not background:
                 metrics.UPSTREAM_REFUSED.inc()
-            raise UpstreamBusy("too many requests wait for upstream: try again")
+            raise UpstreamBusy("too many requests wait for upstream: try again later")
         self._count(waiting=1)
         try:
-            await self._places.acquire()
+            await self._slots.acquire()
         finally:
             self._count(waiting=-1)
         self._count(running=1)
 
     def release(self) -> None:
-        """It is the next one's turn."""
+        """Free the slot for the next request that waits."""
         self._count(running=-1)
-        self._places.release()
+        self._slots.release()
 
     def _count(self, *, waiting: int = 0, running: int = 0) -> None:
         if self._metered:

@@ -1,6 +1,7 @@
-"""Sends one request to upstream: credentials, time limit, quick retries, and telling the breaker how it ended.
+"""Sends one request to upstream.
 
-Knows treq and the breaker. Must never know what is requested, or what a status means for it.
+Adds credentials, a time limit and quick retries. The breaker decides whether the request is sent, and learns how it
+ended. Knows treq and the breaker. Must never know what is requested, or what a status means for it.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ if TYPE_CHECKING:
     from mypypi.upstream.breaker import Breaker, Permit
 
 _USER_AGENT = f"mypypi/{__version__}"
-#: Seconds before each retry of a request that failed fast; each pause is a little shorter or longer.
+#: Seconds before each retry of a request that failed fast; each delay is a little shorter or longer at random.
 RETRIES = (0.2, 0.6)
-#: Seconds within which a failure is fast. A slower one would be slow again, and a client waits.
+#: Seconds within which a failure is fast. A slow failure is not retried: it would be slow again, and a client waits.
 _FAST = 1.0
 #: Statuses of an intermediary whose backend is being restarted (RFC 9110, sections 15.6.3 to 15.6.5).
 _RETRIED_STATUSES = (502, 503, 504)
@@ -42,7 +43,7 @@ _RETRIED_STATUSES = (502, 503, 504)
 
 @frozen
 class Credentials:
-    """HTTP basic auth (RFC 7617) for one origin. Never shown."""
+    """HTTP basic auth (RFC 7617) for one origin. Never logged or shown."""
 
     username: str = field(repr=False)
     password: str = field(repr=False)
@@ -51,9 +52,10 @@ class Credentials:
 @frozen
 class Request:
     """
-    One HTTP request to upstream. `kind` (page, file or other) is for the metrics.
+    One HTTP request to upstream.
 
-    A `file` is asked for with identity encoding, everything else with gzip. Requests of kind `other` are not retried.
+    `kind` is page, file or other, and a label of the metrics. A `file` is requested with identity encoding, all else
+    with gzip. Requests of kind `other` are not retried.
     """
 
     kind: str
@@ -67,8 +69,8 @@ class Requester:
     """
     Sends requests. `timeout` (seconds) bounds connecting and waiting for a response head.
 
-    `credentials` go to the origin of `url` and to no other. The `breaker` says which origins may be asked. A GET that
-    fails fast is retried after each of `retries` (seconds). A requester that is `metered` is counted.
+    `credentials` are sent to the origin of `url` and to no other. The `breaker` says which origins may be asked. A page
+    or file request that fails fast is retried after each of `retries` (seconds). With `metered`, requests are counted.
     """
 
     def __init__(
@@ -84,7 +86,7 @@ class Requester:
         retries: Sequence[float],
         metered: bool,
     ) -> None:
-        """`agent` sends the requests; None for one of its own, with up to `connections` kept open to each host."""
+        """`agent` sends the requests. The default one keeps up to `connections` open to each host."""
         self.timeout = timeout
         self._reactor = reactor
         self._credentials = credentials
@@ -100,14 +102,15 @@ class Requester:
         self._identity = HTTPClient(RawEncodingAgent(agent, "identity"))
 
     def needs_credentials(self, url: str) -> bool:
-        """Whether requests to this URL carry credentials, which a client that is redirected there would lack."""
+        """Whether requests to this URL carry credentials. A redirected client would lack them."""
         return self._credentials is not None and origin_of(url) == self._origin
 
     async def send(self, request: Request) -> IResponse:
         """
-        The response to this request, whatever its status; the breaker learns how it ended.
+        Send a request and return the response, of any status.
 
-        Raises UpstreamPaused while the origin is not asked, UpstreamUnreachable without an answer, UpstreamDown.
+        Raises UpstreamPaused while requests to the origin are paused, UpstreamUnreachable if there is no answer, and
+        UpstreamDown.
         """
         permit = await self._breaker.acquire(request.url) if self._breaker is not None else None
         outcome = "none"
@@ -125,30 +128,34 @@ class Requester:
             if self._metered:
                 metrics.UPSTREAM_REQUESTS.labels(request.kind, outcome).inc()
         failed = response.code == 429 or response.code >= 500  # noqa: PLR2004 - too many requests, server errors
-        told = response.code in (429, 503) and bool(first_value(response.headers, "retry-after"))
-        seconds = retry_after(response.headers, self._reactor.seconds()) if told else None
+        has_retry_after = response.code in (429, 503) and bool(first_value(response.headers, "retry-after"))
+        seconds = retry_after(response.headers, self._reactor.seconds()) if has_retry_after else None
         await self._settle(permit, f"upstream answered {response.code}" if failed else "", seconds)
         return response
 
     def discard(self, response: IResponse) -> None:
-        """Read a short body to its end, so that its connection can be used again."""
+        """Read and drop a short body. Its connection can then be used again."""
         response.deliverBody(DiscardedBody(self._reactor, self.timeout))
 
     async def stop(self) -> None:
-        """Close the connections that are kept open."""
+        """Close the persistent connections."""
         if self._pool is not None:
             await self._pool.closeCachedConnections()
 
-    async def _settle(self, permit: Permit | None, why: str, told: float | None = None) -> None:
+    async def _settle(self, permit: Permit | None, why: str, seconds: float | None = None) -> None:
         if self._breaker is not None and permit is not None:
             if why:
-                await self._breaker.failed(permit, why, told)
+                await self._breaker.failed(permit, why, seconds)
             else:
                 await self._breaker.succeeded(permit)
 
     async def _send_with_retries(self, request: Request) -> IResponse:
-        """The response of the last try: a request that failed fast, and does no harm twice, is sent again."""
-        for pause in self._retries if request.kind != "other" else ():
+        """
+        Send a request, and retry it after fast failures.
+
+        Requests of kind `other` are not sent again, since they may do harm twice.
+        """
+        for delay in self._retries if request.kind != "other" else ():
             began = self._reactor.seconds()
             try:
                 response = await self._send_once(request)
@@ -162,7 +169,7 @@ class Requester:
                 fast = self._reactor.seconds() - began < _FAST
                 if not fast or not isinstance(cause, (Refused, ConnectionClosed)):
                     raise
-            await deferLater(self._reactor, pause * random.uniform(0.5, 1.5))  # noqa: S311
+            await deferLater(self._reactor, delay * random.uniform(0.5, 1.5))  # noqa: S311
         return await self._send_once(request)
 
     async def _send_once(self, request: Request) -> IResponse:
@@ -187,7 +194,7 @@ class Requester:
         except Exception as error:
             cause = _cause(error)
             if isinstance(cause, CancelledError) and self._reactor.seconds() - began < self.timeout - 0.001:
-                raise UpstreamDown("the request was given up") from None
+                raise UpstreamDown("the request was cancelled") from None
             if isinstance(cause, CancelledError):
                 raise UpstreamUnreachable(f"upstream did not answer within {self.timeout:g} seconds") from None
             raise UpstreamUnreachable(f"upstream can't be reached: {_reason(cause)}") from error
@@ -196,13 +203,13 @@ class Requester:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What made a request fail. Twisted wraps it where the request was already being sent."""
+    """Return the error behind a failed request. Twisted wraps it once sending has begun."""
     reasons: list[Failure] = getattr(error, "reasons", [])
     return _cause(reasons[0].value) if reasons and reasons[0].value is not None else error
 
 
 def _reason(error: BaseException) -> str:
-    """A short text for a failed request, without an address or a secret."""
+    """Describe a failed request, without an address or a secret."""
     if isinstance(error, ConnectionClosed):
         return "it closed the connection"
     words = (type(error).__doc__ or type(error).__name__).strip().splitlines()[0]

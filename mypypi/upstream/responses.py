@@ -1,4 +1,4 @@
-"""What upstream answered, as values: a page, a file whose body is still to come, a response that is passed on.
+"""Upstream's responses as values: for pages, files and passed-on requests.
 
 Knows statuses, headers and lengths. Must never know why upstream was asked.
 """
@@ -17,14 +17,19 @@ from mypypi.model import SourceDocument
 from mypypi.upstream.agent import RAW_ENCODING
 from mypypi.upstream.bodies import RefusedBody
 
+#: The longest Retry-After that is respected, in seconds.
 _LONGEST_RETRY_AFTER = 60
-#: Seconds to wait where upstream gives no Retry-After that can be read.
+#: Seconds to wait if upstream sends no readable Retry-After.
 _DEFAULT_RETRY_AFTER = 5
 
 
 @frozen
 class PageResponse:
-    """Upstream's response to a request for a page: its `source`, None when not modified; its validators, as sent."""
+    """
+    Upstream's response to a request for a page.
+
+    `source` is None if the page is not modified. `etag` and `modified` are its validators as sent.
+    """
 
     source: SourceDocument | None
     etag: str
@@ -33,7 +38,11 @@ class PageResponse:
 
 @frozen
 class PassedResponse:
-    """Upstream's response to a request that was passed on, body decoded; headers by their names in lower case."""
+    """
+    Upstream's response to a request that was passed on.
+
+    The body is decoded. Header names are in lower case.
+    """
 
     status: int
     headers: Mapping[str, str]
@@ -43,9 +52,9 @@ class PassedResponse:
 @define
 class FileResponse:
     """
-    The response to a request for a file, before its body.
+    Upstream's response to a file request, before its body.
 
-    `close` ends it and gives its place among the running requests back.
+    `close` ends it and frees its slot among the running requests.
     """
 
     status: int
@@ -58,7 +67,7 @@ class FileResponse:
 
     @property
     def length(self) -> int | None:
-        """The Content-Length in bytes, where upstream sent one. Twisted takes it out of the headers."""
+        """The Content-Length in bytes, if upstream sent one. Twisted removes it from the headers."""
         length = self._response.length
         return length if isinstance(length, int) else None
 
@@ -69,7 +78,7 @@ class FileResponse:
         return "" if value == "identity" else value
 
     def header(self, name: str) -> str:
-        """A header's first value; empty where there is none."""
+        """Return a header's first value; empty if there is none."""
         return first_value(self.headers, name)
 
     def deliver(self, receiver: Protocol) -> None:
@@ -78,26 +87,30 @@ class FileResponse:
         self._response.deliverBody(receiver)
 
     def close(self) -> None:
-        """Say that the body has come, or that no more of it is wanted. May be called more than once."""
+        """Report that the body is complete or no longer needed. May be called more than once."""
         if self._open:
             self._open = False
             if not self._delivered:
-                self.deliver(RefusedBody())  # a connection without a receiver for the body would stay open for ever
+                self.deliver(RefusedBody())  # without a receiver for the body, the connection would stay open for ever
             self._closed()
 
 
 def first_value(headers: Headers, name: str) -> str:
-    """A header's first value; empty where there is none. Any bytes are read (RFC 9110, section 5.5)."""
+    """Return a header's first value; empty if there is none. Accepts any bytes (RFC 9110, section 5.5)."""
     return (headers.getRawHeaders(name.encode()) or [b""])[0].decode("latin-1").strip()
 
 
 def first_values(headers: Headers) -> dict[str, str]:
-    """Each header's first value, by its name in lower case."""
+    """Return each header's first value, by its name in lower case."""
     return {name.decode("latin-1").lower(): values[0].decode("latin-1") for name, values in headers.getAllRawHeaders()}
 
 
 def retry_after(headers: Headers, now: float) -> int:
-    """Seconds from a Retry-After header in either of its forms (RFC 9110, section 10.2.3), from 1 to 60."""
+    """
+    Return the seconds of a Retry-After header, from 1 to 60.
+
+    Both of its forms are read (RFC 9110, section 10.2.3): a number of seconds and a date.
+    """
     value = first_value(headers, "retry-after")
     date = parse_date(value)
     if value.isascii() and value.isdigit():

@@ -1,4 +1,4 @@
-"""HTTP towards clients: routes, negotiation, ranges, headers, and how bytes get to a socket.
+"""HTTP towards clients: routes, negotiation, ranges, headers, and writing bodies to sockets.
 
-What is served is decided in `mypypi.proxy.proxy`; here it is only said in HTTP.
+Turns the answers of `mypypi.proxy.proxy` into HTTP. Must never decide what is served.
 """

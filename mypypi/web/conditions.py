@@ -1,7 +1,9 @@
-"""Conditional and range requests (RFC 9110, sections 13 and 14). Strings in, values out.
+"""Evaluates conditional and range requests (RFC 9110, sections 13 and 14).
 
-Etags are parsed by Werkzeug, and checked first, since it accepts more than a client can mean. Each expression has one
-way to match, so that no header can make it slow. Must never know what is served.
+Knows header values, as strings. Must never know what is served.
+
+Werkzeug parses entity tags. A pattern checks them first, since Werkzeug also accepts malformed ones. Each pattern has
+only one way to match a text, so that no header can make matching slow.
 """
 
 from __future__ import annotations
@@ -13,35 +15,41 @@ from werkzeug.http import parse_etags
 
 from mypypi.errors import BadRequest, MyPyPiError
 
-#: entity-tag of RFC 9110, section 8.8.3, and a list of them.
+#: An entity-tag (RFC 9110, section 8.8.3), and a list of them.
 _ETAG = r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"'
 _ETAGS = re.compile(rf"\s*(?:\*\s*|{_ETAG}\s*(?:,\s*(?:{_ETAG}\s*)?)*)")
-#: ranges-specifier of RFC 9110, section 14.1.1, for bytes: parts in any order, some of which may overlap, which
-#: Werkzeug's parser refuses. int() takes no more than some thousand digits.
+#: A ranges-specifier (RFC 9110, section 14.1.1) for bytes. Werkzeug's parser can't be used: it refuses parts that
+#: overlap or are out of order. Numbers have at most 99 digits, since int() refuses more than some thousand.
 _RANGE = re.compile("([0-9]{0,99})-([0-9]{0,99})")
 _PART = "(?:[0-9]{1,99}-[0-9]{0,99}|-[0-9]{1,99})"
-#: The unit by itself, and not another token that begins like it.
+#: The unit ``bytes``, but not a longer token that begins with it.
 _BYTES = re.compile(r"\s*bytes(?![\w!#$%&'*+.^`|~-])", re.IGNORECASE)
 _RANGES = re.compile(rf"\s*bytes\s*=[\s,]*{_PART}\s*(?:,\s*(?:{_PART}\s*)?)*", re.IGNORECASE)
-#: A request for more parts than this is somebody's mistake; it is answered with the whole (RFC 9110, section 14.2).
+#: Most parts in a Range header. A header with more is taken for a mistake and ignored: the answer is the whole file
+#: (RFC 9110, section 14.2).
 _MOST_RANGES = 32
 
 
 class Unsatisfiable(MyPyPiError):
-    """No part of the requested range exists in a file of `total` bytes (RFC 9110, section 15.5.17)."""
+    """
+    The requested range lies outside the file (RFC 9110, section 15.5.17).
+
+    `total` is the length of the file in bytes.
+    """
 
     status = 416
 
     def __init__(self, total: int) -> None:
-        super().__init__(f"the file has {total} bytes, and none of those asked for")
+        super().__init__(f"the requested range lies outside the file, which has {total} bytes")
         self.total = total
 
 
 def etag_matches(if_none_match: str | None, etags: Sequence[str]) -> bool:
     """
-    Whether If-None-Match names one of these opaque tags, compared weakly (RFC 9110, section 13.1.2).
+    Return whether If-None-Match names one of these etags.
 
-    Raises BadRequest where the header is not a list of entity tags.
+    The etags are opaque tags without quotes, and are compared weakly (RFC 9110, section 13.1.2). Raises BadRequest if
+    the header is not a list of entity tags.
     """
     if if_none_match is None:
         return False
@@ -53,12 +61,13 @@ def etag_matches(if_none_match: str | None, etags: Sequence[str]) -> bool:
 
 def ranges_of(header: str | None, total: int) -> list[tuple[int, int]] | None:
     """
-    The parts asked for, as (start, stop) in bytes, of a file of `total` bytes; None for the whole file.
+    Return the requested parts of a file, or None for the whole file.
 
-    Raises BadRequest where a bytes range is malformed, Unsatisfiable where no part exists.
+    Each part is (start, stop) in bytes, without the byte at stop; `total` is the length of the file in bytes. Raises
+    BadRequest if a byte range is malformed, and Unsatisfiable if no part exists.
     """
     if header is None or not needs_total(header):
-        return None  # a unit that we do not know is to be ignored (RFC 9110, section 14.2)
+        return None  # an unknown unit is ignored (RFC 9110, section 14.2)
     if not _RANGES.fullmatch(header):
         raise BadRequest("Range is not a list of byte ranges, such as bytes=0-499 or bytes=-500")
     asked = _RANGE.findall(header)
@@ -67,7 +76,7 @@ def ranges_of(header: str | None, total: int) -> list[tuple[int, int]] | None:
     parts = []
     for first, last in asked:
         if first and last and int(first) > int(last):
-            raise BadRequest("Range has a part whose end comes before its start")
+            raise BadRequest("Range has a part that ends before it starts")
         start = int(first) if first else max(0, total - int(last))
         stop = min(int(last) + 1, total) if first and last else total
         if start < stop:
@@ -75,15 +84,19 @@ def ranges_of(header: str | None, total: int) -> list[tuple[int, int]] | None:
     if not parts:
         raise Unsatisfiable(total)
     if sum(stop - start for start, stop in parts) > total:
-        return None  # parts that overlap could be asked for to make much out of little (RFC 9110, section 17.15)
+        return None  # overlapping parts could make a huge response of a small file (RFC 9110, section 17.15)
     return parts
 
 
 def needs_total(header: str | None) -> bool:
-    """Whether a Range header means something only once the file's length is known."""
+    """Return whether evaluating this Range header needs the file's length."""
     return header is not None and _BYTES.match(header) is not None
 
 
 def range_applies(if_range: str | None, etag: str | None) -> bool:
-    """Whether a Range is to be honoured: with If-Range, only for this very strong etag (RFC 9110, section 13.1.5)."""
+    """
+    Return whether a Range header is to be honoured.
+
+    With If-Range, it is honoured only if that header is this etag, as a strong one (RFC 9110, section 13.1.5).
+    """
     return if_range is None or (etag is not None and if_range.strip() == f'"{etag}"')

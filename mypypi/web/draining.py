@@ -1,6 +1,6 @@
-"""Connections that end with what they are at: how a server stops without breaking what it has begun to answer.
+"""Drains connections: a stopping server closes each one after the response under way.
 
-Knows connections and whether they wait for something. Must never know what is served on them, or for how long to wait.
+Knows connections, and whether they wait for a response. Must never know what is served, or how long a drain may take.
 """
 
 from __future__ import annotations
@@ -13,81 +13,88 @@ from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel, Request
 from twisted.web.server import Site
 
-#: Seconds that a client has for its first request, where it connected just before the end: it can't know of it.
+#: Seconds for the first request of a client that connected just before the drain: it can't know that the server stops.
 _FIRST_REQUEST = 3.0
 
 
 class DrainingChannel(HTTPChannel):
     """A connection of a `DrainingSite`."""
 
-    #: Bytes of a request came that is not answered yet.
-    _asked = False
-    #: A request was answered: what comes next, the client may send again on another connection (RFC 9112, 9.3.1).
+    #: Whether bytes of an unanswered request have arrived.
+    _pending = False
+    #: Whether a request was answered. After that, the connection may be closed at any time: the client may send its
+    #: next request again on another connection (RFC 9112, section 9.3.1).
     _answered = False
     _draining = False
 
     def connectionMade(self) -> None:
-        """A client came."""
+        """Register the connection with its site."""
         super().connectionMade()
         site: Any = self.factory
         site.connection_made(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """It is gone."""
+        """Remove the connection from its site."""
         super().connectionLost(reason)
         site: Any = self.factory
         site.connection_lost(self)
 
     def dataReceived(self, data: bytes) -> None:
-        """Bytes came."""
-        self._asked = self._asked or bool(data)
+        """Note that a request is arriving."""
+        self._pending = self._pending or bool(data)
         super().dataReceived(data)
 
     def requestDone(self, request: Request) -> None:
-        """A request is answered; bytes of another one may be here already."""
-        self._asked, self._answered = False, True
+        """Note that a request is answered. Bytes of the next one may be buffered already."""
+        self._pending, self._answered = False, True
         super().requestDone(request)
 
     def drain(self) -> None:
         """
-        Close the connection: now if nothing goes on, else once the answer is sent, with ``Connection: close`` where
-        that can still be said.
+        Close the connection: now if it is idle, else once the response is sent.
+
+        The response gets ``Connection: close``, unless its headers are sent already. A new connection without a request
+        gets a few seconds for one.
         """
         self._draining = True
         if self.requests:
             self.persistent = False
             if not self.requests[0].startedWriting:
-                _say_close(self.requests[0])
-        elif self._answered and not self._asked:
+                _set_connection_close(self.requests[0])
+        elif self._answered and not self._pending:
             self.loseConnection()
-        elif not self._asked:
+        elif not self._pending:
             self.callLater(_FIRST_REQUEST, self._stop_waiting)
 
     def checkPersistence(self, request: Request, version: bytes) -> bool:
-        """Whether another request may follow this one, whose head is here."""
+        """Return whether another request may follow this one, whose head has arrived."""
         kept = bool(super().checkPersistence(request, version))
         if self._draining:
-            _say_close(request)
+            _set_connection_close(request)
         return kept and not self._draining
 
     def loseConnection(self) -> None:
-        """Close it once all is sent. TLS would wait for a farewell, which a client that is idle never gets to send."""
+        """
+        Close the connection once everything is sent.
+
+        In a drain, TLS is bypassed: it would wait for the client's close_notify, which an idle client does not send.
+        """
         super().loseConnection()
-        beneath = getattr(self.transport, "transport", None)
-        if self._draining and beneath is not None:
-            beneath.loseConnection()
+        plain_transport = getattr(self.transport, "transport", None)
+        if self._draining and plain_transport is not None:
+            plain_transport.loseConnection()
 
     def _stop_waiting(self) -> None:
-        if not self._asked:
+        if not self._pending:
             self.loseConnection()
 
 
-def _say_close(request: Request) -> None:
+def _set_connection_close(request: Request) -> None:
     request.responseHeaders.setRawHeaders(b"connection", [b"close"])
 
 
 class DrainingSite(Site):
-    """A site that knows its connections and can bring them to their end. Its protocol is a `DrainingChannel`."""
+    """A site that tracks its connections and can drain them. Its protocol is a `DrainingChannel`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -95,19 +102,23 @@ class DrainingSite(Site):
         self._drained: Deferred[None] | None = None
 
     def connection_made(self, channel: DrainingChannel) -> None:
-        """There is one connection more."""
+        """Track a new connection; in a drain, drain it at once."""
         self._channels.add(channel)
         if self._drained is not None:
             channel.drain()
 
     def connection_lost(self, channel: DrainingChannel) -> None:
-        """There is one connection less."""
+        """Forget a closed connection; the last one completes the drain."""
         self._channels.discard(channel)
         if self._drained is not None and not self._channels and not self._drained.called:
             self._drained.callback(None)
 
     def drain(self) -> Deferred[None]:
-        """Fires once every connection has ended, each with the answer that it waits for. To be called once."""
+        """
+        Drain all connections; fires when the last one has ended.
+
+        Each connection ends after the response that it waits for. To be called once.
+        """
         self._drained = Deferred()
         if not self._channels:
             return succeed(None)
@@ -116,7 +127,11 @@ class DrainingSite(Site):
         return self._drained
 
     def abort(self) -> int:
-        """Break all connections there are, so that what was sent so far can't be taken for all of it; how many."""
+        """
+        Abort all connections, and return how many there were.
+
+        An abort shows the client that its response is incomplete.
+        """
         channels = list(self._channels)
         for channel in channels:
             transport: Any = channel.transport

@@ -1,4 +1,7 @@
-"""Turns an error into a response, in this one place. A client gets a sentence to act on; the log gets what is new."""
+"""Turns an error into a response. No other module does.
+
+The client gets a message that it can act on. The log gets the traceback of an unexpected error.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ log = Logger()
 
 
 def answer_failure(request: Request, failure: Failure) -> bytes:
-    """The body of the response to a request that failed; its status and headers are set on the request."""
+    """Return the body for a failed request; set status and headers on the request."""
     error = failure.value
     if isinstance(error, CancelledError):
         return b""
@@ -35,11 +38,15 @@ def answer_failure(request: Request, failure: Failure) -> bytes:
         method=method_of(request.method),
         path=path_of(request.uri),
     )
-    return answer(request, 500, "this should not have happened; the server's log says more")
+    return answer(request, 500, "internal error: see the server's log for the X-Request-ID of this response")
 
 
 def answer(request: Request, status: int, text: str, retry_after: int | None = None) -> bytes:
-    """The body of a short answer, ``{"error": …}`` as npm's clients show it, not to be cached."""
+    """
+    Return the body ``{"error": …}``; set status and headers on the request.
+
+    npm's clients show that field. The answer is not to be cached.
+    """
     body = msgspec.json.encode({"error": text}) + b"\n"
     request.setResponseCode(status)
     for name in (b"etag", b"vary", b"cache-status", b"content-encoding", b"accept-ranges", b"content-range"):

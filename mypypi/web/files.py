@@ -1,4 +1,7 @@
-"""Says in HTTP what the proxy answered for a file: status, ranges, validators, and a reader for the bytes."""
+"""Turns the proxy's answer for a file into HTTP: status, ranges, validators, body.
+
+Knows the kinds of answers that the proxy gives. Must never decide what is served.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,11 @@ _IMMUTABLE = b"public, max-age=31536000, immutable"
 
 @frozen
 class Files:
-    """Answers requests for package files. `bucket` gets what a link leads to, for clients that can't go there."""
+    """
+    Answers requests for package files.
+
+    `bucket` fetches files from the bucket by link, for clients that can't be redirected there.
+    """
 
     proxy: Proxy
     upstream: Upstream
@@ -40,22 +47,22 @@ class Files:
 
     async def serve(self, request: Request, link: str, *, lost: bool = False) -> bytes:
         """
-        Answer with the file that our pages name by this link; what is returned is the rest of the body. It may have
-        been `lost` a moment ago, and is fetched again.
+        Answer with the file behind a link of our pages.
 
-        Raises what `Proxy.file` does, and BadRequest.
+        Returns the rest of the body. `lost` is set when the stored file was just found missing, and is requested again.
+        Raises what `Proxy.file` raises, and BadRequest.
         """
         set_kind(request, "file")
         found = await self.proxy.file(link, describe=request.method == b"HEAD")
         if isinstance(found, LocalContent):
-            return await self._serve(request, found)
+            return await self._serve_local(request, found)
         if isinstance(found, FileDescription):
             _describe(request, found.digest)
             request.setHeader(b"content-length", b"%d" % found.size)
             request.setHeader(b"cache-status", b"MyPyPi; fwd=miss; detail=described")
             return b""
         if isinstance(found, StoredElsewhere):
-            return await self._linked(request, link, found, lost=lost)
+            return await self._serve_from_bucket(request, link, found, lost=lost)
         request.setHeader(b"cache-status", b"MyPyPi; fwd=bypass")
         if isinstance(found, RedirectToUpstream):
             body = answer(request, 302, "the file is at upstream")
@@ -65,7 +72,7 @@ class Files:
         await pass_through(request, found.file, self.upstream, self.reactor)
         return b""
 
-    async def _linked(self, request: Request, link: str, linked: StoredElsewhere, *, lost: bool) -> bytes:
+    async def _serve_from_bucket(self, request: Request, link: str, linked: StoredElsewhere, *, lost: bool) -> bytes:
         stored = linked.stored
         _describe(request, stored.digest)
         request.setHeader(b"cache-status", b"MyPyPi; hit")
@@ -73,10 +80,10 @@ class Files:
         if etag_matches(request.getHeader("if-none-match"), [etag]):
             request.setResponseCode(304)
             return b""
-        if request.method == b"HEAD":  # a signed link is for GET alone
+        if request.method == b"HEAD":  # a signed link is valid for GET only
             request.setHeader(b"content-length", b"%d" % stored.size)
             return b""
-        if not linked.through:
+        if not linked.proxied:
             return _redirect(request, linked.link)
         try:
             span = _one_part(request, stored.size, etag)
@@ -86,25 +93,25 @@ class Files:
                 span,
                 self.bucket,
                 self.reactor,
-                lambda: Deferred.fromCoroutine(self.proxy.spoiled(stored)),
+                lambda: Deferred.fromCoroutine(self.proxy.delete_corrupt(stored)),
             )
         except Unsatisfiable as error:
             return _unsatisfiable(request, error)
-        except (NotFound, UpstreamRefused):  # it is not there, or may not be seen, which S3 does not tell apart
+        except (NotFound, UpstreamRefused):  # missing or not readable: S3 does not tell which
             if lost:
                 raise
-            await self.proxy.lost(stored)
+            await self.proxy.forget_missing(stored)
             request.setResponseCode(200)
             return await self.serve(request, link, lost=True)
         return b""
 
-    async def _serve(self, request: Request, served: LocalContent) -> bytes:
+    async def _serve_local(self, request: Request, served: LocalContent) -> bytes:
         content = served.content
         handed_over = False
         try:
             header = request.getHeader("range")
             if content.total is None and (needs_total(header) or request.clientproto != b"HTTP/1.1"):
-                await content.when(lambda: content.ended)
+                await content.wait_until(lambda: content.ended)
                 if content.error is not None:
                     raise content.error
             _describe(request, served.digest)
@@ -128,10 +135,10 @@ class Files:
 
 
 def _redirect(request: Request, link: Link) -> bytes:
-    """To the bucket, for as long as the link holds."""
-    body = answer(request, 301 if link.lasts is None else 302, "the file is in the bucket")
+    """Redirect to the bucket; cacheable for as long as the link is valid."""
+    body = answer(request, 301 if link.max_age is None else 302, "the file is in the bucket")
     request.setHeader(b"location", link.url.encode())
-    request.setHeader(b"cache-control", _IMMUTABLE if link.lasts is None else b"public, max-age=%d" % link.lasts)
+    request.setHeader(b"cache-control", _IMMUTABLE if link.max_age is None else b"public, max-age=%d" % link.max_age)
     request.setHeader(b"cache-status", b"MyPyPi; hit")
     return body
 
@@ -143,7 +150,7 @@ def _unsatisfiable(request: Request, error: Unsatisfiable) -> bytes:
 
 
 def _one_part(request: Request, total: int, etag: str) -> Span:
-    """As `_parts`, for a body that comes in one piece: several ranges are answered with the whole."""
+    """Like `_parts`, but one part: several ranges get the whole file."""
     header = request.getHeader("range")
     if header is not None and "," in header:
         request.requestHeaders.removeHeader("range")
@@ -161,10 +168,10 @@ def _describe(request: Request, digest: Digest | None) -> None:
 
 
 def _parts(request: Request, total: int | None, etag: str | None) -> list[bytes | Span]:
-    """What to send, with status and headers set for it. Raises BadRequest, Unsatisfiable."""
+    """Return the parts to send; set status and headers for them. Raises BadRequest, Unsatisfiable."""
     header = request.getHeader("range")
     ranges = None
-    if total is not None and request.method == b"GET":  # Range means something for GET only (RFC 9110, section 14.2)
+    if total is not None and request.method == b"GET":  # Range is defined for GET only (RFC 9110, section 14.2)
         ranges = ranges_of(header, total)
         if not range_applies(request.getHeader("if-range"), etag):
             ranges = None
@@ -182,7 +189,7 @@ def _parts(request: Request, total: int | None, etag: str | None) -> list[bytes 
 
 
 def _multipart(request: Request, ranges: list[tuple[int, int]], total: int) -> list[bytes | Span]:
-    """Several parts in one body (RFC 9110, section 14.6)."""
+    """Return several ranges as the parts of one body (RFC 9110, section 14.6)."""
     boundary = secrets.token_hex(16).encode()
     parts: list[bytes | Span] = []
     for start, stop in ranges:

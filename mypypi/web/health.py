@@ -1,7 +1,7 @@
-"""Says how this server is: alive, and in what state each of the things is that it stands on.
+"""Endpoints for operators: health and metrics.
 
-A trouble that clients do not notice (Redis gone, a full disk, upstream down with pages here) is told as "degraded" and
-does not take the server out of service: sending clients away would turn it into an outage.
+Trouble that clients do not notice (Redis down, a full disk, upstream down while pages are cached) is reported as
+"degraded". It does not take the server out of service: sending clients away would turn it into an outage.
 """
 
 from __future__ import annotations
@@ -22,41 +22,48 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
     from twisted.web.http import Request
 
-#: Something that this server stands on: raises an error with the reason while it is not in order.
+#: Checks one backend; raises a MyPyPiError with the reason while the backend is in trouble.
 Check = Callable[[], Awaitable[None]]
 
+#: Seconds until a check times out. A health report should give the reason, and a call to S3 takes long to fail. A
+#: scrape has less time, since Prometheus itself times out after ten seconds.
+_REPORT_TIMEOUT = 20.0
+_SCRAPE_TIMEOUT = 5.0
 
-#: Seconds that a check has: who asks how things stand wants the reason, and S3 takes a while to be given up; Prometheus
-#: gives up after ten.
-_PATIENCE = 20.0
-_SCRAPE_PATIENCE = 5.0
-
-#: All numbers, in the Prometheus text format.
+#: Renders all metrics in the Prometheus text format, given the outcomes of the checks.
 Metrics = Callable[[dict[str, str]], Awaitable[bytes]]
 
 
 @frozen
 class Health:
-    """The checks by name, in the order in which they are told, on `clock`."""
+    """
+    Runs the checks and reports their outcomes.
+
+    Reports have the order of `checks`. Timeouts are measured on `clock`.
+    """
 
     checks: dict[str, Check]
     clock: Any
 
     async def report(self) -> dict[str, object]:
-        """``{"status": "ok" | "degraded", "checks": {name: "ok" | reason}}``."""
-        found = await self.outcomes(_PATIENCE)
+        """Return ``{"status": "ok" | "degraded", "checks": {name: "ok" | reason}}``."""
+        found = await self.outcomes(_REPORT_TIMEOUT)
         status = "ok" if all(outcome == "ok" for outcome in found.values()) else "degraded"
         return {"status": status, "checks": found}
 
     async def outcomes(self, seconds: float) -> dict[str, str]:
-        """``{name: "ok" | reason}``: what takes longer than so many seconds is in trouble. All are asked at once."""
-        asked = self.checks.items()
-        started = {name: Deferred.fromCoroutine(self._outcome(check, seconds)) for name, check in asked}
+        """
+        Run all checks at once; return ``{name: "ok" | reason}``.
+
+        A check that takes longer than `seconds` counts as failed.
+        """
+        checks = self.checks.items()
+        started = {name: Deferred.fromCoroutine(self._outcome(check, seconds)) for name, check in checks}
         return {name: await outcome for name, outcome in started.items()}
 
     async def _outcome(self, check: Check, seconds: float) -> str:
         try:
-            await Deferred.fromCoroutine(_made(check)).addTimeout(seconds, self.clock)
+            await Deferred.fromCoroutine(_run(check)).addTimeout(seconds, self.clock)
         except MyPyPiError as error:
             return str(error)
         except TimeoutError:
@@ -64,7 +71,7 @@ class Health:
         return "ok"
 
 
-async def _made(check: Check) -> None:
+async def _run(check: Check) -> None:
     await check()
 
 
@@ -74,29 +81,29 @@ class OperatorRoutes:
     app = Klein()
 
     def __init__(self, health: Health, metrics: Metrics) -> None:
-        """`metrics` makes the answer to a scrape, given the outcomes of the checks."""
+        """`metrics` renders the answer to a scrape."""
         self._health = health
         self._metrics = metrics
 
     @app.handle_errors(Exception)  # type: ignore[arg-type] # Klein takes a plain method as well
     def failed(self, request: Request, failure: Failure) -> bytes:
-        """Every error of every route ends here."""
+        """Turn the error of any route into a response."""
         return answer_failure(request, failure)
 
     @app.route("/health/live")
     def live(self, request: Request) -> bytes:
-        """The process answers."""
+        """Answer that the process is alive."""
         return _json(request, {"status": "ok"})
 
     @app.route("/health/ready")
     async def ready(self, request: Request) -> bytes:
-        """What it stands on is in order, or else what is not."""
+        """Answer with the outcome of every check."""
         return _json(request, await self._health.report())
 
     @app.route("/metrics")
     async def metrics(self, request: Request) -> bytes:
-        """What is counted, for Prometheus."""
-        body = await self._metrics(await self._health.outcomes(_SCRAPE_PATIENCE))
+        """Answer with all metrics, for Prometheus."""
+        body = await self._metrics(await self._health.outcomes(_SCRAPE_TIMEOUT))
         request.setHeader(b"content-type", CONTENT_TYPE)
         request.setHeader(b"cache-control", b"no-store")
         request.setHeader(b"content-length", b"%d" % len(body))

@@ -1,6 +1,6 @@
-"""Content negotiation: which media type and encoding a client takes (RFC 9110, section 12). Strings in, values out.
+"""Chooses the media type and encoding of a response (RFC 9110, section 12).
 
-Parsing is Werkzeug's. Must never know what is served.
+Knows header values, as strings, which Werkzeug parses. Must never know what is served.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ from mypypi.errors import NotAcceptable
 
 def choose_type(accept: str | None, offered: Mapping[str, str]) -> str:
     """
-    The media type to answer with, of those `offered`, best first; its value is the form it stands for.
+    Return the media type to answer with, one of `offered`.
 
-    Raises NotAcceptable (RFC 9110, section 12.5.1).
+    `offered` maps media types, the best first, to the forms that they stand for. Raises NotAcceptable if the client
+    accepts none of them (RFC 9110, section 12.5.1).
     """
     types = list(offered)
     if not accept or not accept.strip():
         return types[0]
     best = parse_accept_header(accept, MIMEAccept).best_match(types)
     if best is None:
-        raise NotAcceptable("none of the accepted types is served here: " + ", ".join(types))
+        raise NotAcceptable("none of the accepted media types is available; this address offers " + ", ".join(types))
     return best
 
 
 def accepts_gzip(accept_encoding: str | None) -> bool:
-    """Whether a body may be sent in gzip (RFC 9110, section 12.5.3)."""
+    """Return whether the client accepts gzip (RFC 9110, section 12.5.3)."""
     if not accept_encoding:
         return False
     accepted = parse_accept_header(accept_encoding)

@@ -1,8 +1,7 @@
-"""The routes of npm mode: packuments and what is cut out of them, tarballs, and the registry's own endpoints.
+"""The routes of npm mode: packuments and parts of them, tarballs, and the registry's endpoints.
 
-A request goes: validation (`RequestValidator`), route (here), proxy, then `PageResponses` or `Files`. What can't be
-cached is passed on to upstream.
-Knows routes and names. Must never decide what is served.
+A request passes through validation (`RequestValidator`), its route (here), the proxy, and `PageResponses` or `Files`.
+Requests that can't be cached are forwarded to upstream. Knows routes and names. Must never decide what is served.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ if TYPE_CHECKING:
     from mypypi.web.files import Files
     from mypypi.web.pages import PageResponses
 
-#: What a client may send to an endpoint that is passed on, and what it gets of the answer's headers.
+#: Request headers that are forwarded to upstream, and response headers that go back to the client.
 _FORWARDED = ("accept", "content-type", "content-encoding", "user-agent", "npm-command")
 _RETURNED = ("content-type", "retry-after")
 
 
 class NPMRoutes:
-    """Klein routes over the two kinds of responses, and upstream for what is never cached."""
+    """Klein routes that answer with pages, files, or a forwarded response of upstream."""
 
     app = Klein()
 
@@ -44,19 +43,23 @@ class NPMRoutes:
 
     @staticmethod
     def methods(segments: list[str]) -> tuple[str, ...]:
-        """What may be asked of a path. An audit is a question that is POSTed; everything else only reads."""
+        """
+        Return the methods that are allowed for a path.
+
+        An audit is a POST that changes nothing; everything else is read with GET or HEAD.
+        """
         if segments[:4] == ["-", "npm", "v1", "security"]:
             return ("POST",)
         return ("GET", "HEAD")
 
     @app.handle_errors(Exception)  # type: ignore[arg-type] # Klein takes a plain method as well
     def failed(self, request: Request, failure: Failure) -> bytes:
-        """Every error of every route ends here."""
+        """Turn the error of any route into a response."""
         return answer_failure(request, failure)
 
     @app.route("/-/ping")
     def ping(self, request: Request) -> bytes:
-        """``npm ping``: this server answers, whatever upstream does."""
+        """Answer ``npm ping`` without asking upstream."""
         request.setHeader(b"content-type", b"application/json")
         return b"{}"
 
@@ -64,20 +67,20 @@ class NPMRoutes:
     @app.route("/-/npm/v1/user")
     @app.route("/-/npm/v1/tokens")
     def whoami(self, request: Request) -> bytes:
-        """Nobody logs in here."""
+        """Refuse requests about users: there is no login."""
         return answer(request, 401, "this registry is a read-only cache: it has no users")
 
     @app.route("/-/npm/v1/keys")
     async def keys(self, request: Request) -> bytes:
-        """The keys that signatures are checked with ("Package Signatures")."""
+        """Serve the keys for checking signatures (npm's documentation, "Package Signatures")."""
         return await self._pages.serve(request, PageId("keys"), {FULL: "full"})
 
     @app.route("/-/npm/v1/attestations/<path:spec>")
     async def attestations(self, request: Request, spec: str) -> bytes:
-        """The attestations of ``name@version``."""
+        """Serve the attestations of ``name@version``."""
         name, _, version = spec.rpartition("@")
         if not name or not version:
-            raise NotFound("attestations are those of a package's version: name@version")
+            raise NotFound("attestations belong to one version of a package: end the address with name@version")
         return await self._pages.serve(request, PageId("attestations", f"{check_name(name)}@{version}"), {FULL: "full"})
 
     @app.route("/-/v1/search")
@@ -85,13 +88,17 @@ class NPMRoutes:
     @app.route("/-/npm/v1/security/audits", methods=["POST"])
     @app.route("/-/npm/v1/security/audits/quick", methods=["POST"])
     async def passed_on(self, request: Request) -> bytes:
-        """Search and audit: each answer is for one question, and old ones mislead."""
+        """
+        Forward a search or an audit to upstream.
+
+        Nothing is cached: each answer is for one query, and an old answer misleads.
+        """
         headers = {name: value for name in _FORWARDED if (value := request.getHeader(name)) is not None}
         assert request.content is not None
         method, target = request.method.decode(), request.uri.decode("latin-1")
         passed = await self._upstream.pass_on(method, target, headers, request.content.read())
-        if passed.status > 599:  # noqa: PLR2004 - nothing is defined beyond (RFC 9110, section 15)
-            raise BadUpstreamResponse(f"upstream answered {passed.status}")
+        if passed.status > 599:  # noqa: PLR2004 - the highest valid status (RFC 9110, section 15)
+            raise BadUpstreamResponse(f"upstream answered with an invalid status, {passed.status}")
         request.setResponseCode(passed.status)
         for name in _RETURNED:
             value = passed.headers.get(name, "")
@@ -104,38 +111,46 @@ class NPMRoutes:
 
     @app.route("/-/package/<path:name>/dist-tags")
     async def tags(self, request: Request, name: str) -> bytes:
-        """``npm dist-tag ls``."""
+        """Serve the dist-tags of a package, for ``npm dist-tag ls``."""
         return await self._pages.serve(
             request, PageId("packument", check_name(name)), {FULL: "full"}, Part("dist-tags", dist_tags)
         )
 
     @app.route("/<path:path>")
     async def package(self, request: Request, path: str) -> bytes:
-        """A package's packument, one of its versions, or a tarball: told apart by the path alone, never by Accept."""
+        """
+        Serve a package's packument, one of its versions, or a tarball.
+
+        The path alone tells which, never the Accept header.
+        """
         segments = segments_of(request, scoped=True)
         if segments[-1] == "":
             segments.pop()
         parts = 2 if segments[0].startswith("@") else 1
         name, rest = check_name("/".join(segments[:parts])), segments[parts:]
         if not rest:
-            return await self._pages.serve(request, PageId("packument", name), _packuments(request))
+            return await self._pages.serve(request, PageId("packument", name), _offered_form(request))
         if len(rest) == 1 and rest[0] != "-":
             wanted = rest[0]
             part = Part(wanted, lambda packument: manifest(packument, wanted))
             return await self._pages.serve(request, PageId("packument", name), {FULL: "full"}, part)
-        if len(rest) == 2 and rest[0] == "-":  # noqa: PLR2004 - "-" and the file
+        if len(rest) == 2 and rest[0] == "-":  # noqa: PLR2004 - "-" and the file name
             return await self._files.serve(request, f"{name}/-/{rest[1]}")
         raise NotFound("there is nothing at this address")
 
     @app.route("/")
     def welcome(self, request: Request) -> bytes:
-        """What npm's own registry answers here is a database's; clients only look whether anybody answers."""
+        """
+        Answer ``/`` with a JSON object.
+
+        The npm registry answers with the status of its database; clients only check that there is an answer.
+        """
         request.setHeader(b"content-type", b"application/json")
         return b'{"mypypi":"a cache for npm packages"}'
 
 
-def _packuments(request: Request) -> dict[str, str]:
-    """The form that this client wants: abbreviated where it prefers that by name, else the full one."""
+def _offered_form(request: Request) -> dict[str, str]:
+    """Return the form for this client: abbreviated if it prefers that by name, else full."""
     accepted = parse_accept_header(request.getHeader("accept"))
     wants_abbreviated = ABBREVIATED in accepted.values() and accepted[ABBREVIATED] >= accepted[FULL]
     return {ABBREVIATED: "abbreviated"} if wants_abbreviated else {FULL: "full"}

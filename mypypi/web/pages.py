@@ -1,6 +1,6 @@
-"""Says in HTTP what the proxy answered for a page: form, encoding, validators, freshness.
+"""Turns the proxy's answer for a page into HTTP: form, encoding, validators, freshness.
 
-Knows forms and headers. Must never know what is in a form beyond the placeholder for this server's address.
+Knows forms and headers. Must never know the contents of a form, except the placeholder for this server's address.
 """
 
 from __future__ import annotations
@@ -27,14 +27,18 @@ if TYPE_CHECKING:
     from mypypi.proxy.proxy import Proxy
     from mypypi.web.public_address import Addresses
 
-#: Bytes of a body that are written at a time.
+#: Bytes of a body in one write.
 _PIECE = 64 * 1024
-#: A body up to this size (bytes) is written at once: it fits into what the transport buffers anyway.
+#: Largest body, in bytes, that is written at once: the transport buffers as much anyway.
 _AT_ONCE = 64 * 1024
 
 
 class PageResponses:
-    """Answers requests for pages. `addresses` tells the address in links that can't be relative."""
+    """
+    Answers requests for pages.
+
+    `addresses` gives the address of this server, for links that can't be relative.
+    """
 
     def __init__(self, proxy: Proxy, addresses: Addresses) -> None:
         self._proxy = proxy
@@ -44,13 +48,13 @@ class PageResponses:
         self, request: Request, page: PageId, offered: Mapping[str, str], part: Part | None = None
     ) -> bytes:
         """
-        Answer with a page, or a part of it, in the best of the media types `offered` (each with the form it stands
-        for); what is returned is the rest of the body.
+        Answer with a page or a part of it.
 
-        Raises NotAcceptable, BadRequest, NotFound, and what `Proxy.page` does.
+        Returns the rest of the body. `offered` maps media types to the forms that they stand for; the client chooses
+        one. Raises NotAcceptable, BadRequest, NotFound, and what `Proxy.page` raises.
         """
         set_kind(request, "page")
-        media_type = choose_type(_wanted(request), offered)
+        media_type = choose_type(_accepted(request), offered)
         answer = await self._proxy.page(page)
         form = answer.page.forms[offered[media_type]]
         if form.based or part is not None:
@@ -58,13 +62,13 @@ class PageResponses:
             form = await self._proxy.pages.form_for(form, base, part)
         request.setHeader(b"content-type", _content_type(media_type).encode())
         _set_freshness(request, answer)
-        if parse_date(answer.page.modified) is not None:  # upstream may say anything
+        if parse_date(answer.page.modified) is not None:  # upstream's date may be malformed
             request.setHeader(b"last-modified", answer.page.modified.encode())
         return await _send_form(request, form)
 
 
-def _wanted(request: Request) -> str | None:
-    """What the client accepts; ``?format=`` goes before the header (PEP 691, "URL parameter")."""
+def _accepted(request: Request) -> str | None:
+    """Return what the client accepts; ``?format=`` overrides Accept (PEP 691, "URL parameter")."""
     wanted = request.args.get(b"format")
     if wanted:
         return str(wanted[0].decode("latin-1"))
@@ -73,23 +77,35 @@ def _wanted(request: Request) -> str | None:
 
 
 def _content_type(media_type: str) -> str:
-    """Whoever asks for the latest version is told which one it is (PEP 691, "Version + Format Selection")."""
+    """
+    Return the Content-Type for a media type.
+
+    A request for the latest version gets the name of the actual version (PEP 691, "Version + Format Selection").
+    """
     return "text/html; charset=utf-8" if media_type == "text/html" else media_type.replace(".latest+", ".v1+")
 
 
 def _set_freshness(request: Request, answer: CachedPage) -> None:
-    """A client may keep a page for as long as it is fresh here, so that its own cache adds nothing to our age."""
+    """
+    Set the headers for caches.
+
+    A client may cache a page for as long as it is fresh here, so that the client's cache adds nothing to its age.
+    """
     request.setHeader(b"vary", b"Accept, Accept-Encoding")
     request.setHeader(b"cache-control", b"public, max-age=%d" % max(0, int(answer.ttl)))
     ttl = b"; ttl=%d" % int(answer.ttl)
-    if answer.why:
-        request.setHeader(b"cache-status", b"MyPyPi; fwd=" + answer.why.encode() + b"; stored" + ttl)
+    if answer.forward_reason:
+        request.setHeader(b"cache-status", b"MyPyPi; fwd=" + answer.forward_reason.encode() + b"; stored" + ttl)
     else:
         request.setHeader(b"cache-status", b"MyPyPi; hit" + ttl + (b"" if answer.ttl > 0 else b"; detail=stale"))
 
 
 async def _send_form(request: Request, form: Form) -> bytes:
-    """The body, or what starts it: gzip as it is kept, identity made from that piece by piece."""
+    """
+    Return a small body; write a large one in pieces and return the rest.
+
+    The gzip encoding is sent as stored. The identity encoding is decoded from it while sending.
+    """
     zipped = f"{form.etag}-gzip"
     as_gzip = accepts_gzip(request.getHeader("accept-encoding"))
     request.setHeader(b"etag", b'"%s"' % (zipped if as_gzip else form.etag).encode())
@@ -110,7 +126,11 @@ async def _send_form(request: Request, form: Form) -> bytes:
 
 
 def _is_known(request: Request, etags: list[str]) -> bool:
-    """Whether the client holds this already: by etag where it names any, else by date (RFC 9110, section 13.2.2)."""
+    """
+    Return whether the client already has this form.
+
+    If the client names etags, only they count, else the date (RFC 9110, section 13.2.2).
+    """
     named: str | None = request.getHeader("if-none-match")
     if named is not None:
         return etag_matches(named, etags)
@@ -120,13 +140,13 @@ def _is_known(request: Request, etags: list[str]) -> bool:
 
 
 def slices(body: bytes) -> Iterator[bytes]:
-    """The body in pieces."""
+    """Yield the body in pieces."""
     for start in range(0, len(body), _PIECE):
         yield body[start : start + _PIECE]
 
 
 def inflated(body: bytes) -> Iterator[bytes]:
-    """What this gzip encodes, in pieces, never the whole of it at once."""
+    """Yield the decoded gzip body in pieces, never all of it at once."""
     decoder = zlib.decompressobj(wbits=31)
     for piece in slices(body):
         rest = piece
@@ -136,15 +156,15 @@ def inflated(body: bytes) -> Iterator[bytes]:
 
 
 def send(request: Request, pieces: Iterator[bytes]) -> Deferred[None]:
-    """Fires when every piece has been written."""
-    sender = _Pieces(request, pieces)
+    """Write all pieces at the client's pace; fires after the last one."""
+    sender = _PieceProducer(request, pieces)
     request.registerProducer(sender, True)
     sender.resumeProducing()
     return sender.done
 
 
 @implementer(IPushProducer)
-class _Pieces:
+class _PieceProducer:
     def __init__(self, request: Request, pieces: Iterator[bytes]) -> None:
         self.done: Deferred[None] = Deferred(lambda _: self.stopProducing())
         self._request = request

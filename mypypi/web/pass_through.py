@@ -1,7 +1,8 @@
-"""Passes a file from upstream through to one client without keeping it: what is left when no draft can be kept.
+"""Streams a file to one client without keeping it, from upstream or from the bucket.
 
-The last bytes are held back until the digest agrees, as with a draft. Knows upstream and requests. Must never know
-storage or pages.
+It is used for upstream when no draft can be kept, and for the bucket when clients are not redirected there. As with a
+draft, the last bytes are held back until the digest matches. Knows upstream and requests. Must never know storage or
+pages.
 """
 
 from __future__ import annotations
@@ -33,16 +34,20 @@ if TYPE_CHECKING:
 
 
 async def pass_through(request: Request, file: PackageFile, upstream: Upstream, clock: Any) -> None:
-    """Answer with upstream's bytes. Raises what `Upstream.file` does, before anything was sent."""
+    """
+    Answer with the bytes of an upstream file.
+
+    Raises what `Upstream.file` raises, and BadUpstreamResponse, before anything is sent.
+    """
     body = await upstream.file(file.url, {})
     try:
         if body.encoding:
-            raise BadUpstreamResponse("upstream sends a file in an encoding that nobody asked for")
+            raise BadUpstreamResponse("upstream sent the file in a Content-Encoding that was not requested")
         request.setHeader(b"content-type", b"application/octet-stream")
         request.setHeader(b"cache-control", b"no-store")
         if body.length is not None:
             request.setHeader(b"content-length", b"%d" % body.length)
-        await _Passing(request, Whole(file.digest), body, clock, upstream.timeout).done
+        await _PassThrough(request, CompleteFile(file.digest), body, clock, upstream.timeout).done
     finally:
         body.close()
 
@@ -51,27 +56,28 @@ async def pass_on(
     request: Request, linked: StoredElsewhere, span: Span, bucket: Upstream, clock: Any, spoiled: Callable[[], object]
 ) -> None:
     """
-    Answer with a span of what a link leads to; status and headers are set already. `spoiled` is called where all came,
-    and is something else than was stored.
+    Answer with a span of the stored file behind a link.
 
-    Raises what `Upstream.file` does, before anything was sent.
+    Status and headers are set already. `spoiled` is called if the file is complete but is not the one that was stored.
+    Raises what `Upstream.file` raises, before anything is sent.
     """
     stored = linked.stored
     stop = stored.size if span.stop is None else span.stop
     part = (span.start, stop) != (0, stored.size)
     body = await bucket.file(linked.link.url, {"Range": f"bytes={span.start}-{stop - 1}"} if part else {})
     try:
-        skip = span.start if body.status == 200 else 0  # noqa: PLR2004 - a bucket may answer a Range with the whole
-        passing = Part(skip, stop - span.start) if part else Whole(stored.digest)
-        await _Passing(request, passing, body, clock, bucket.timeout, spoiled).done
+        skip = span.start if body.status == 200 else 0  # noqa: PLR2004 - a bucket may ignore Range
+        passing = StoredPart(skip, stop - span.start) if part else CompleteFile(stored.digest)
+        await _PassThrough(request, passing, body, clock, bucket.timeout, spoiled).done
     finally:
         body.close()
 
 
-class Whole:
-    """All of a file: its last bytes are held back until its digest agrees.
+class CompleteFile:
+    """
+    A complete file: its last bytes are held back until its digest matches.
 
-    Hashing is done here, on the reactor thread: a chunk is 64 KiB at most, which takes some 40 microseconds.
+    Hashing runs on the reactor thread: a chunk has 64 KiB at most, and takes some 40 microseconds.
     """
 
     def __init__(self, digest: Digest | None) -> None:
@@ -80,27 +86,35 @@ class Whole:
         self._held = b""
 
     def take(self, data: bytes) -> bytes:
-        """What of this may go out now."""
+        """Return the bytes that may be sent now."""
         self._hasher.update(data)
         data = self._held + data
         self._held = data[-HELD_BACK:]
         return data[:-HELD_BACK]
 
     def end(self, *, marked: bool) -> bytes | None:
-        """The rest, None where it is not what was promised; `marked` where upstream said that this is the end."""
-        agreed = self._digest is not None and self._hasher.hexdigest() == self._digest.hex
-        return self._held if agreed or (self._digest is None and marked) else None
+        """
+        Return the bytes held back, or None if the file is not the expected one.
+
+        `marked` is whether upstream marked the end of the body. It counts for a file without a known digest.
+        """
+        matches = self._digest is not None and self._hasher.hexdigest() == self._digest.hex
+        return self._held if matches or (self._digest is None and marked) else None
 
 
-class Part:
-    """Some bytes of a file that was checked when it was stored: `count` of them, after `skip`."""
+class StoredPart:
+    """
+    A part of a stored file: `count` bytes after the first `skip`.
+
+    Its digest is not checked here, since it was checked when the file was stored.
+    """
 
     def __init__(self, skip: int, count: int) -> None:
         self._skip = skip
         self._left = count
 
     def take(self, data: bytes) -> bytes:
-        """What of this may go out now."""
+        """Return the bytes that may be sent now."""
         passed = min(self._skip, len(data))
         self._skip -= passed
         data = data[passed : passed + self._left]
@@ -108,26 +122,30 @@ class Part:
         return data
 
     def end(self, *, marked: bool) -> bytes | None:
-        """Nothing, None where bytes are missing."""
+        """Return no bytes, or None if some are missing."""
         return None if self._left else b""
 
 
 @implementer(IPushProducer)
-class _Passing(Protocol):
-    """`done` fires when all was sent and agreed; where it did not, the client's connection is broken instead."""
+class _PassThrough(Protocol):
+    """
+    Copies the body to the client; `done` fires when the complete body was sent.
+
+    If the transfer breaks or the digest does not match, the client's connection is aborted instead.
+    """
 
     log = Logger()
 
     def __init__(
         self,
         request: Request,
-        passed: Whole | Part,
+        passed: CompleteFile | StoredPart,
         body: FileResponse,
         clock: Any,
         timeout: float,
-        disagreed: Callable[[], object] = lambda: None,
+        mismatched: Callable[[], object] = lambda: None,
     ) -> None:
-        self._disagreed = disagreed
+        self._mismatched = mismatched
         self.done: Deferred[None] = Deferred(lambda _: self.stopProducing())
         self._request = request
         self._passed = passed
@@ -156,8 +174,11 @@ class _Passing(Protocol):
             self.done.callback(None)
             return
         if rest is None and reason.check(ResponseDone):
-            self._disagreed()
-        self.log.warn("{path} could not be passed through whole", path=self._request.path.decode("latin-1"))
+            self._mismatched()
+        self.log.warn(
+            "file {path} was cut off for a client: the transfer broke, or the digest does not match",
+            path=self._request.path.decode("latin-1"),
+        )
         abort(self._request)
 
     def pauseProducing(self) -> None:

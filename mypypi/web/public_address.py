@@ -1,6 +1,7 @@
-"""Makes out the address that a client knows this server by: for links that can't be relative.
+"""Finds the address by which a client knows this server.
 
-Knows Host, Forwarded (RFC 7239) and its older cousins, and who is believed. Must never know what the links are for.
+Links that can't be relative need that address. Knows Host, Forwarded (RFC 7239), X-Forwarded-*, and which proxies are
+trusted. Must never know what the links are for.
 """
 
 from __future__ import annotations
@@ -25,30 +26,39 @@ _PREFIX = re.compile(r"(?:/(?!\.\.?(?:/|$))[A-Za-z0-9.\-_~]+)*")
 
 
 def is_host(text: str) -> bool:
-    """Whether this is what a Host header may hold: a name or an address, and a port where there is one."""
+    """Return whether a text is a host: a name or address, optionally with a port."""
     return _HOST.fullmatch(text) is not None
 
 
 @frozen
 class Addresses:
-    """`public_url` is the one address of all clients, None where each request tells it; `trusted` are the proxies
-    whose word counts for what the client asked for."""
+    """
+    Finds the address of this server for a request.
+
+    `public_url` is one address for all clients; None if each request gives it. `trusted` are the networks of the
+    proxies whose forwarding headers are believed.
+    """
 
     public_url: str | None = None
     trusted: tuple[Network, ...] = ()
 
     def base(self, request: Request) -> str:
-        """The address for this client, without a trailing slash. Raises BadRequest where the request gives none."""
+        """
+        Return the address for this client, without a trailing slash.
+
+        Raises BadRequest if the request gives no valid address.
+        """
         if self.public_url is not None:
             return self.public_url
         scheme = "https" if request.isSecure() else "http"
         host, prefix = request.getHeader("host") or "", ""
         if self._is_trusted(request):
-            told = _told(request)
-            scheme, host, prefix = told.get("proto", scheme), told.get("host", host), told.get("prefix", "")
+            forwarded = _forwarded(request)
+            scheme, host = forwarded.get("proto", scheme), forwarded.get("host", host)
+            prefix = forwarded.get("prefix", "")
         scheme, prefix = scheme.lower(), prefix.rstrip("/")
         if scheme not in ("http", "https") or not is_host(host) or not _PREFIX.fullmatch(prefix):
-            raise BadRequest("the Host header, or what a proxy forwards of it, is not an address")
+            raise BadRequest("the Host header, or a proxy's Forwarded or X-Forwarded-* header, is not a valid address")
         return f"{scheme}://{host}{prefix}"
 
     def _is_trusted(self, request: Request) -> bool:
@@ -57,21 +67,21 @@ class Addresses:
         try:
             peer = ip_address(getattr(request.getClientAddress(), "host", ""))
         except ValueError:
-            return True  # a unix socket: whoever may open it is as good as named
-        peer = getattr(peer, "ipv4_mapped", None) or peer  # as a socket for both versions of IP says it
+            return True  # a unix socket: a program that may open it is trusted
+        peer = getattr(peer, "ipv4_mapped", None) or peer  # how a dual-stack socket reports IPv4
         return any(peer in network for network in self.trusted)
 
 
-def _told(request: Request) -> dict[str, str]:
-    """What the nearest proxy says of the request it got: proto, host, prefix, where it says so."""
-    told = {}
+def _forwarded(request: Request) -> dict[str, str]:
+    """Return proto, host and prefix, as far as the nearest proxy forwards them."""
+    found = {}
     for name in ("proto", "host", "prefix"):
         value = request.getHeader(f"x-forwarded-{name}")
         if value:
-            told[name] = value.split(",")[-1].strip()
+            found[name] = value.split(",")[-1].strip()
     forwarded = request.getHeader("forwarded")
     if forwarded:
-        # Parameters of the last element, which the nearest proxy added; read as those of a header with options are.
+        # The nearest proxy adds the last element. Its parameters have the syntax of a header's options.
         _, options = parse_options_header("forwarded; " + forwarded.split(",")[-1])
-        told.update({name: options[name] for name in ("proto", "host") if name in options})
-    return told
+        found.update({name: options[name] for name in ("proto", "host") if name in options})
+    return found

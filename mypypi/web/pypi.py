@@ -1,7 +1,7 @@
 """The routes of pypi mode: the Simple Repository API, the JSON API, and package files.
 
-A request goes: validation (`RequestValidator`), route (here), proxy, then `PageResponses` or `Files`. Knows routes and
-names. Must never decide what is served.
+A request passes through validation (`RequestValidator`), its route (here), the proxy, and `PageResponses` or `Files`.
+Knows routes and names. Must never decide what is served.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mypypi.web.files import Files
     from mypypi.web.pages import PageResponses
 
-#: Media types of the Simple API and the form each stands for, the one for clients without a preference first.
+#: Media types of the Simple API and the forms that they stand for. Clients without a preference get the first.
 SIMPLE_TYPES = {
     "text/html": "html",
     "application/vnd.pypi.simple.v1+json": "json",
@@ -34,7 +34,7 @@ SIMPLE_TYPES = {
     "application/vnd.pypi.simple.latest+json": "json",
     "application/vnd.pypi.simple.latest+html": "html",
 }
-#: Characters that a segment of a path has as they are, beside letters, digits and a few more (RFC 3986, section 3.3).
+#: Characters that a path segment may contain unescaped, besides letters, digits and ``-._~`` (RFC 3986, section 3.3).
 _IN_SEGMENTS = "!$&'()*+,;=:@"
 JSON_TYPES = {"application/json": "json"}
 
@@ -48,7 +48,7 @@ Health:      -/health/ready
 
 
 class PyPIRoutes:
-    """Klein routes over the two kinds of responses."""
+    """Klein routes that answer with pages or files."""
 
     app = Klein()
 
@@ -58,38 +58,38 @@ class PyPIRoutes:
 
     @staticmethod
     def methods(_segments: list[str]) -> tuple[str, ...]:
-        """What may be asked of a path."""
+        """Return the methods that are allowed for a path."""
         return ("GET", "HEAD")
 
     @app.handle_errors(Exception)  # type: ignore[arg-type] # Klein takes a plain method as well
     def failed(self, request: Request, failure: Failure) -> bytes:
-        """Every error of every route ends here."""
+        """Turn the error of any route into a response."""
         return answer_failure(request, failure)
 
     @app.route("/")
     def welcome(self, request: Request) -> str:
-        """For a person with a browser."""
+        """Show a person with a browser what is served."""
         request.setHeader(b"content-type", b"text/plain; charset=utf-8")
         return _WELCOME
 
     @app.route("/simple")
     def to_root(self, request: Request) -> bytes:
-        """Pages end with a slash (PEP 503)."""
+        """Redirect to the address with a slash (PEP 503)."""
         return _redirect(request, "simple/")
 
     @app.route("/simple/")
     async def root(self, request: Request) -> bytes:
-        """The list of all projects (PEP 503, PEP 691)."""
+        """Serve the list of all projects (PEP 503, PEP 691)."""
         return await self._pages.serve(request, PageId("root"), SIMPLE_TYPES)
 
     @app.route("/simple/<project>", strict_slashes=True)
     def to_project(self, request: Request, project: str) -> bytes:
-        """Pages end with a slash (PEP 503)."""
+        """Redirect to the address with a slash (PEP 503)."""
         return _redirect(request, f"{normalise(project)}/")
 
     @app.route("/simple/<project>/")
     async def project(self, request: Request, project: str) -> bytes:
-        """A project's page; another spelling of its name is sent to the normalised one (PEP 503)."""
+        """Serve a project's page, or redirect to the normalised name (PEP 503)."""
         name = normalise(project)
         if name != project:
             return _redirect(request, f"../{name}/")
@@ -97,7 +97,7 @@ class PyPIRoutes:
 
     @app.route("/pypi/<project>/json")
     async def json(self, request: Request, project: str) -> bytes:
-        """A project in the JSON API."""
+        """Serve a project in the JSON API."""
         name = normalise(project)
         if name != project:
             return _redirect(request, f"../{name}/json")
@@ -105,7 +105,7 @@ class PyPIRoutes:
 
     @app.route("/pypi/<project>/<version>/json")
     async def version_json(self, request: Request, project: str, version: str) -> bytes:
-        """One release of a project in the JSON API."""
+        """Serve one release of a project in the JSON API."""
         name = normalise(project)
         if name != project:
             return _redirect(request, f"../../{name}/{quote(version, safe=_IN_SEGMENTS)}/json")
@@ -113,7 +113,7 @@ class PyPIRoutes:
 
     @app.route("/file/<path:path>")
     async def file(self, request: Request, path: str) -> bytes:
-        """A package file, named by scheme, host and path of its upstream URL."""
+        """Serve a package file, named by scheme, host and path of its upstream URL."""
         segments = segments_of(request)[1:]
         query = request.uri.partition(b"?")[2].decode(errors="replace")
         if query:
@@ -121,14 +121,18 @@ class PyPIRoutes:
         try:
             link = key_from_segments(segments)
         except ValueError:
-            raise NotFound("no page of upstream's lists this file") from None
+            raise NotFound("no page of upstream lists this file") from None
         return await self._files.serve(request, link)
 
 
 def _redirect(request: Request, target: str) -> bytes:
-    """A permanent redirect to a relative address, right behind any host, scheme or path prefix."""
+    """
+    Redirect permanently to a relative address.
+
+    A relative address is right for any host, scheme and path prefix of a proxy.
+    """
     query = request.uri.partition(b"?")[2]
-    body = answer(request, 301, f"this is at {target}")
+    body = answer(request, 301, f"moved permanently to {target}")
     location = target.encode() + (b"?" + query if query else b"")
     request.setHeader(b"location", location)
     request.setHeader(b"cache-control", b"public, max-age=3600")

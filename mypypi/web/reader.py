@@ -1,7 +1,7 @@
-"""A client's view of a content: copies it to the client at the client's pace.
+"""Copies a content to a client, at the client's pace.
 
-On a plain socket the kernel copies (sendfile), so bytes never enter Python; elsewhere (TLS, tests in memory) blocks are
-read in a thread and written. Knows contents, requests and sockets. Must never know what the bytes are.
+On a plain socket the kernel copies (sendfile), so the bytes never enter Python. Elsewhere (TLS, tests in memory) a
+thread reads blocks, and the reactor writes them. Knows contents, requests and sockets. Must never know what it sends.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ if TYPE_CHECKING:
     from mypypi.files.content import Content
     from mypypi.threads import Threads
 
-#: What is read and written at once, and what the kernel is asked to send at once, which is as much as the socket takes.
+#: Bytes in one read and write, and bytes in one sendfile, of which the kernel sends as many as the socket accepts.
 _BLOCK = 256 * 1024
 _KERNEL_BLOCK = 4 * 1024 * 1024
-#: Seconds without a byte taken, after which a client counts as gone.
+#: Seconds without a byte read by the client, after which its connection is aborted.
 CLIENT_SILENCE = 300.0
-#: A file system or socket that can't do sendfile says so in one of these ways.
+#: Error numbers of a file system or socket that does not support sendfile.
 _NO_SENDFILE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
 
 @define
 class Span:
-    """A part of the content still to be sent: from `start` up to `stop`, both bytes; None for the end, wherever."""
+    """Bytes of the content from `start` to before `stop`. None is its end, which may not be known yet."""
 
     start: int
     stop: int | None
 
 
 def abort(request: Request) -> None:
-    """Break the connection, so that what was sent so far can't be taken for all of it."""
+    """Abort the connection, which shows the client that its response is incomplete."""
     transport = getattr(request.channel, "transport", None)
     if transport is not None:
         transport.abortConnection()
 
 
 class Reader:
-    """Sends `parts` of a content as the body of a response whose headers are set. Closes the content in the end."""
+    """Sends parts of a content as a response body, after the headers are set. Closes the content at the end."""
 
     log = Logger()
 
@@ -62,30 +62,32 @@ class Reader:
         self._parts = list(parts)
         self._threads = threads
         self._reactor = reactor
-        self._way: _Kernel | _Writes | None = None
-        self._patience: Any = None
+        self._copier: _SendfileCopier | _WriteCopier | None = None
+        self._stall_timer: Any = None
 
     def run(self) -> Deferred[None]:
         """
-        Fires when all has been handed over. When the content fails, the connection is broken instead, and the
-        Deferred stays as it is until whoever handles the request cancels it.
+        Start sending; fires when everything has been handed over.
+
+        If the content fails, the connection is aborted instead, and the Deferred is cancelled with the request.
         """
         done: Deferred[None] = Deferred(lambda _: self._stop())
         self._done = done
-        self._request.write(b"")  # the headers, which must be on their way before the kernel writes behind our back
-        self._patience = self._reactor.callLater(CLIENT_SILENCE, self._lost_patience)
-        self._content.watch(self.go_on)
-        self._way = _Kernel.take(self, self._request, self._reactor) or _Writes(self, self._request, self._threads)
-        self._way.wake()
+        self._request.write(b"")  # send the headers first: sendfile writes past the transport
+        self._stall_timer = self._reactor.callLater(CLIENT_SILENCE, self._check_stalled)
+        self._content.watch(self.wake)
+        sendfile = _SendfileCopier.take(self, self._request, self._reactor)
+        self._copier = sendfile or _WriteCopier(self, self._request, self._threads)
+        self._copier.wake()
         return done
 
-    def go_on(self) -> None:
-        """Look again for what can be sent."""
-        if self._way is not None:
-            self._way.wake()
+    def wake(self) -> None:
+        """Send what has become available."""
+        if self._copier is not None:
+            self._copier.wake()
 
     def next_part(self, most: int) -> bytes | Span | None:
-        """What can be sent now, a span cut to what may be read and to `most` bytes; None where that is nothing."""
+        """Return the part that can be sent now, or None. A span is cut to `most` bytes, and to the readable ones."""
         if self._content.error is not None:
             return None
         while self._parts:
@@ -105,8 +107,8 @@ class Reader:
         return None
 
     def sent(self, count: int) -> None:
-        """The client has taken so many bytes of the first part."""
-        self._patience.reset(CLIENT_SILENCE)
+        """Note that `count` bytes of the first part were sent."""
+        self._stall_timer.reset(CLIENT_SILENCE)
         part = self._parts[0]
         if isinstance(part, Span):
             part.start += count
@@ -115,53 +117,53 @@ class Reader:
         else:
             self._parts[0] = part[count:]
 
-    def settle(self) -> bool:
-        """Nothing can be sent now: whether that is for good, all sent or all lost."""
-        if self._way is None:
+    def finish_if_done(self) -> bool:
+        """Finish if all is sent, or abort if the content failed. Return whether the reader has ended."""
+        if self._copier is None:
             return True
         if not self._parts:
             self._stop()
             self._done.callback(None)
             return True
         if self._content.error is not None:
-            self.broken()
+            self.abort()
             return True
         return False
 
-    def broken(self) -> None:
-        """The rest can't be sent."""
+    def abort(self) -> None:
+        """Abort the connection: the rest can't be sent."""
         self._stop()
         abort(self._request)
 
     def use_writes(self) -> None:
-        """The kernel can't copy this file to this socket."""
-        self._way = _Writes(self, self._request, self._threads)
-        self._way.wake()
+        """Go on with writes: the kernel can't copy this file to this socket."""
+        self._copier = _WriteCopier(self, self._request, self._threads)
+        self._copier.wake()
 
     @property
     def fd(self) -> int:
-        """The content's descriptor."""
+        """The file descriptor of the content."""
         return self._content.fd
 
-    def _lost_patience(self) -> None:
-        self._patience = self._reactor.callLater(CLIENT_SILENCE, self._lost_patience)
+    def _check_stalled(self) -> None:
+        self._stall_timer = self._reactor.callLater(CLIENT_SILENCE, self._check_stalled)
         if self.next_part(1) is not None:
-            self.log.info("a client took nothing for {seconds} s, closing", seconds=CLIENT_SILENCE)
-            self.broken()
+            self.log.info("a connection was aborted: its client read nothing for {seconds} s", seconds=CLIENT_SILENCE)
+            self.abort()
 
     def _stop(self) -> None:
-        if self._way is None:
+        if self._copier is None:
             return
-        self._way.stop()
-        self._way = None
-        self._patience.cancel()
-        self._content.unwatch(self.go_on)
+        self._copier.stop()
+        self._copier = None
+        self._stall_timer.cancel()
+        self._content.unwatch(self.wake)
         self._content.close()
 
 
 @implementer(IWriteDescriptor)
-class _Kernel:
-    """sendfile to a duplicate of the client's socket, which the reactor watches on its own."""
+class _SendfileCopier:
+    """Copies with sendfile to a duplicate of the client's socket. The reactor watches it besides the socket."""
 
     def __init__(self, reader: Reader, request: Request, fd: int, reactor: Any) -> None:
         self._reader = reader
@@ -171,8 +173,8 @@ class _Kernel:
         self._watched = False
 
     @classmethod
-    def take(cls, reader: Reader, request: Request, reactor: Any) -> _Kernel | None:
-        """Take over the client's socket once what was written to it is out; None where that can't be done."""
+    def take(cls, reader: Reader, request: Request, reactor: Any) -> _SendfileCopier | None:
+        """Take over a plain TCP socket whose transport has sent everything; return None for any other."""
         transport = getattr(request.channel, "transport", None)
         if not isinstance(transport, Connection) or getattr(transport, "TLS", False) or not hasattr(os, "sendfile"):
             return None
@@ -195,7 +197,7 @@ class _Kernel:
         part = self._reader.next_part(_KERNEL_BLOCK)
         if part is None:
             self._unwatch()
-            self._reader.settle()
+            self._reader.finish_if_done()
             return
         try:
             if isinstance(part, bytes):
@@ -209,17 +211,17 @@ class _Kernel:
                 self.stop()
                 self._reader.use_writes()
             else:
-                self._reader.broken()
+                self._reader.abort()
             return
         if count == 0:
-            self._reader.broken()  # the file is shorter than it was
+            self._reader.abort()  # the file was truncated
             return
         self._request.sentLength += count
         self._reader.sent(count)
 
     def connectionLost(self, reason: Failure) -> None:
         self._watched = False
-        self._reader.broken()
+        self._reader.abort()
 
     def stop(self) -> None:
         self._unwatch()
@@ -234,8 +236,8 @@ class _Kernel:
 
 
 @implementer(IPushProducer)
-class _Writes:
-    """Blocks read in a thread and written to the request, as long as its transport wants more."""
+class _WriteCopier:
+    """Reads blocks in a thread and writes them, while the transport accepts more."""
 
     def __init__(self, reader: Reader, request: Request, threads: Threads) -> None:
         self._reader = reader
@@ -250,13 +252,13 @@ class _Writes:
         while not (self._paused or self._reading or self._stopped):
             part = self._reader.next_part(_BLOCK)
             if part is None:
-                self._reader.settle()
+                self._reader.finish_if_done()
                 return
             if isinstance(part, bytes):
                 self._write(part)
             else:
                 self._reading = True
-                fd = os.dup(self._reader.fd)  # the reader may be gone before the thread is done
+                fd = os.dup(self._reader.fd)  # the reader may close its own before the thread is done
                 reading = self._threads.run(_pread, fd, (part.stop or 0) - part.start, part.start)
                 reading.addCallbacks(self._read, self._not_read)
 
@@ -265,7 +267,7 @@ class _Writes:
         if self._stopped:
             return
         if not block:
-            self._reader.broken()
+            self._reader.abort()
             return
         self._write(block)
         self.wake()
@@ -273,7 +275,7 @@ class _Writes:
     def _not_read(self, failure: Failure) -> None:
         self._reading = False
         if not self._stopped:
-            self._reader.broken()
+            self._reader.abort()
 
     def _write(self, block: bytes) -> None:
         self._request.write(block)
@@ -288,7 +290,7 @@ class _Writes:
         self.wake()
 
     def stopProducing(self) -> None:
-        """The connection is gone, which whoever handles the request learns as well."""
+        """Pause: the connection is lost, and the request is about to be cancelled."""
         self._paused = True
 
     def stop(self) -> None:

@@ -1,7 +1,7 @@
-"""What is told of a request when it is over: its line in the log, and what is counted.
+"""Records finished requests: a line in the log, and metrics.
 
-Knows requests and their headers. Must never know routes: who answers says of what kind a request is. A query, an
-authority in an address, and headers but those named here may hold secrets, and are never told.
+Knows requests and their headers. Must never know routes: the route sets the kind of a request. A query, the host part
+of an address, and any header that is not named here may hold secrets, and are never recorded.
 """
 
 from __future__ import annotations
@@ -20,18 +20,23 @@ if TYPE_CHECKING:
 
 Kind = Literal["page", "file", "other"]
 
-#: An id of a client's or proxy's that is taken over.
+#: Request ids that are accepted from a client or proxy.
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:=+/@-]{1,128}")
-#: Where npm's clients put a token into the path, as when they log out ("npm logout", "npm token revoke").
+#: Paths in which npm's clients send a token, as to log out (npm's documentation, "npm logout", "npm token revoke").
 _TOKEN = re.compile(r"/+(?:-|%2[dD])/+(?:user/token|npm/v1/tokens/token)/")
 _LONGEST_PATH = 1000
 _LONGEST_METHOD = 32
-#: As nginx calls it where a client left before it was answered.
+#: The status that nginx logs when a client disconnects before it is answered.
 _CLIENT_LEFT = 499
 
 
 class RequestRecord(msgspec.Struct):
-    """One request: `size` in bytes of body, `seconds` up to the last byte that was handed over, `broken` off or not."""
+    """
+    One finished request.
+
+    `size` is the length of the sent body in bytes, `seconds` the time until its last byte was handed over. `broken` is
+    whether the connection broke before that.
+    """
 
     client: str
     method: str
@@ -45,21 +50,25 @@ class RequestRecord(msgspec.Struct):
     broken: bool = False
 
     def __str__(self) -> str:
-        """As the log has it."""
+        """The line in a text log."""
         return (
             f"{self.client} {self.status} {self.cache} {self.kind} {self.seconds * 1000:.1f} ms {self.size} B"
             f" {self.method} {self.path} {self.request_id}{' broken' if self.broken else ''}"
         )
 
     def count(self) -> None:
-        """For Prometheus. Of a method or path nothing is counted by: clients could make up any number of them."""
+        """
+        Count the request in the metrics.
+
+        Method and path are no labels, since clients could make up any number of them.
+        """
         metrics.REQUESTS.labels(self.kind, self.cache, str(self.status)).inc()
         metrics.REQUEST_SECONDS.labels(self.kind).observe(self.seconds)
         metrics.SENT_BYTES.labels(self.cache).inc(self.size)
 
 
 def record_of(request: Request, seconds: float, *, broken: bool) -> RequestRecord:
-    """What is told of a request."""
+    """Return the record of a request that took so many seconds."""
     return RequestRecord(
         getattr(request.getClientAddress(), "host", None) or "-",
         method_of(request.method),
@@ -75,18 +84,18 @@ def record_of(request: Request, seconds: float, *, broken: bool) -> RequestRecor
 
 
 def set_kind(request: Request, kind: Kind) -> None:
-    """Say of what kind this request is."""
+    """Set the kind that is recorded for this request."""
     marked: Any = request
     marked.kind = kind
 
 
 def id_of(request: Request) -> str:
-    """What the request is called in the log."""
+    """Return the id of the request in the log."""
     return str(getattr(request, "request_id", "-"))
 
 
 def choose_id(request: Request) -> str:
-    """The id that a client or proxy gave it with X-Request-ID, where that is a short token, else a new one."""
+    """Return the request's X-Request-ID if it is a short token, else a new id."""
     given = request.requestHeaders.getRawHeaders(b"x-request-id")
     if given and _REQUEST_ID.fullmatch(given[0]):
         return str(given[0].decode("ascii"))
@@ -94,7 +103,11 @@ def choose_id(request: Request) -> str:
 
 
 def path_of(uri: bytes) -> str:
-    """The path of a request's target: without its query, and nothing at all where it is an address with a host."""
+    """
+    Return the path of a request target, printable and without its query.
+
+    A target that is a full address gives "-". A path is cut before a token, or where it is too long.
+    """
     path = uri.partition(b"?")[0].decode("latin-1")
     if not path.startswith("/"):
         return "-"
@@ -107,16 +120,16 @@ def path_of(uri: bytes) -> str:
 
 
 def method_of(method: bytes) -> str:
-    """A method, in a form that can be printed."""
+    """Return the method, or "-" if it is too long or not printable."""
     text = method.decode("latin-1")
     return text if text.isascii() and text.isprintable() and 0 < len(text) <= _LONGEST_METHOD else "-"
 
 
 def cache_word(cache_status: Sequence[str] | None) -> str:
-    """How the cache served it, from Cache-Status (RFC 9211): hit, stale, miss, bypass, or none."""
+    """Reduce a Cache-Status (RFC 9211) to hit, stale, miss, bypass or none."""
     if not cache_status:
         return "none"
-    told = cache_status[0]
-    if "; hit" in told:
-        return "stale" if "detail=stale" in told else "hit"
-    return "bypass" if "fwd=bypass" in told else "miss"
+    status = cache_status[0]
+    if "; hit" in status:
+        return "stale" if "detail=stale" in status else "hit"
+    return "bypass" if "fwd=bypass" in status else "miss"

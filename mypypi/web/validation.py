@@ -1,4 +1,4 @@
-"""What every request passes before it is routed: its method, and whether its path is one that anybody means.
+"""Validates every request before it is routed: method, Host header and path.
 
 Knows request lines. Must never know routes.
 """
@@ -24,20 +24,22 @@ _SCOPE = re.compile(rb"(/(?:@|%40)[^/%]+)%2[fF]")
 _HEX = frozenset(b"0123456789abcdefABCDEF")
 
 
-#: From the segments of a path to the methods that are answered there.
+#: Maps the segments of a path to the methods that are allowed there.
 Methods = Callable[[list[str]], tuple[str, ...]]
 
 
 class TargetTooLong(MyPyPiError):
-    """RFC 9110, section 15.5.15."""
+    """The request target is too long (RFC 9110, section 15.5.15)."""
 
     status = 414
 
 
 class RequestValidator(Resource):
     """
-    Lets requests through to `inner`, which may use `segments_of` on those that passed. `methods` says what may be asked
-    of a path; `scoped` whether a segment that starts with ``@`` may have an encoded slash in it.
+    Passes valid requests on to `inner`, and refuses all others.
+
+    `inner` may call `segments_of` on the requests that it gets. `methods` gives the allowed methods for a path. With
+    `scoped`, a segment that starts with ``@`` may contain an encoded slash.
     """
 
     isLeaf = True
@@ -49,7 +51,7 @@ class RequestValidator(Resource):
         self._scoped = scoped
 
     def render(self, request: Request) -> bytes | int:
-        """Answer here what can't mean anything, pass on the rest."""
+        """Refuse an invalid request; pass a valid one on."""
         try:
             _check_host(request)
             segments = segments_of(request, scoped=self._scoped)
@@ -66,11 +68,13 @@ class RequestValidator(Resource):
 
 def segments_of(request: Request, *, scoped: bool = False) -> list[str]:
     """
-    The decoded segments of the request's path, of which the last may be empty (a trailing slash). With `scoped`, an
-    encoded slash parts a segment in two where that starts with ``@``, as npm's clients write a scope.
+    Return the decoded segments of the request's path.
+
+    The last segment is empty if the path ends with a slash. With `scoped`, an encoded slash splits a segment that
+    starts with ``@``, since npm's clients write scopes so.
 
     Raises BadRequest for a path that no client means: broken percent-encoding, an encoded slash, control characters,
-    text that is not UTF-8, ``.``, ``..`` or nothing between two slashes. Raises TargetTooLong.
+    text that is not UTF-8, ``.``, ``..`` or an empty segment before the last. Raises TargetTooLong.
     """
     target: bytes = request.uri
     if len(target) > _LONGEST_TARGET:
@@ -82,12 +86,16 @@ def segments_of(request: Request, *, scoped: bool = False) -> list[str]:
         path = _SCOPE.sub(rb"\1/", path)
     segments = [_decoded(segment) for segment in path[1:].split(b"/")]
     if "" in segments[:-1] or "." in segments or ".." in segments:
-        raise BadRequest("the address has an empty segment, '.' or '..' in it")
+        raise BadRequest("the address contains an empty segment, '.' or '..'")
     return segments
 
 
 def _check_host(request: Request) -> None:
-    """Raises BadRequest for what can't be a host (RFC 9112, section 3.2); whoever sends none has nothing to say."""
+    """
+    Raise BadRequest for an invalid Host header (RFC 9112, section 3.2).
+
+    A request without one is accepted.
+    """
     hosts = request.requestHeaders.getRawHeaders(b"host", [])
     if len(hosts) > 1 or (hosts and hosts[0] and not is_host(hosts[0].decode("latin-1"))):
         raise BadRequest("the Host header is not a host")
@@ -96,14 +104,14 @@ def _check_host(request: Request) -> None:
 def _decoded(segment: bytes) -> str:
     for part in segment.split(b"%")[1:]:
         if len(part) < 2 or part[0] not in _HEX or part[1] not in _HEX:  # noqa: PLR2004 - two hex digits
-            raise BadRequest("the address has a broken percent-encoding in it")
+            raise BadRequest("the address contains a broken percent-encoding")
     raw = unquote_to_bytes(segment)
     if b"/" in raw or b"\\" in raw:
-        raise BadRequest("the address has an encoded slash or a backslash in it")
+        raise BadRequest("the address contains an encoded slash or a backslash")
     try:
         text = raw.decode()
     except UnicodeDecodeError:
         raise BadRequest("the address is not UTF-8") from None
     if not text.isprintable():
-        raise BadRequest("the address has characters in it that can't be printed")
+        raise BadRequest("the address contains characters that can't be printed")
     return text

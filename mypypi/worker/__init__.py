@@ -1,4 +1,4 @@
-"""The worker: takes jobs from the queue and does them.
+"""The worker, which takes jobs from the queue and runs them.
 
 Knows jobs: uploads, background fetches, sweeps. Must never know HTTP.
 """

@@ -1,6 +1,6 @@
-"""What a worker does with each kind of job. Each can be done twice without harm.
+"""The kinds of jobs, and the function that runs each. Every job can run twice without harm.
 
-Knows storage, drafts and fetches. Must never know HTTP, Redis, or who queued a job.
+Knows storage and fetches. Must never know HTTP, Redis, or the process that has queued a job.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from mypypi.errors import NotFound, StorageDown
+from mypypi.errors import NotFound
 from mypypi.model import Digest, Job, PackageFile
 from mypypi.storage.bucket import UPLOAD, BucketStorage
 
 if TYPE_CHECKING:
-    from mypypi.files.drafts import Drafts
     from mypypi.files.fetch import Fetches
     from mypypi.interfaces import IStorage
 
@@ -25,7 +24,7 @@ Handler = Callable[[Job], Awaitable[None]]
 
 
 def fetch_job(file: PackageFile, disk: str) -> Job:
-    """The job to take a file in; with `disk`, by a worker that sees it."""
+    """Return the job to fetch and store a file. With `disk`, only a worker with access to that disk runs it."""
     about = {"link": file.link, "url": file.url}
     if file.digest is not None:
         about["digest"] = str(file.digest)
@@ -35,7 +34,7 @@ def fetch_job(file: PackageFile, disk: str) -> Job:
 
 
 def file_of(job: Job) -> PackageFile:
-    """The file that a fetch job is about."""
+    """Return the file of a fetch job."""
     digest, size = job.about.get("digest"), job.about.get("size")
     return PackageFile(
         job.about["link"],
@@ -46,16 +45,15 @@ def file_of(job: Job) -> PackageFile:
 
 
 class Jobs:
-    """The kinds of jobs, by name, and what is done with each."""
+    """The functions that run jobs, by kind, in `handlers`."""
 
-    def __init__(self, storage: IStorage, fetches: Fetches, drafts: Drafts) -> None:
+    def __init__(self, storage: IStorage, fetches: Fetches) -> None:
         self._storage = storage
         self._fetches = fetches
-        self._drafts = drafts
         self.handlers: dict[str, Handler] = {UPLOAD: self._upload, FETCH: self._fetch, SWEEP: self._sweep}
 
     def interrupt(self) -> None:
-        """End what takes long, so that somebody else can do it."""
+        """Cancel running uploads, which can take long, so that another worker can do them."""
         if isinstance(self._storage, BucketStorage):
             self._storage.stopped.set()
 
@@ -67,14 +65,10 @@ class Jobs:
         file = file_of(job)
         stored = await self._storage.find(file.key)
         if stored is None or not stored.matches(file):
-            with suppress(NotFound):  # which the log says; it may be asked for again, and need not be tried till then
+            with suppress(NotFound):  # the log has it; a retry is of no use until a client requests the file again
                 await self._fetches.fetch_and_store(file)
 
     async def _sweep(self, job: Job) -> None:
-        try:
-            self._drafts.sweep()
-        except OSError as error:
-            raise StorageDown(f"the drafts can't be swept: {error.strerror}") from error
         if isinstance(self._storage, BucketStorage):
             await self._storage.sweep()
             if job.about.get("records"):

@@ -1,7 +1,7 @@
-"""Takes jobs from the queue and does them, so many at once.
+"""Takes jobs from the queue and runs them, several at once.
 
-While a job is done its claim is renewed; a job that fails comes again later; on stop, what is unfinished is handed
-back. Knows the queue. Must never know what a job is about.
+The worker renews the claim of each running job. A job that fails is tried again later. When the worker stops, it hands
+unfinished jobs back. Knows the queue. Must never know what a job does.
 """
 
 from __future__ import annotations
@@ -22,20 +22,23 @@ if TYPE_CHECKING:
     from mypypi.interfaces import IQueue
     from mypypi.worker.jobs import Jobs
 
-#: Seconds between two signs of life for a job; a third of the claim.
+#: Seconds between two renewals of a job's claim: a third of the claim.
 _RENEW = 5.0
+#: Seconds between two sweeps of the disk, and between two sweeps of the records of stored files.
 _SWEEP = 600.0
 _RECORDS = 86_400.0
-#: Seconds to wait when the queue can't be reached; and once it is back, for the servers to see it as well.
+#: Seconds until the next try when the queue can't be reached.
 _PAUSE = 1.0
+#: Seconds after the queue is back until a sweep is queued. The servers need some time to reconnect as well.
 _SETTLE = 3.0
-#: Seconds that jobs may take to end by themselves when the worker stops, and then once they were interrupted.
+#: When the worker stops, jobs may run on for this many seconds; then they are interrupted.
 _LAST_CHANCE = 10.0
+#: Seconds that interrupted jobs have to end; then they are cancelled.
 _INTERRUPTED = 5.0
 
 
 class Worker(Service):
-    """Does up to `concurrency` jobs at once. `disk` is the id of the data directory that it sees."""
+    """Runs up to `concurrency` jobs at once. `disk` is the id of the data directory that it has access to."""
 
     log = Logger()
 
@@ -58,10 +61,14 @@ class Worker(Service):
             timer.clock = self._clock
             timer.start(seconds)
         self._loop = Deferred.fromCoroutine(self._take_jobs())
-        self._loop.addErrback(lambda failure: self.log.failure("the worker ended in disorder", failure))
+        self._loop.addErrback(lambda failure: self.log.failure("the worker stopped unexpectedly", failure))
 
     def stopService(self) -> Deferred[None]:
-        """Fires once every job has ended by itself or was handed back, which takes 15 s and a settled queue at most."""
+        """
+        Take no more jobs. Fires once every running job has ended or was handed back.
+
+        Jobs take at most 15 seconds to end; after that, only the queue can cause a delay.
+        """
         super().stopService()
         return Deferred.fromCoroutine(self._stop())
 
@@ -77,7 +84,7 @@ class Worker(Service):
         ]
         if self._loop is not None:
             await self._loop
-        await DeferredList([_echo(job) for job in self._running.values()])
+        await DeferredList([_when_ended(job) for job in self._running.values()])
         for call in late:
             if call.active():
                 call.cancel()
@@ -106,7 +113,7 @@ class Worker(Service):
             for each in taken:
                 job = Deferred.fromCoroutine(self._do(each))
                 self._running[each.stream, each.id] = job
-                job.addErrback(lambda failure: self.log.failure("a job could not be settled", failure))
+                job.addErrback(lambda failure: self.log.failure("a job's result could not be recorded", failure))
                 job.addBoth(self._ended, (each.stream, each.id))
 
     def _ended(self, result: object, identity: tuple[str, str]) -> None:
@@ -125,8 +132,8 @@ class Worker(Service):
         renewing.start(_RENEW, now=False)
         try:
             await self._attempt(taken)
-        except CatalogDown as error:  # who tells that Redis is down is its client; the job is done again
-            self.log.debug("{kind} {name} could not be settled: {why}", kind=job.kind, name=job.name, why=error)
+        except CatalogDown as error:  # the job runs again; only debug, since the Redis client logs that Redis is down
+            self.log.debug("result of {kind} {name} was not recorded: {why}", kind=job.kind, name=job.name, why=error)
         finally:
             renewing.stop()
 
@@ -134,7 +141,7 @@ class Worker(Service):
         job = taken.job
         try:
             await self._handle(job)
-        except Exception as error:  # noqa: BLE001 - whatever it was, the job is tried again
+        except Exception as error:  # noqa: BLE001 - after any error, the job is tried again
             if self._stopping:
                 await self._queue.hand_back(taken)
                 return
@@ -150,39 +157,43 @@ class Worker(Service):
 
     async def _handle(self, job: Job) -> None:
         if self._stopping:
-            raise MyPyPiError("the worker stops")
+            raise MyPyPiError("the worker is stopping")
         handler = self._jobs.handlers.get(job.kind)
         if handler is None:
             raise MyPyPiError(f"there is no job of this kind: {job.kind}")
         await handler(job)
 
     async def _renew(self, taken: ClaimedJob) -> None:
-        with suppress(CatalogDown):  # until it is back, or the claim has run out
+        with suppress(CatalogDown):  # the next renewal tries again; without any, the claim expires
             await self._queue.renew(taken)
 
     def _find_lost_jobs(self) -> None:
-        """Jobs that could not be queued while the queue was away, or that it has forgotten, are queued by a sweep."""
+        """
+        Queue a sweep, which queues missing jobs.
+
+        Jobs could not be queued while the queue was down, or were lost with its data.
+        """
         if not self._stopping:
             Deferred.fromCoroutine(self._queue_sweep(records=False)).addErrback(
-                lambda failure: self.log.failure("no sweep could be queued", failure)
+                lambda failure: self.log.failure("a sweep could not be queued", failure)
             )
 
     async def _queue_sweep(self, *, records: bool) -> None:
         about = {"records": "yes"} if records else {}
-        with suppress(CatalogDown):  # the next one comes
+        with suppress(CatalogDown):  # the timer queues the next sweep
             await self._queue.put(Job(SWEEP, "records" if records else "disk", about, self._disk))
 
 
-def _echo(job: Deferred[None]) -> Deferred[None]:
-    """A Deferred of one's own that fires when that one does."""
-    echo: Deferred[None] = Deferred()
+def _when_ended(job: Deferred[None]) -> Deferred[None]:
+    """Return a new Deferred that fires when the job has ended."""
+    waiting: Deferred[None] = Deferred()
 
     def ended(result: Any) -> Any:
-        echo.callback(None)
+        waiting.callback(None)
         return result
 
     job.addBoth(ended)
-    return echo
+    return waiting
 
 
 __all__ = ["Worker"]

@@ -37,7 +37,7 @@ PROCESSES = 3
 #: Seconds that a fault waits to be met, and that the end may take.
 _MET = 8.0
 _END = 90.0
-_FULL = r"can't be kept here|can't be read|was not stored: (a draft|a file|no room)"
+_FULL = r"files can't be stored|can't be read|was not stored: (a draft|a file|no room)"
 
 #: The ways in which upstream fails, by name, each for files and for pages.
 UPSTREAM: dict[str, Callable[[random.Random, int], Fault]] = {

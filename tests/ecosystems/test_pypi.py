@@ -104,7 +104,7 @@ class TestNames:
     )
     def test_that_cannot_be_are_the_clients_mistake(self, name: str) -> None:
         """Nothing that could not be a project's name gets as far as upstream (PEP 508)."""
-        with pytest.raises(BadRequest, match="Not a project name"):
+        with pytest.raises(BadRequest, match="not a project name"):
             normalise(name)
 
 
@@ -659,7 +659,7 @@ class TestWhatUpstreamSends:
             (b'{"meta": {"api-version": "2.0"}, "files": []}', SIMPLE_JSON, "version '2.0'"),
             (b'<meta name="pypi:repository-version" content="2.0">', "text/html", "version '2.0'"),
             (b'{"files": []}', "application/json; charset=klingon", "klingon"),
-            (b'{"files": ' + b"[" * 100_000, SIMPLE_JSON, "recursion"),
+            (b'{"files": ' + b"[" * 100_000, SIMPLE_JSON, "nested too deeply"),
         ],
     )
     def test_that_makes_no_sense_is_upstreams_fault(self, body: bytes, content_type: str, reason: str) -> None:

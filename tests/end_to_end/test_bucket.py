@@ -220,11 +220,11 @@ class TestTrouble:
                 upstream = cluster.index.url_of(wheel.filename)
                 assert (answer.status, answer.headers["Location"]) == (302, upstream)
             assert cluster.get(server, wheels[0]).status == 200
-            assert server.log.count("files can't be kept here") == 1
+            assert server.log.count("files can't be stored") == 1
         cluster.wait_uploaded(wheels[0], timeout=60)
         # How much waits is looked at every two seconds.
         eventually(lambda: cluster.get(server, wheels[3]).body, lambda body: body == wheels[3].content)
-        assert server.log.count("files can be kept here again") == 1
+        assert server.log.count("files can be stored again") == 1
         cluster.wait_uploaded(wheels[3])
 
     def test_redis_forgets_everything(self, cluster: Cluster) -> None:

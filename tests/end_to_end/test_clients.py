@@ -89,7 +89,7 @@ class TestInstall:
         assert client.install(daemon.url, "app") == ALL
         with index.refusing():
             assert client.install(daemon.url, "app") == ALL
-            daemon.wait_for_log("upstream fails, serving what is here")
+            daemon.wait_for_log("upstream fails, serving cached pages")
         assert fetched(index) == sorted(artifact.filename for artifact in WANTED)
 
     def test_a_yanked_version_when_it_is_pinned(
@@ -286,7 +286,8 @@ def restarted_without_catalog(daemon: Daemon, daemon_factory: DaemonFactory) -> 
 def requests_of(daemon: Daemon, path: str = "/") -> list[str]:
     """What it logged of the requests for paths that begin so: method, path and status of each. It is stopped first."""
     daemon.stop()
-    return re.findall(rf"\] 127\.0\.0\.1 ([A-Z]+ {re.escape(path)}\S* \d+) ", daemon.log)
+    lines = re.findall(rf"\] 127\.0\.0\.1 (\d+) .* B ([A-Z]+ {re.escape(path)}\S*) ", daemon.log)
+    return [f"{request} {status}" for status, request in lines]
 
 
 @pytest.fixture
@@ -322,7 +323,7 @@ class TestPublicIndex:
         gone = {"MYPYPI_UPSTREAM_URL": f"http://127.0.0.1:{free_port()}", **NO_FRESHNESS}
         offline = daemon_factory(data=public.data, env=gone)
         assert client.install(offline.url, project) == cold
-        offline.wait_for_log("upstream fails, serving what is here")
+        offline.wait_for_log("upstream fails, serving cached pages")
 
     @pytest.mark.skipif(sys.version_info >= (3, 12), reason="pip 21 does not run on Python 3.12 and later")
     def test_pip_21(
@@ -340,4 +341,4 @@ class TestPublicIndex:
         assert old.install(daemon.url, "app") == ALL
         with index.refusing():
             assert old.install(daemon.url, "app") == ALL
-            daemon.wait_for_log("upstream fails, serving what is here")
+            daemon.wait_for_log("upstream fails, serving cached pages")

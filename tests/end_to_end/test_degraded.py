@@ -171,10 +171,10 @@ class TestRedis:
             assert place.serves(one, two, one, two)
             place.is_degraded("redis", "OOM")
             redis.call("CONFIG", "SET", "maxmemory", "0")
-            place.daemon.wait_for_log("does again what it is asked")
+            place.daemon.wait_for_log("executes commands again")
             place.is_well()
             assert place.serves(one, two, place.publish())
-            assert (place.logged("refused a command"), place.logged("does again what it is asked")) == (1, 1)
+            assert (place.logged("refused a command"), place.logged("executes commands again")) == (1, 1)
             assert place.logged("OOM") >= 1
 
 
@@ -209,7 +209,7 @@ class TestDisk:
         assert small.serves(two, three)
         small.wait_stored(3)
         small.is_well()
-        assert (small.logged("files can't be kept here"), small.logged("files can be kept here again")) == (1, 1)
+        assert (small.logged("files can't be stored"), small.logged("files can be stored again")) == (1, 1)
         assert list((small.data / "drafts").iterdir()) == []
 
     def test_full_while_a_file_arrives(self, small: Place) -> None:
@@ -237,7 +237,7 @@ class TestDisk:
         assert small.serves(one, two)
         small.wait_stored(2)
         small.is_well()
-        assert (small.logged("files can't be kept here"), small.logged("files can be kept here again")) == (1, 1)
+        assert (small.logged("files can't be stored"), small.logged("files can be stored again")) == (1, 1)
 
     @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="the limit of another process is Linux's")
     def test_nothing_can_be_written(self, place: Place) -> None:

@@ -552,12 +552,12 @@ class Trouble:
                 assert (answer.status, answer.headers["Location"]) == (302, site.upstream_url(thing))
                 assert answer.headers["Cache-Control"] == "no-store"
                 assert is_whole(get(answer.headers["Location"]), thing)
-            assert len(site.logged("files can't be kept here")) == 1
+            assert len(site.logged("files can't be stored")) == 1
             assert site.health()["status"] == "degraded"
             assert site.health()["checks"]["storage"] != "ok"
         assert is_whole(site.get(one), one)
         site.wait_stored(one)
-        assert len(site.logged("files can be kept here again")) == 1
+        assert len(site.logged("files can be stored again")) == 1
         assert site.health()["checks"]["storage"] == "ok"
 
     def test_a_stored_file_needs_no_draft(self, site: Site) -> None:

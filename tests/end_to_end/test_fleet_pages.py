@@ -135,8 +135,8 @@ class TestOnePause:
             assert "detail=stale" in answer.headers["Cache-Status"]
             assert (answer.status, error.status) == (200, 503)
             assert 20 <= int(error.headers["Retry-After"] or 0) <= 30
-            assert "upstream is not asked for another" in error.text
-            assert "upstream is not asked for another" in local.health(server)["checks"]["upstream"]
+            assert "requests to upstream are paused for another" in error.text
+            assert "requests to upstream are paused for another" in local.health(server)["checks"]["upstream"]
         assert fault.served == 1
 
     def test_breaker_closes_for_all(self, local: Cluster) -> None:

@@ -103,7 +103,7 @@ class TestInstall:
         assert installed_modules(project) == ALL
         with registry.refusing():
             assert npm.install(daemon.url, "app") == ALL
-            daemon.wait_for_log("upstream fails, serving what is here")
+            daemon.wait_for_log("upstream fails, serving cached pages")
             from_lock = npm.project(daemon.url, {"app": "^1.0.0"}, lock=project)
             npm.run("ci", "--prefix", from_lock)
             assert installed_modules(from_lock) == ALL
@@ -361,4 +361,4 @@ class TestPublicRegistry:
             online.stop()
             offline = start(env=SETTINGS | {"MYPYPI_UPSTREAM_URL": f"http://127.0.0.1:{free_port()}"})
             assert npm.install(offline.url, *wanted) == cold
-            offline.wait_for_log("upstream fails, serving what is here")
+            offline.wait_for_log("upstream fails, serving cached pages")

@@ -56,7 +56,7 @@ class Side:
     def statuses(self, path: str) -> list[int]:
         """What the daemon answered to each request for this file, in order."""
         name = re.escape(path.rpartition("/")[2])
-        return [int(status) for status in re.findall(rf"GET \S+/{name} (\d+) ", self.daemon.log)]
+        return [int(status) for status in re.findall(rf"\] \S+ (\d+) .* GET \S+/{name} ", self.daemon.log)]
 
 
 @pytest.fixture(scope="module")

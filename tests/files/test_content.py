@@ -20,9 +20,9 @@ class ContentTest(MemoryTestCase):
         super().setUp()
         self.before = open_descriptors()
         self.content = Content(os.open(os.devnull, os.O_RDONLY))
-        self.addCleanup(self.let_go)
+        self.addCleanup(self.release_if_held)
 
-    def let_go(self) -> None:
+    def release_if_held(self) -> None:
         while self.content.fd >= 0:
             self.content.close()
 
@@ -84,9 +84,9 @@ class ContentTest(MemoryTestCase):
 
     def test_waiting_ends_when_it_has_happened(self) -> None:
         """At once where it has; each with a Deferred of its own, which takes nobody else along."""
-        self.now(self.content.when(lambda: True))
-        leaving = self.content.when(lambda: self.content.ended)
-        staying = self.content.when(lambda: self.content.ended)
+        self.now(self.content.wait_until(lambda: True))
+        leaving = self.content.wait_until(lambda: self.content.ended)
+        staying = self.content.wait_until(lambda: self.content.ended)
         leaving.cancel()
         self.failing(leaving, CancelledError)
         self.content.grow(1)
@@ -97,9 +97,9 @@ class ContentTest(MemoryTestCase):
 
     def test_one_who_waits_may_make_another_leave(self) -> None:
         """A connection that ends because of what it hears may be another waiter's as well."""
-        first = self.content.when(lambda: self.content.ended)
-        second = self.content.when(lambda: self.content.ended)
-        third = self.content.when(lambda: self.content.ended)
+        first = self.content.wait_until(lambda: self.content.ended)
+        second = self.content.wait_until(lambda: self.content.ended)
+        third = self.content.wait_until(lambda: self.content.ended)
         first.addCallback(lambda _: second.cancel())
         self.content.finish(DIGEST)
         self.failing(second, CancelledError)
@@ -107,8 +107,8 @@ class ContentTest(MemoryTestCase):
 
     def test_one_who_waits_may_cause_a_change(self) -> None:
         """A change within a change is heard once."""
-        first = self.content.when(lambda: self.content.length > 0)
-        second = self.content.when(lambda: self.content.length > 0)
+        first = self.content.wait_until(lambda: self.content.length > 0)
+        second = self.content.wait_until(lambda: self.content.length > 0)
         first.addCallback(lambda _: self.content.changed())
         self.content.grow(1)
         self.now(first)

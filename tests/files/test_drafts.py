@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 
 from mypypi.errors import NotFound
-from mypypi.files.drafts import ABANDONED, Draft, Drafts, State
+from mypypi.files.drafts import ABANDONED_SECONDS, Draft, Drafts, State
 
 NAME = "0123abcd"
 
@@ -21,7 +21,7 @@ def drafts(tmp_path: Path) -> Drafts:
     return Drafts(tmp_path / "below" / "drafts")
 
 
-def abandoned(drafts: Drafts, name: str = NAME, *, since: float = ABANDONED + 1) -> Draft:
+def abandoned(drafts: Drafts, name: str = NAME, *, since: float = ABANDONED_SECONDS + 1) -> Draft:
     """A draft whose process has been gone for so many seconds: its lock went with it."""
     draft = drafts.open(name)
     draft.write(b"half", 0)
@@ -69,13 +69,13 @@ def test_second_one_follows_the_first(drafts: Drafts) -> None:
     filled, followed = drafts.open(NAME), drafts.open(NAME)
     assert (filled.filling, followed.filling) == (True, False)
     filled.write(b"hello ", 0)
-    filled.tell(State(begun=True, total=11, validator='"v1"'))
-    assert followed.look()
+    filled.write_note(State(begun=True, total=11, validator='"v1"'))
+    assert followed.refresh()
     assert (followed.content.length, followed.content.begun, followed.content.total) == (6, True, 11)
-    assert not followed.look()
+    assert not followed.refresh()
     filled.write(b"world", 6)
-    filled.tell(State(begun=True, total=11, digest="md5-0"))
-    assert followed.look()
+    filled.write_note(State(begun=True, total=11, digest="md5-0"))
+    assert followed.refresh()
     assert (followed.state.digest, os.pread(followed.content.fd, 99, 0)) == ("md5-0", b"hello world")
     assert not followed.has_ended()
     filled.drop()
@@ -87,10 +87,10 @@ def test_second_one_follows_the_first(drafts: Drafts) -> None:
 def test_second_one_hears_what_went_wrong(drafts: Drafts) -> None:
     """And does not go on with what is worth nothing."""
     filled, followed = drafts.open(NAME), drafts.open(NAME)
-    filled.tell_failed(NotFound("upstream does not have this"))
+    filled.write_failure(NotFound("upstream does not have this"))
     filled.drop()
     filled.close()
-    followed.look()
+    followed.refresh()
     assert followed.state.error == ("NotFound", "upstream does not have this", None)
     assert not followed.take_over()
     followed.close()
@@ -99,11 +99,11 @@ def test_second_one_hears_what_went_wrong(drafts: Drafts) -> None:
 def test_what_is_told_long_windedly_is_still_read(drafts: Drafts) -> None:
     """A note has room for so much; a message that is longer is cut."""
     filled, followed = drafts.open(NAME), drafts.open(NAME)
-    filled.tell_failed(NotFound("…" * 5000))
-    followed.look()
+    filled.write_failure(NotFound("…" * 5000))
+    followed.refresh()
     assert followed.state.error == ("NotFound", "…" * 1000, None)
-    filled.tell(State())
-    followed.look()
+    filled.write_note(State())
+    followed.refresh()
     assert followed.state == State()
     for draft in (filled, followed):
         draft.close()
@@ -113,8 +113,8 @@ def test_only_one_takes_over(drafts: Drafts) -> None:
     """Once nobody fills it any more, and not before."""
     filled, first, second = (drafts.open(NAME) for _ in range(3))
     filled.write(b"half", 0)
-    filled.tell(State(begun=True, total=8))
-    first.look()
+    filled.write_note(State(begun=True, total=8))
+    first.refresh()
     assert not first.take_over()
     filled.close()
     assert first.take_over()
@@ -128,7 +128,7 @@ def test_what_a_process_left_behind_is_gone_on_with(drafts: Drafts) -> None:
     """Whoever opens it next fills it, with what is there."""
     draft = drafts.open(NAME)
     draft.write(b"half", 0)
-    draft.tell(State(begun=True, total=8))
+    draft.write_note(State(begun=True, total=8))
     draft.close()
     again = drafts.open(NAME)
     assert (again.filling, again.content.length, again.state) == (True, 4, State(begun=True, total=8))
@@ -164,7 +164,7 @@ def test_draft_that_nobody_fills_is_swept(drafts: Drafts) -> None:
 
 def test_draft_is_left_for_a_while(drafts: Drafts) -> None:
     """For those who may want to go on with it."""
-    young = abandoned(drafts, since=ABANDONED - 5)
+    young = abandoned(drafts, since=ABANDONED_SECONDS - 5)
     assert drafts.sweep() == 0
     assert young.path.exists()
 

@@ -698,7 +698,7 @@ class Dead(Draft):
     def write(self, data: bytes, offset: int) -> None:
         pass
 
-    def tell(self, state: State) -> None:
+    def write_note(self, state: State) -> None:
         pass
 
     def drop(self) -> None:
@@ -903,7 +903,7 @@ class SharedTest(FetchTestCase):
             assert isinstance(each.error, FetchedElsewhere)
             self.assertEqual(42, each.error.retry_after)
         self.assertEqual([], self.wire.exchanges)
-        self.now(others.let_go(fetch_lease(listed().key)))
+        self.now(others.release_if_held(fetch_lease(listed().key)))
         self.fetch()
         self.wire.last.answer(body=DATA)
         self.assert_stored()
@@ -924,7 +924,7 @@ class SharedTest(FetchTestCase):
 
     def test_file_on_its_way_to_other_hosts_is_not_fetched_by_them(self) -> None:
         """The storage passes it on, which takes a while: the lease is left standing for that."""
-        with mock.patch.object(self.storage, "passes_on", 900.0):
+        with mock.patch.object(self.storage, "upload_window", 900.0):
             self.fetch()
             self.wire.last.answer(body=DATA)
         held = self.now(cast("Awaitable[HeldLease | None]", self.catalog.take_lease(fetch_lease(listed().key), "x", 1)))
@@ -940,7 +940,7 @@ class SharedTest(FetchTestCase):
             await self.catalog.release_lease(fetch_lease(key), "disk")
             return stored
 
-        with mock.patch.multiple(self.storage, passes_on=900.0, commit=passed_on_at_once):
+        with mock.patch.multiple(self.storage, upload_window=900.0, commit=passed_on_at_once):
             self.fetch()
             self.wire.last.answer(body=DATA)
         self.assert_stored()
@@ -949,7 +949,7 @@ class SharedTest(FetchTestCase):
     def test_lease_is_free_where_the_file_could_not_be_kept(self) -> None:
         """Another host may have more luck."""
         with mock.patch.multiple(
-            self.storage, passes_on=900.0, commit=mock.AsyncMock(side_effect=StorageDown("no luck"))
+            self.storage, upload_window=900.0, commit=mock.AsyncMock(side_effect=StorageDown("no luck"))
         ):
             self.fetch()
             self.wire.last.answer(body=DATA)

@@ -259,7 +259,7 @@ class World:
         if PASSWORD.encode() in data or _TOKEN.encode() in data:
             raise Broken(f"a client is told the password: {data!r}")
         passed_on = b"fwd=bypass" in data
-        if b"this should not have happened" in data or (data.startswith(b"HTTP/1.1 500") and not passed_on):
+        if b"internal error: see the server's log" in data or (data.startswith(b"HTTP/1.1 500") and not passed_on):
             raise Broken(f"an error that nobody thought of: {data[:500]!r}")
         for exchange in self.wire.exchanges:
             if not exchange.closed:

@@ -28,7 +28,7 @@ class TestMemoryCache:
         hot.put(page("a"), 7.0)
         held = hot.get(PageId("simple", "a"))
         assert held is not None
-        assert (page("a"), 7.0, None) == (held.page, held.looked_at, held.listing)
+        assert (page("a"), 7.0, None) == (held.page, held.read_at, held.listing)
         assert hot.get(PageId("simple", "b")) is None
 
     def test_least_recently_used_page_goes_first(self) -> None:

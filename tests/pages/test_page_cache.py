@@ -1,4 +1,4 @@
-"""A page's life, with time in the test's hands: fresh, confirmed, replaced, stale, missing, doubted."""
+"""A page's life, with time in the test's hands: fresh, confirmed, replaced, stale, missing, unconfirmed."""
 
 from __future__ import annotations
 
@@ -118,13 +118,17 @@ class FreshTest(PagesTestCase):
     def test_page_is_asked_for_once_while_it_is_fresh(self) -> None:
         """To the last moment where nobody asks for it shortly before; from then on upstream is asked again."""
         self.upstream_has("1.0")
-        self.assertEqual((["1.0"], CACHE_TIME, "miss"), (versions(first := self.get()), first.ttl, first.why))
+        self.assertEqual(
+            (["1.0"], CACHE_TIME, "miss"), (versions(first := self.get()), first.ttl, first.forward_reason)
+        )
         self.upstream_has("1.0", "2.0")
         self.clock.advance(CACHE_TIME * 0.8)
-        self.assertEqual((["1.0"], CACHE_TIME * 0.2, ""), (versions(last := self.get()), last.ttl, last.why))
+        self.assertEqual((["1.0"], CACHE_TIME * 0.2, ""), (versions(last := self.get()), last.ttl, last.forward_reason))
         self.assertEqual(1, self.asked)
         self.clock.advance(CACHE_TIME * 0.2)
-        self.assertEqual((["1.0", "2.0"], CACHE_TIME, "stale"), (versions(new := self.get()), new.ttl, new.why))
+        self.assertEqual(
+            (["1.0", "2.0"], CACHE_TIME, "stale"), (versions(new := self.get()), new.ttl, new.forward_reason)
+        )
         self.assertEqual(2, self.asked)
 
     def test_unchanged_page_is_confirmed(self) -> None:
@@ -156,16 +160,16 @@ class FreshTest(PagesTestCase):
         self.now(self.other.get(THING))
         self.clock.advance(100)
         answer = self.get()
-        self.assertEqual((["1.0"], CACHE_TIME - 100, ""), (versions(answer), answer.ttl, answer.why))
+        self.assertEqual((["1.0"], CACHE_TIME - 100, ""), (versions(answer), answer.ttl, answer.forward_reason))
         self.assertEqual(1, self.asked)
 
     def test_held_page_is_no_question_to_upstream(self) -> None:
         """However old it is; None where there is none."""
-        self.assertIsNone(self.now(self.pages.held(THING)))
+        self.assertIsNone(self.now(self.pages.cached(THING)))
         self.upstream_has("1.0")
         page = self.get().page
         self.clock.advance(10 * CACHE_TIME)
-        self.assertEqual(page, self.now(self.pages.held(THING)))
+        self.assertEqual(page, self.now(self.pages.cached(THING)))
         self.assertEqual(1, self.asked)
 
     def test_listing_is_read_once(self) -> None:
@@ -256,12 +260,12 @@ class SlowTest(PagesTestCase):
         self.assertNoResult(waiting)
         self.clock.advance(0.1)
         stale = self.now(waiting)
-        self.assertEqual((["1.0"], ""), (versions(stale), stale.why))
+        self.assertEqual((["1.0"], ""), (versions(stale), stale.forward_reason))
         self.assertLess(stale.ttl, 0)
         self.assertFalse(self.wire.last.closed)
         self.wire.last.answer(body=page_of("2.0"), content_type="application/json")
         fresh = self.get()
-        self.assertEqual((["2.0"], CACHE_TIME, ""), (versions(fresh), fresh.ttl, fresh.why))
+        self.assertEqual((["2.0"], CACHE_TIME, ""), (versions(fresh), fresh.ttl, fresh.forward_reason))
         self.assertEqual(2, self.asked)
 
     def test_answer_in_time_is_awaited(self) -> None:
@@ -329,7 +333,7 @@ class FailingTest(PagesTestCase):
         self.wire.refuses = True
         self.pages = self.make()
         answer = self.get()
-        self.assertEqual((["1.0"], ""), (versions(answer), answer.why))
+        self.assertEqual((["1.0"], ""), (versions(answer), answer.forward_reason))
         self.assertLess(answer.ttl, -365 * 86_400)
         self.assertIn("refused", str(self.failing(self.pages.check(), UpstreamDown)))
 
@@ -440,7 +444,7 @@ class MissingTest(PagesTestCase):
         self.upstream_has("1.0")
         self.clock.advance(NEGATIVE_CACHE_TIME)
         answer = self.get()
-        self.assertEqual((["1.0"], "miss"), (versions(answer), answer.why))
+        self.assertEqual((["1.0"], "miss"), (versions(answer), answer.forward_reason))
 
     def test_upstream_that_fails_is_no_404(self) -> None:
         """Promise 7: what was missing once may be there by now. 503, and not the 404 of before."""
@@ -540,7 +544,7 @@ class CatalogTest(PagesTestCase):
         before_asked = self.asked
         for _ in range(5):
             self.clock.advance(1)
-            self.assertEqual("", self.get().why)
+            self.assertEqual("", self.get().forward_reason)
         self.now(self.other.get(THING))
         self.assertEqual(before_asked, self.asked)
 
@@ -556,11 +560,11 @@ class CatalogTest(PagesTestCase):
         """Promise 8: from upstream, then from memory while they are fresh, then confirmed."""
         self.catalog.down = "no Redis here"
         self.upstream_has("1.0", etag='"1"')
-        self.assertEqual((["1.0"], "miss"), (versions(first := self.get()), first.why))
+        self.assertEqual((["1.0"], "miss"), (versions(first := self.get()), first.forward_reason))
         self.clock.advance(CACHE_TIME / 2)
-        self.assertEqual((["1.0"], ""), (versions(second := self.get()), second.why))
+        self.assertEqual((["1.0"], ""), (versions(second := self.get()), second.forward_reason))
         self.clock.advance(CACHE_TIME / 2)
-        self.assertEqual("stale", self.get().why)
+        self.assertEqual("stale", self.get().forward_reason)
         self.assertEqual(2, self.asked)
         self.catalog.down = None
         self.clock.advance(1)
@@ -643,7 +647,7 @@ class WithheldTest(PagesTestCase):
         self.assertTrue(self.advertised(self.pages))
 
     def test_page_is_served_as_it_was_while_upstream_fails(self) -> None:
-        """A doubted page is better than none."""
+        """An unconfirmed page is better than none."""
         self.upstream_answers(503)
         self.assertTrue(self.advertised(self.pages))
         self.clock.advance(1)

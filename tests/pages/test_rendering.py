@@ -81,7 +81,7 @@ def test_child_that_fails_is_no_page(program: str, tmp_path: Path) -> None:
         executable.chmod(0o755)
     with (
         mock.patch.object(sys, "executable", str(executable)),
-        mock.patch("mypypi.pages.rendering._CHILD_SECONDS", 0.3),
+        mock.patch("mypypi.pages.rendering._CHILD_TIMEOUT", 0.3),
         pytest.raises(BadUpstreamResponse),
     ):
         render_in_child("pypi", URL, THING, source(), frozenset())

@@ -64,7 +64,7 @@ class OnceTest(FleetTestCase):
         self.assertEqual(["1.0"], versions(self.now(first)))
         self.clock.advance(SOON)
         answer = self.now(second)
-        self.assertEqual((["1.0"], "miss", 1), (versions(answer), answer.why, self.asked))
+        self.assertEqual((["1.0"], "miss", 1), (versions(answer), answer.forward_reason, self.asked))
         self.assert_nothing_left()
 
     def test_stale_page_is_asked_for_once(self) -> None:
@@ -79,7 +79,7 @@ class OnceTest(FleetTestCase):
             self.clock.advance(SOON)
             for waiting in (first, second):
                 answer = self.now(waiting)
-                self.assertEqual(([said], "stale"), (versions(answer), answer.why))
+                self.assertEqual(([said], "stale"), (versions(answer), answer.forward_reason))
                 self.assertGreater(answer.ttl, CACHE_TIME - 1)
             self.clock.advance(CACHE_TIME)
 
@@ -97,7 +97,7 @@ class OnceTest(FleetTestCase):
         self.upstream_has("1.0")
         self.get()
         self.clock.advance(CACHE_TIME - 0.5)
-        self.now(self.other.held(THING))
+        self.now(self.other.cached(THING))
         self.now(self.catalog.touch_page(THING, self.get().page.version, self.clock.seconds()))
         before = self.asked
         self.clock.advance(0.5)
@@ -252,7 +252,7 @@ class EarlyTest(FleetTestCase):
         self.upstream_hangs()
         for _ in range(3):
             answer = self.get()
-            self.assertEqual((["1.0"], ""), (versions(answer), answer.why))
+            self.assertEqual((["1.0"], ""), (versions(answer), answer.forward_reason))
             self.assertGreater(answer.ttl, 0)
         self.assertEqual(2, self.asked)
         self.upstream_says("2.0")
@@ -337,7 +337,7 @@ class EarlyTest(FleetTestCase):
     def test_freshness_of_some_seconds_is_not_cut(self) -> None:
         """Others could not see in time that a page was refreshed."""
         for pages in (brief := self.make(cache_time=10), self.make(cache_time=10)):
-            self.assertEqual(0, pages._early)
+            self.assertEqual(0, pages._early_ttl)
         self.clock.advance(9.9)
         self.now(brief.get(THING))
         self.assertEqual(1, self.asked)

@@ -361,7 +361,7 @@ class AdvertisedTest(ProxyTestCase):
         """The page that lists it is known to the catalog."""
         self.metadata_is_gone("https://files.example/archive-of-all.zip")
 
-    def test_page_is_not_doubted_when_upstream_fails(self) -> None:
+    def test_page_stays_confirmed_when_upstream_fails(self) -> None:
         """503 says nothing of what there is."""
         self.upstream_lists(listed(core_metadata=True))
         asked = self.asking(f"{LINK}.metadata")

@@ -32,13 +32,13 @@ class LeasesTest(MemoryTestCase):
     def test_a_lease_that_is_let_go_of_is_free(self) -> None:
         """At once, for whoever asks."""
         self.now(self.mine.take(NAME))
-        self.now(self.mine.let_go(NAME))
+        self.now(self.mine.release_if_held(NAME))
         self.assertIsNone(self.now(self.yours.take(NAME)))
 
     def test_a_lease_can_be_left_to_ones_own(self) -> None:
         """For a while, after which it runs out: whoever has the same owner goes on with it."""
         self.now(self.mine.take(NAME))
-        self.now(self.mine.leave(NAME, 900))
+        self.now(self.mine.keep_for(NAME, 900))
         self.clock.advance(899)
         self.assertIsNotNone(self.now(self.yours.take(NAME)))
         self.clock.advance(1)
@@ -47,9 +47,9 @@ class LeasesTest(MemoryTestCase):
     def test_letting_go_of_what_is_not_held_changes_nothing(self) -> None:
         """What was left to one's own stays left."""
         self.now(self.mine.take(NAME))
-        self.now(self.mine.leave(NAME, 900))
-        self.now(self.mine.let_go(NAME))
-        self.now(self.yours.let_go(NAME))
+        self.now(self.mine.keep_for(NAME, 900))
+        self.now(self.mine.release_if_held(NAME))
+        self.now(self.yours.release_if_held(NAME))
         self.assertIsNotNone(self.now(self.yours.take(NAME)))
 
     def test_a_lease_whose_owner_is_gone_runs_out(self) -> None:
@@ -69,4 +69,4 @@ class LeasesTest(MemoryTestCase):
         self.catalog.down = None
         self.clock.advance(LEASE_SECONDS / 3)
         self.assertIsNotNone(self.now(self.yours.take(NAME)))
-        self.now(self.mine.let_go(NAME))
+        self.now(self.mine.release_if_held(NAME))

@@ -18,7 +18,7 @@ from mypypi.errors import CatalogDown
 from mypypi.interfaces import IQueue
 from mypypi.model import ClaimedJob, DeadJob, Job, QueueState
 from mypypi.redis.client import RedisClient
-from mypypi.redis.queue import CLAIM, MOST_TRIES, UNREADABLE, RedisQueue
+from mypypi.redis.queue import CLAIM_MS, MOST_TRIES, UNREADABLE, RedisQueue
 from tests.redis.test_catalog import eventually, reason_why
 from tests.support.fakes import MemoryQueue, QueuedJobs
 from tests.support.redis_server import RedisServer
@@ -27,9 +27,9 @@ reactor: Any = the_reactor
 
 NOW = 1_793_000_000.0
 #: Seconds for which a worker's claim holds without a sign of life.
-HOLDS = CLAIM / 1000
+HOLDS = CLAIM_MS / 1000
 #: Milliseconds for which `take` waits here.
-WAIT = 20
+WAIT_MS = 20
 #: Longer than the longest pause before a job comes again.
 AN_HOUR = 3600.0
 UPLOAD = Job("upload", "https/files.example/a/x-1.0.whl", disk="d1")
@@ -53,7 +53,7 @@ class QueuePromises:
     async def take(self, queue: IQueue, count: int = 10) -> list[ClaimedJob]:
         """What there is now, in memory too, where the waiting is on the clock."""
         taking = Deferred.fromCoroutine(cast("Coroutine[Deferred[Any], Any, list[ClaimedJob]]", queue.take(count)))
-        self.clock.advance(WAIT / 1000)
+        self.clock.advance(WAIT_MS / 1000)
         return await taking
 
     async def names(self, queue: IQueue, count: int = 10) -> list[str]:
@@ -398,7 +398,7 @@ class MemoryQueueTests(QueuePromises, TestCase):
         self.jobs = QueuedJobs()
 
     def worker(self, disk: str = "") -> MemoryQueue:
-        return MemoryQueue(self.clock, disk, jobs=self.jobs, wait=WAIT)
+        return MemoryQueue(self.clock, disk, jobs=self.jobs, wait=WAIT_MS)
 
     async def passes(self, seconds: float) -> None:
         self.clock.advance(seconds)
@@ -406,7 +406,7 @@ class MemoryQueueTests(QueuePromises, TestCase):
     def test_take_waits_on_the_clock(self) -> None:
         """Where there is nothing to do it waits, and no longer than it may."""
         taking = Deferred.fromCoroutine(self.worker().take(1))
-        self.clock.advance(WAIT / 1000 - 0.001)
+        self.clock.advance(WAIT_MS / 1000 - 0.001)
         self.assertNoResult(taking)
         self.clock.advance(0.001)
         assert self.successResultOf(taking) == []
@@ -433,7 +433,7 @@ class MemoryQueueTests(QueuePromises, TestCase):
         queue.down = None
         waiting = Deferred.fromCoroutine(queue.take(1))
         queue.down = "cable pulled"
-        self.clock.advance(WAIT / 1000)
+        self.clock.advance(WAIT_MS / 1000)
         self.failureResultOf(waiting, CatalogDown)
 
 
@@ -459,7 +459,7 @@ class RedisQueueTests(QueuePromises, TestCase):
         self.addCleanup(client.stop)
         return client
 
-    def worker(self, disk: str = "", prefix: str = "test", ecosystem: str = "pypi", wait: int = WAIT) -> RedisQueue:
+    def worker(self, disk: str = "", prefix: str = "test", ecosystem: str = "pypi", wait: int = WAIT_MS) -> RedisQueue:
         return RedisQueue(self.client, prefix, ecosystem, disk, self.clock, reader=self.reader, wait=wait)
 
     async def passes(self, seconds: float) -> None:
@@ -513,7 +513,7 @@ class RedisQueueTests(QueuePromises, TestCase):
                 return await self.reader.call(*command)
 
         late = cast("RedisClient", Late())
-        first = await RedisQueue(self.client, "test", "pypi", "d1", self.clock, reader=late, wait=WAIT).take(1)
+        first = await RedisQueue(self.client, "test", "pypi", "d1", self.clock, reader=late, wait=WAIT_MS).take(1)
         second = await self.take(other, 1)
         assert [len(first), len(second)] == [1, 1]
         assert sorted(taken.job.kind for taken in first + second) == ["fetch", "upload"]
@@ -657,7 +657,7 @@ class RedisQueueTests(QueuePromises, TestCase):
     async def test_claim_has_the_length_that_was_asked_for(self) -> None:
         """Redis itself lets a claim run out."""
         await self.worker().put(FETCH)
-        short = RedisQueue(self.client, "test", "pypi", "", self.clock, reader=self.reader, claim=1, wait=WAIT)
+        short = RedisQueue(self.client, "test", "pypi", "", self.clock, reader=self.reader, claim=1, wait=WAIT_MS)
         assert await self.names(short) == [FETCH.name]
         assert await self.take(self.worker()) == []
         taken: list[str] = []

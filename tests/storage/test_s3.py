@@ -250,7 +250,7 @@ class BucketTest(BucketTestCase):
             client = self.bucket._uploading
             with mock.patch.multiple(client, put_object=self.shorten, complete_multipart_upload=self.shorten):
                 error = self.upload_error(StorageDown)
-            self.assertEqual("the bucket does not hold what was uploaded", str(error))
+            self.assertEqual("the bucket does not have the complete file after its upload", str(error))
             self.assertIsNone(self.now(self.catalog.stored(KEY)))
             self.assertEqual(content, self.read(self.found()))
 

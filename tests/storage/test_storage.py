@@ -467,14 +467,14 @@ class MotoStorageTest(BucketPromises):
         """So that clients and what stands between can keep what it leads to; it is told for how long."""
         stored = self.commit(b"a wheel")
         first = self.now(self.storage.link(stored))
-        self.assertEqual(540, first.lasts)
+        self.assertEqual(540, first.max_age)
         self.clock.advance(540)
         self.assertEqual(Link(first.url, 0), self.now(self.storage.link(stored)))
         self.clock.advance(1)
         later = datetime.now(timezone.utc) + timedelta(seconds=541)
         with mock.patch("botocore.auth.get_current_datetime", return_value=later.replace(tzinfo=None)):
             second = self.now(self.storage.link(stored))
-        self.assertEqual((540, False), (second.lasts, first.url == second.url))
+        self.assertEqual((540, False), (second.max_age, first.url == second.url))
 
     def test_link_without_a_catalog(self) -> None:
         """Redis is down: there is a link all the same, for each client its own."""

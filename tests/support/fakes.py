@@ -1,7 +1,7 @@
-"""Catalog, queue and storage in this process's memory, for tests: they pass the tests that the real ones pass.
+"""In-memory fakes of the catalog, the queue and the storage. They pass the same tests as the real ones.
 
-Knows `ICatalog`, `IQueue`, `IStorage` and a clock. Must never be what a deployment runs on: nothing is shared
-or kept.
+Knows `ICatalog`, `IQueue`, `IStorage` and a clock. Must never be used by a deployment: their data is not shared between
+processes, and ends with the process.
 """
 
 from __future__ import annotations
@@ -19,18 +19,20 @@ from zope.interface import implementer
 from mypypi.errors import CatalogDown, StorageDown
 from mypypi.interfaces import ICatalog, IQueue, IStorage
 from mypypi.model import ClaimedJob, DeadJob, Digest, HeldLease, Job, Link, Page, PageId, Pause, QueueState, StoredFile
-from mypypi.redis.queue import CLAIM, MOST_TRIES, WAIT, pause_after
+from mypypi.redis.queue import CLAIM_MS, MOST_TRIES, WAIT_MS, pause_after
 
 _DAY = 86_400.0
-#: Seconds for which a pause is known after its end.
-_PAUSE_KNOWN = 300
+#: Seconds for which a back-off is kept after its end, as in `RedisCatalog`.
+_PAUSE_KEPT = 300
 
 
 @implementer(ICatalog)
 class MemoryCatalog:
     """
-    Keeps pages in dictionaries. `clock` tells the seconds since the epoch, by which a missing page and a withheld link
-    are forgotten after a day. While `down` holds a reason, every method raises CatalogDown with it.
+    A catalog in dictionaries.
+
+    `clock` returns seconds since the epoch; missing pages and withheld links expire after a day. While `down` is a
+    reason, every method raises CatalogDown with it.
     """
 
     def __init__(self, clock: IReactorTime) -> None:
@@ -144,7 +146,7 @@ class MemoryCatalog:
         """See `ICatalog.pause`."""
         await self.check()
         pause = self._pauses.get(name)
-        return pause if pause is not None and self._clock.seconds() < pause.until + _PAUSE_KNOWN else None
+        return pause if pause is not None and self._clock.seconds() < pause.until + _PAUSE_KEPT else None
 
     async def put_pause(self, name: str, pause: Pause) -> None:
         """See `ICatalog.put_pause`."""
@@ -164,7 +166,7 @@ class MemoryCatalog:
 
 @define
 class _Entry:
-    """A job that waits or is worked on: nobody else gets it until then."""
+    """A job that waits or runs. No worker can claim it before `claimed_until`."""
 
     job: Job
     since: float
@@ -173,7 +175,11 @@ class _Entry:
 
 @define
 class QueuedJobs:
-    """What the queues of several workers have in common. Ids are counted, so that entries are in their order."""
+    """
+    The jobs that the queues of several workers share.
+
+    Entries have consecutive ids, and are in the order of their ids.
+    """
 
     ids: Iterator[int] = field(factory=lambda: count(1))
     queued: set[tuple[str, str, str]] = field(factory=set)
@@ -192,9 +198,11 @@ class QueuedJobs:
 @implementer(IQueue)
 class MemoryQueue:
     """
-    One worker's end of a queue, for the disk with this id, empty where no disk is seen; `jobs` is what it shares with
-    other ends. `claim` and `wait` are in milliseconds on `clock`, on which `take` waits where there is nothing to do.
-    While `down` holds a reason, every method raises CatalogDown with it.
+    The queue as one worker sees it.
+
+    `disk` is the id of the worker's disk, empty if it has none. `jobs` are shared with the queues of other workers.
+    `claim` and `wait` are in milliseconds on `clock`; without a job, `take` waits on that clock too. While `down` is a
+    reason, every method raises CatalogDown with it.
     """
 
     def __init__(
@@ -203,8 +211,8 @@ class MemoryQueue:
         disk: str = "",
         *,
         jobs: QueuedJobs | None = None,
-        claim: int = CLAIM,
-        wait: int = WAIT,
+        claim: int = CLAIM_MS,
+        wait: int = WAIT_MS,
     ) -> None:
         self.down: str | None = None
         self._clock = clock
@@ -329,11 +337,13 @@ def _marker(job: Job) -> tuple[str, str, str]:
 @implementer(IStorage)
 class MemoryStorage:
     """
-    Remembers its files, whose bytes lie side by side in `directory`. While `down` holds a reason, every method but
-    `link` and `forget`, which have nothing to do, raises StorageDown with it.
+    A storage that keeps its files in `directory`, and its records in memory.
+
+    While `down` is a reason, every method raises StorageDown with it, except `link` and `forget`, which have nothing to
+    do.
     """
 
-    passes_on = 0.0
+    upload_window = 0.0
 
     def __init__(self, directory: Path) -> None:
         self.down: str | None = None
@@ -341,7 +351,7 @@ class MemoryStorage:
         self._numbers = count()
         self._files: dict[str, StoredFile] = {}
 
-    async def find(self, key: str, *, again: bool = False) -> StoredFile | None:
+    async def find(self, key: str, *, recheck: bool = False) -> StoredFile | None:
         """See `IStorage.find`."""
         await self.check()
         return self._files.get(key)

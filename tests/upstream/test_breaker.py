@@ -116,7 +116,7 @@ class RepeatedFailureTest(BreakerTestCase):
         self.fails(429)
         error = self.refusal()
         self.assertEqual(1, error.retry_after)
-        self.assertIn("upstream is not asked for another 1 s", str(error))
+        self.assertIn("requests to upstream are paused for another 1 s", str(error))
         self.assertIn("upstream answered 429", str(error))
         self.failing(self.upstream.check(), UpstreamPaused)
 
@@ -245,8 +245,8 @@ class RepeatedFailureTest(BreakerTestCase):
         self.works()
         self.assertEqual(
             [
-                "https://index.example:443 is not asked for 1 s: upstream answered 500",
-                "https://index.example:443 is asked again",
+                "requests to https://index.example:443 are paused for 1 s: upstream answered 500",
+                "requests to https://index.example:443 are resumed",
             ],
             self.lines(),
         )

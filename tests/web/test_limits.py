@@ -62,7 +62,7 @@ def test_one_address_may_have_so_many_connections(index: FakeIndex, daemon_facto
         with third:
             assert [is_turned_away(daemon) for _ in range(5)] == [True] * 5
         assert eventually(lambda: get(daemon.url + path), lambda answer: answer.complete).body == wheel.content
-    assert daemon.log.count("as many as it may have") == 1
+    assert daemon.log.count("the limit for one address") == 1
 
 
 def test_connection_too_many_over_tls(daemon_factory: DaemonFactory, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from twisted.web.server import Request, Site
 
 from mypypi.errors import UpstreamDown
 from mypypi.files.content import HELD_BACK, Content
-from mypypi.web.reader import CLIENT_SILENCE, Reader, Span, _Kernel
+from mypypi.web.reader import CLIENT_SILENCE, Reader, Span, _SendfileCopier
 from tests.support.memory import AtOnce, Connection, Handling, MemoryTestCase, WhenTold, open_descriptors, sha256
 
 reactor: Any = the_reactor
@@ -255,7 +255,7 @@ class KernelTest(TestCase):
 
     def setUp(self) -> None:
         self.clock = Clock()
-        self.ways: list[_Kernel] = []
+        self.ways: list[_SendfileCopier] = []
         self.content = whole()
         self.parts: Parts = [Span(0, SIZE)]
         self.finished: Deferred[None] = Deferred()
@@ -267,8 +267,8 @@ class KernelTest(TestCase):
         request.setHeader(b"content-length", b"%d" % SIZE)
         reader = Reader(request, self.content, self.parts, AtOnce(), _HalfTime(self.clock))
         done = reader.run()
-        assert isinstance(reader._way, _Kernel)
-        self.ways.append(reader._way)
+        assert isinstance(reader._copier, _SendfileCopier)
+        self.ways.append(reader._copier)
         return done.addBoth(self.over)
 
     def over(self, result: T) -> T:

@@ -402,7 +402,7 @@ class ConnectionsTest(SiteTestCase):
 
         for _ in range(5):
             Surplus(site)
-        assert complaints() == ["192.0.2.1 has 1 connections, as many as it may have; more of them are closed"]
+        assert complaints() == ["192.0.2.1 has 1 connections, the limit for one address; further ones are closed"]
         self.clock.advance(61)
         Client(site, b"")  # the first one was idle for too long
         for _ in range(5):

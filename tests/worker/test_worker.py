@@ -12,14 +12,14 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mypypi.errors import CatalogDown, StorageDown
 from mypypi.model import ClaimedJob, DeadJob, Job, QueueState
-from mypypi.redis.queue import CLAIM, MOST_TRIES
+from mypypi.redis.queue import CLAIM_MS, MOST_TRIES
 from mypypi.worker.jobs import Jobs
 from mypypi.worker.worker import Worker
 from tests.support.fakes import MemoryQueue, QueuedJobs
 
 AN_HOUR = 3600.0
 #: Seconds for which a worker's claim holds without a sign of life.
-HOLDS = CLAIM / 1000
+HOLDS = CLAIM_MS / 1000
 #: Longer than the queue waits for a job, and than the worker pauses where there is no queue.
 A_WHILE = 2.5
 

@@ -1,5 +1,5 @@
 from twisted.application.service import ServiceMaker
 
-server = ServiceMaker("MyPyPi server", "mypypi.daemon.server_tap", "Answers requests for packages.", "mypypi-server")
-worker = ServiceMaker("MyPyPi worker", "mypypi.daemon.worker_tap", "Takes jobs from the queue.", "mypypi-worker")
-everything = ServiceMaker("MyPyPi", "mypypi.daemon.all_tap", "Server, worker and a Redis of their own.", "mypypi")
+server = ServiceMaker("MyPyPi server", "mypypi.daemon.server_tap", "Serves packages to clients.", "mypypi-server")
+worker = ServiceMaker("MyPyPi worker", "mypypi.daemon.worker_tap", "Runs the jobs from the queue.", "mypypi-worker")
+everything = ServiceMaker("MyPyPi", "mypypi.daemon.all_tap", "Server, worker and Redis in one daemon.", "mypypi")
