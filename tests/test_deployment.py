@@ -1,4 +1,4 @@
-"""What the repository offers to run MyPyPi with: the image, Compose files and systemd units agree with the settings."""
+"""The image, the Compose files and the systemd units agree with the settings."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ COMPOSE, COMPOSE_S3 = ROOT / "docker-compose.yml", ROOT / "docker-compose.s3.yml
 FILES = [ROOT / "Dockerfile", COMPOSE, COMPOSE_S3, *sorted(UNITS.iterdir())]
 
 SETTINGS = {variable.name for variable in variables()}
-#: Those that the container itself decides.
-CONTAINERS_OWN = {"MYPYPI_LISTEN", "MYPYPI_DATA_DIRECTORY", "MYPYPI_FILE_STORAGE_DIRECTORY"}
-#: Most that `systemd-analyze security` may find, in tenths: below 20 it says OK.
-MOST_EXPOSED = "15"
+#: Settings whose values the image fixes; Compose does not pass them.
+FIXED_IN_THE_CONTAINER = {"MYPYPI_LISTEN", "MYPYPI_DATA_DIRECTORY", "MYPYPI_FILE_STORAGE_DIRECTORY"}
+#: The highest exposure that `systemd-analyze security` may report, in tenths: below 20 it says OK.
+MAX_EXPOSURE = "15"
 
 
 def services(path: Path) -> dict[str, dict[str, Any]]:
@@ -34,7 +34,7 @@ def services(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def unit(name: str) -> list[tuple[str, str, str]]:
-    """The section, name and value of each line of a unit, in order."""
+    """Return section, name and value of each line of a unit, in order."""
     section, lines = "", []
     for line in (UNITS / name).read_text(encoding="utf-8").splitlines():
         if line.startswith("["):
@@ -45,33 +45,37 @@ def unit(name: str) -> list[tuple[str, str, str]]:
     return lines
 
 
-def ran(*command: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """In an environment with nothing but PATH and `env`."""
+def run_tool(*command: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a command whose environment has only PATH and `env`."""
     path = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
     return subprocess.run(command, env=path | env, capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_every_name_of_a_setting_is_one(path: Path) -> None:
-    """A name that was changed, or mistyped, would keep the daemons from starting."""
+def test_every_setting_that_is_named_exists(path: Path) -> None:
+    """Every MYPYPI_ variable in these files is a setting. The daemons refuse to start with an unknown one."""
     named = set(re.findall(r"MYPYPI_[A-Z0-9_]+", path.read_text(encoding="utf-8")))
     assert named - SETTINGS == set()
 
 
-def test_compose_hands_every_setting_on() -> None:
-    """To server and worker alike, but for what the container decides; those for a bucket come with the second file."""
+def test_compose_passes_every_setting() -> None:
+    """
+    Compose passes every setting to server and worker, except those fixed in the container.
+
+    The bucket's settings come from the second file.
+    """
     base, s3 = services(COMPOSE), services(COMPOSE_S3)
     for name in ("server", "worker"):
         assert base[name]["environment"]["MYPYPI_MODE"] == name
-        handed = {*base[name]["environment"], *s3[name]["environment"]}
-        assert handed == SETTINGS - CONTAINERS_OWN
+        passed = {*base[name]["environment"], *s3[name]["environment"]}
+        assert passed == SETTINGS - FIXED_IN_THE_CONTAINER
     same = [{**base[name], **s3[name], "environment": ""} for name in ("server", "worker")]
     del same[0]["ports"], same[0]["sysctls"]
     assert same[0] == same[1]
 
 
-def test_compose_keeps_and_shares_what_must_last() -> None:
-    """One volume for server and worker, one for Redis, which writes down every change."""
+def test_compose_keeps_data_in_volumes() -> None:
+    """Server and worker share one volume, and Redis has another. Redis writes every change to disk."""
     found = services(COMPOSE)
     assert found["server"]["volumes"] == found["worker"]["volumes"] == ["data:/data"]
     assert found["redis"]["volumes"] == ["redis:/data"]
@@ -81,14 +85,18 @@ def test_compose_keeps_and_shares_what_must_last() -> None:
 
 
 def test_compose_serves_at_8080() -> None:
-    """Unless told otherwise; nothing else is to be reached from outside."""
+    """The server is published on port 8080 by default. No other service publishes a port."""
     found = services(COMPOSE)
     assert found["server"]["ports"] == ["${PUBLISH:-8080}:80"]
     assert [name for name, service in found.items() if "ports" in service] == ["server"]
 
 
-def test_compose_watches_every_service_and_starts_it_again() -> None:
-    """With the image's own check for the daemons, and where Redis is started here, it is the one that is used."""
+def test_compose_checks_and_restarts_every_service() -> None:
+    """
+    Every service has a health check and is restarted.
+
+    The server's check is that of the image. The default Redis is the one that Compose starts.
+    """
     found = services(COMPOSE)
     check = found["server"]["healthcheck"]["test"]
     assert check == ["CMD", "python", "-m", "mypypi.daemon.container", "check"]
@@ -98,12 +106,12 @@ def test_compose_watches_every_service_and_starts_it_again() -> None:
 
 
 @pytest.mark.parametrize("more", [(), ("-f", str(COMPOSE_S3))], ids=["local", "s3"])
-def test_compose_takes_its_files(more: tuple[str, ...]) -> None:
-    """As they are, and with the second one besides."""
+def test_compose_accepts_its_files(more: tuple[str, ...]) -> None:
+    """`docker compose config` accepts the first file, alone and with the second."""
     tool = next((tool for tool in (["docker", "compose"], ["docker-compose"]) if _works(*tool)), None)
     if tool is None:
         pytest.skip("there is no docker compose here")
-    done = ran(*tool, "-f", COMPOSE, *more, "config", MYPYPI_S3_BUCKET="packages", MYPYPI_CACHE_TIME="7")
+    done = run_tool(*tool, "-f", COMPOSE, *more, "config", MYPYPI_S3_BUCKET="packages", MYPYPI_CACHE_TIME="7")
     assert done.returncode == 0, done.stderr
     environment = yaml.safe_load(done.stdout)["services"]["worker"]["environment"]
     assert environment["MYPYPI_CACHE_TIME"] == "7"
@@ -112,26 +120,26 @@ def test_compose_takes_its_files(more: tuple[str, ...]) -> None:
 
 
 def _works(*command: str) -> bool:
-    return shutil.which(command[0]) is not None and ran(*command, "version").returncode == 0
+    return shutil.which(command[0]) is not None and run_tool(*command, "version").returncode == 0
 
 
-def test_compose_with_a_bucket_wants_its_name() -> None:
-    """Rather than daemons that end at once."""
+def test_compose_with_a_bucket_requires_its_name() -> None:
+    """The second Compose file requires a bucket's name. Without it, the daemons would end at once."""
     for service in services(COMPOSE_S3).values():
         assert service["environment"]["MYPYPI_S3_BUCKET"].startswith("${MYPYPI_S3_BUCKET:?")
 
 
-def test_an_image_is_made_of_what_the_install_needs_alone() -> None:
-    """A context that is let through name by name has no .env with its secrets."""
+def test_the_build_context_has_only_what_the_install_needs() -> None:
+    """The build context contains only the files that the installation needs. So no .env file with secrets gets in."""
     lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     rules = [line for line in lines if not line.startswith("#")]
-    let_through = {line[1:] for line in rules if line.startswith("!")}
+    allowed = {line[1:] for line in rules if line.startswith("!")}
     assert rules[0] == "*"
-    assert let_through == {"LICENSE", "README.rst", "mypypi", "pyproject.toml", "setup.py", "twisted"}
+    assert allowed == {"LICENSE", "README.rst", "mypypi", "pyproject.toml", "setup.py", "twisted"}
 
 
-def test_the_example_of_an_environment_holds_settings() -> None:
-    """Each line of it can be taken as it is, with the comment sign gone."""
+def test_the_example_environment_file_is_valid() -> None:
+    """Every line of the example environment file is valid once uncommented."""
     lines = [line.lstrip("#") for line in ENV.read_text(encoding="utf-8").splitlines()]
     example = dict(line.split("=", 1) for line in lines if re.match("[A-Z_0-9]+=", line))
     assert len(example) > 10
@@ -140,34 +148,34 @@ def test_the_example_of_an_environment_holds_settings() -> None:
 
 @pytest.fixture
 def units(tmp_path: Path) -> Path:
-    """The units, with a command that is there on every machine."""
+    """The units, with a command that exists on every machine."""
     for path in UNITS.glob("*.s*"):
         text = path.read_text(encoding="utf-8")
         (tmp_path / path.name).write_text(text.replace("/opt/mypypi/bin/twistd", shutil.which("true") or ""))
     return tmp_path
 
 
-def test_systemd_takes_the_units(units: Path) -> None:
-    """Without a word about any of their lines."""
+def test_systemd_accepts_the_units(units: Path) -> None:
+    """`systemd-analyze verify` accepts the units without a warning."""
     if shutil.which("systemd-analyze") is None:
         pytest.skip("there is no systemd-analyze here")
     paths = sorted(units.iterdir())
     assert len(paths) == 3
-    done = ran("systemd-analyze", "verify", "--man=no", *paths)
+    done = run_tool("systemd-analyze", "verify", "--man=no", *paths)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("name", ["mypypi-server.service", "mypypi-worker.service"])
-def test_the_units_are_fenced_in(units: Path, name: str) -> None:
-    """As systemd sees it."""
-    if shutil.which("systemd-analyze") is None or "--offline" not in ran("systemd-analyze", "--help").stdout:
+def test_the_units_are_sandboxed(units: Path, name: str) -> None:
+    """`systemd-analyze security` rates the sandbox of each unit as tight enough."""
+    if shutil.which("systemd-analyze") is None or "--offline" not in run_tool("systemd-analyze", "--help").stdout:
         pytest.skip("there is no systemd-analyze here that looks at files")
-    done = ran("systemd-analyze", "security", "--offline=true", f"--threshold={MOST_EXPOSED}", units / name)
+    done = run_tool("systemd-analyze", "security", "--offline=true", f"--threshold={MAX_EXPOSURE}", units / name)
     assert done.returncode == 0, done.stdout
 
 
 def test_both_units_are_alike() -> None:
-    """They differ in the daemon, and in what a listening one needs."""
+    """Both units differ only in the command, and in lines that a listening daemon needs."""
     server, worker = unit("mypypi-server.service"), unit("mypypi-worker.service")
     differing = {key for section, key, _ in {*server} ^ {*worker} if section == "Service"}
     assert differing == {"ExecStart", "ExecReload", "Environment", "LimitNOFILE"}
@@ -176,8 +184,12 @@ def test_both_units_are_alike() -> None:
         assert command == f"/opt/mypypi/bin/twistd --nodaemon --pidfile= mypypi-{name}"
 
 
-def test_who_stops_a_daemon_waits_longer_than_it_drains() -> None:
-    """Else it is killed while transfers are under way that it would let finish."""
+def test_systemd_and_compose_wait_longer_than_a_daemon_drains() -> None:
+    """
+    The stop timeouts of systemd and Compose exceed MYPYPI_DRAIN_TIME.
+
+    Otherwise daemons would be killed while transfers drain.
+    """
     drain_time = load_settings({}).drain_time
     for name in ("mypypi-server.service", "mypypi-worker.service"):
         assert ("Service", "KillMode", "mixed") in unit(name)
@@ -188,12 +200,16 @@ def test_who_stops_a_daemon_waits_longer_than_it_drains() -> None:
 
 
 def test_a_reload_replaces_the_server_processes() -> None:
-    """``systemctl reload`` sends what the parent takes for that."""
+    """``systemctl reload`` sends SIGHUP to the supervisor, which replaces the server processes."""
     assert ("Service", "ExecReload", "kill -HUP $MAINPID") in unit("mypypi-server.service")
 
 
 def test_the_server_listens_at_the_socket_of_its_unit() -> None:
-    """Twisted finds it by the name that systemd gives it; it is one for both versions of IP."""
+    """
+    The server listens on the socket of its systemd unit.
+
+    Twisted finds it by its name, and it serves both versions of IP.
+    """
     socket, server = unit("mypypi-server.socket"), unit("mypypi-server.service")
     (name,) = (value for _, key, value in socket if key == "FileDescriptorName")
     assert ("Socket", "BindIPv6Only", "both") in socket

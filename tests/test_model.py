@@ -1,4 +1,4 @@
-"""Digests, keys, and what files and pages are called."""
+"""Tests of digests, keys, and the names of files and pages."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ OTHER = hashlib.sha256(b"other").hexdigest()
 
 
 class TestDigest:
-    """An algorithm and a value that can be one of its."""
+    """A digest has an algorithm, and a value that is valid for it."""
 
     def test_text_is_read_back(self) -> None:
-        """``str`` and ``parse`` are each other's inverse."""
+        """``Digest.parse`` reads back the text of any digest."""
         for algorithm in ("sha512", "sha384", "sha256", "sha224", "sha1", "md5"):
             digest = Digest(algorithm, new_hasher(algorithm).hexdigest())
             assert Digest.parse(str(digest)) == digest
@@ -26,25 +26,29 @@ class TestDigest:
         "text",
         ["", "sha256", "sha256-", f"sha256-{HEX[1:]}", f"sha256-{HEX.upper()}", f"crc32-{HEX}", f"md5-{HEX}", HEX],
     )
-    def test_other_text_is_no_digest(self, text: str) -> None:
-        """A wrong length, upper case, an algorithm that promises nothing."""
+    def test_other_text_is_not_a_digest(self, text: str) -> None:
+        """A wrong length, upper case or an unsupported algorithm is refused."""
         with pytest.raises(ValueError, match="not a digest"):
             Digest.parse(text)
 
-    def test_strongest_of_several_counts(self) -> None:
-        """In any case of letters; what is no digest of its algorithm is passed over."""
+    def test_strongest_digest_is_used(self) -> None:
+        """
+        The strongest valid digest is used, in upper or lower case.
+
+        A value that is invalid for its algorithm is skipped.
+        """
         md5 = hashlib.md5(b"", usedforsecurity=False).hexdigest()
         assert Digest.strongest({"md5": md5, "sha256": HEX.upper(), "sha512": "short"}) == Digest("sha256", HEX)
         assert Digest.strongest({"md5": md5, "crc32": "00000000"}) == Digest("md5", md5)
         assert Digest.strongest({"sha256": 5, "md4": "x"}) is None
 
-    def test_hasher_is_of_its_algorithm(self) -> None:
-        """And starts empty."""
+    def test_hasher_has_the_digests_algorithm(self) -> None:
+        """A digest's hasher has its algorithm and starts empty."""
         assert Digest("sha256", OTHER).hasher().hexdigest() == HEX
 
 
 class TestKey:
-    """Where a file lies: told by its URL alone, the same for every spelling, and always a safe path."""
+    """A key depends on the URL alone, and is always a safe path. All spellings of a URL have the same key."""
 
     @pytest.mark.parametrize(
         ("url", "key"),
@@ -61,12 +65,12 @@ class TestKey:
             ("http://127.0.0.1:3141/root/pypi/+f/a1/b.whl", "http/127.0.0.1:3141/root/pypi/+f/a1/b.whl"),
         ],
     )
-    def test_key_is_told_by_the_url(self, url: str, key: str) -> None:
-        """Scheme, host, port where it is not the scheme's own, and the path."""
+    def test_key_follows_from_the_url(self, url: str, key: str) -> None:
+        """A key has the URL's scheme, host and path. It has the port only if that is not the scheme's default."""
         assert key_of(url) == key
 
     def test_spellings_of_one_url_have_one_key(self) -> None:
-        """Percent-encoding of what need not be encoded makes no difference; of what must, it does."""
+        """Unnecessary percent-encoding does not change the key. Necessary percent-encoding does."""
         assert key_of("https://files.example/%61.whl") == key_of("https://files.example/a.whl")
         assert key_of("https://files.example/a%3Fb") != key_of("https://files.example/a")
 
@@ -98,12 +102,12 @@ class TestKey:
         ],
     )
     def test_url_without_a_safe_key_has_none(self, url: str) -> None:
-        """Nothing that would leave its directory, or that a file system does not take."""
+        """A URL has no key if its path could leave the directory. Nor if a file system would refuse it."""
         with pytest.raises(ValueError):  # noqa: PT011 - from several parsers
             key_of(url)
 
-    def test_longest_segment_that_file_systems_take_is_taken(self) -> None:
-        """255 bytes, as the file system counts."""
+    def test_longest_segment_of_file_systems_is_accepted(self) -> None:
+        """A segment of 255 bytes, the limit of file systems, is accepted."""
         assert key_of(f"https://files.example/{'a' * 255}").endswith("a" * 255)
 
     @pytest.mark.parametrize(
@@ -112,43 +116,47 @@ class TestKey:
          ["https", "..", "a"], ["https", "[::1", "a"], ["https", "h", ""], ["https", "h", "a/b"],
          ["https", "h", "a\x7f"]],
     )  # fmt: skip
-    def test_segments_that_are_no_key(self, segments: list[str]) -> None:
-        """What a client asks for is held to the same rules as what upstream lists."""
+    def test_segments_that_are_not_a_key(self, segments: list[str]) -> None:
+        """A client's path is held to the same rules as upstream's URLs."""
         with pytest.raises(ValueError):  # noqa: PT011 - each says what is wrong
             key_from_segments(segments)
 
-    def test_segments_of_a_key_are_that_key(self) -> None:
-        """As a route hands them over."""
+    def test_segments_are_joined_to_a_key(self) -> None:
+        """The decoded segments that a route passes on give the key."""
         assert key_from_segments(["https", "files.example", "a+b", "c d.whl"]) == "https/files.example/a+b/c%20d.whl"
 
-    def test_listed_file_knows_its_key(self) -> None:
-        """From the URL, where the page does not say otherwise."""
+    def test_listed_file_has_a_key(self) -> None:
+        """A listed file has the key of its URL, unless the page sets another."""
         assert PackageFile("x", "https://files.example/a.whl").key == "https/files.example/a.whl"
 
 
 class TestStoredFile:
-    """Whether what is stored is what the index lists now."""
+    """A stored file is compared with the file that the index lists now."""
 
     stored = StoredFile("k", 5, Digest("sha256", HEX))
 
     def listed(self, digest: Digest | None = None, size: int | None = None) -> PackageFile:
         return PackageFile("k", "https://files.example/a.whl", digest, size)
 
-    def test_it_agrees_with_what_says_the_same(self) -> None:
-        """The digest where both are of one algorithm; the size; nothing at all."""
+    def test_it_matches_equal_values(self) -> None:
+        """
+        A stored file matches equal digests and sizes.
+
+        Missing values, and digests of different algorithms, are not compared.
+        """
         assert self.stored.matches(self.listed(Digest("sha256", HEX), 5))
         assert self.stored.matches(self.listed(None, 5))
         assert self.stored.matches(self.listed())
         assert self.stored.matches(self.listed(Digest("md5", "0" * 32), 5))
 
-    def test_it_does_not_agree_with_other_bytes(self) -> None:
-        """Another digest; another size where that is all that can be compared."""
+    def test_it_does_not_match_other_bytes(self) -> None:
+        """A stored file does not match another digest. If digests can't be compared, it does not match another size."""
         assert not self.stored.matches(self.listed(Digest("sha256", OTHER), 5))
         assert not self.stored.matches(self.listed(None, 6))
         assert not self.stored.matches(self.listed(Digest("md5", "0" * 32), 6))
 
 
-def test_page_is_named_by_what_it_has() -> None:
-    """Kind, project and version, as far as there are any."""
+def test_page_name_has_its_parts() -> None:
+    """A page's name has its kind, project and version, as far as set."""
     pages = (PageId("root"), PageId("simple", "a"), PageId("json", "a", "1.0"))
     assert [str(page) for page in pages] == ["root", "simple/a", "json/a/1.0"]

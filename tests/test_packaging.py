@@ -1,4 +1,4 @@
-"""What an install brings: the wheel is built, and installed where there is no checkout."""
+"""Tests of an installation: the wheel is built, and installed without a checkout."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TWISTD = "from twisted.scripts.twistd import run; run()"
 
 
 def run(*command: str | Path, cwd: Path) -> str:
-    """The output of a command that has to succeed, run where neither the checkout nor an index is in reach."""
+    """Run a command that must succeed, and return its output. It can reach neither the checkout nor an index."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PIP_"))}
     clean |= {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull, "PYTHONNOUSERSITE": "1"}
     done = subprocess.run(
@@ -34,7 +34,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from the sdist, which is built from a copy of the sources: both have to be complete."""
+    """The wheel, built from the sdist of a copy of the sources. So both have to be complete."""
     source = tmp_path_factory.mktemp("source")
     for name in ("mypypi", "twisted", "tests"):
         copytree(ROOT / name, source / name, ignore=ignore_patterns("__pycache__", "dropin.cache"))
@@ -50,9 +50,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def python(tmp_path: Path) -> Path:
     """
-    The interpreter of a fresh environment that has what this one has, except for MyPyPi.
+    The interpreter of a new environment with this one's packages, except for MyPyPi.
 
-    Other packages are linked to, and Twisted's plugin directory is a real one, as in any environment.
+    The packages are links. Twisted's plugin directory is a real one, as in any environment.
     """
     venv.create(tmp_path / "venv", symlinks=True)
     python = tmp_path / "venv" / "bin" / "python"
@@ -72,38 +72,42 @@ def _link(here: Path, there: Path) -> None:
 
 
 def plugins(python: Path, cwd: Path) -> set[str]:
-    """Those of our plugins that ``twistd --help`` lists."""
+    """Return our plugins that ``twistd --help`` lists."""
     return set(re.findall(r"^ +(mypypi\S*) ", run(python, "-c", _TWISTD, "--help", cwd=cwd), re.MULTILINE))
 
 
 def test_twistd_lists_the_plugins_after_an_install(wheel: Path, python: Path, tmp_path: Path) -> None:
-    """``pip install`` is all it takes, and what the wheel says it needs is what these tests run with."""
+    """
+    After ``pip install``, twistd lists the plugins.
+
+    The packages of the test environment satisfy the wheel's requirements.
+    """
     assert plugins(python, tmp_path) == set()
     run(python, "-m", "pip", "install", wheel, cwd=tmp_path)
     assert plugins(python, tmp_path) == PLUGINS
 
 
-def test_the_command_is_there_after_an_install(wheel: Path, python: Path, tmp_path: Path) -> None:
-    """Beside the interpreter, as twistd is."""
+def test_the_command_exists_after_an_install(wheel: Path, python: Path, tmp_path: Path) -> None:
+    """After ``pip install``, the command ``mypypi`` is beside the interpreter."""
     run(python, "-m", "pip", "install", wheel, cwd=tmp_path)
     assert "mypypi jobs [-h]" in run(python.with_name("mypypi"), "jobs", "--help", cwd=tmp_path)
 
 
-def test_the_wheel_leaves_twisted_whole(wheel: Path) -> None:
-    """It adds one module to Twisted's plugins, and nothing that would hide Twisted or its own plugins."""
+def test_the_wheel_adds_only_a_plugin_to_twisted(wheel: Path) -> None:
+    """The wheel adds one module to Twisted's plugins. No file of it hides Twisted or its own plugins."""
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if not name.startswith(("mypypi/", "mypypi-"))]
     assert names == ["twisted/plugins/mypypi_plugins.py"]
 
 
 def test_the_wheel_is_typed(wheel: Path) -> None:
-    """Type checkers may read the annotations (PEP 561)."""
+    """The wheel has the marker for type checkers (PEP 561)."""
     with zipfile.ZipFile(wheel) as archive:
         assert "mypypi/py.typed" in archive.namelist()
 
 
-def test_the_wheel_describes_itself(wheel: Path) -> None:
-    """Its version is the package's own, and its licence and description came along."""
+def test_the_wheel_has_its_metadata(wheel: Path) -> None:
+    """The wheel's metadata has the package's version and extras, and its licence is included."""
     with zipfile.ZipFile(wheel) as archive:
         (path,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = message_from_bytes(archive.read(path))

@@ -1,4 +1,4 @@
-"""What the README says is so: it is the one page that most people read."""
+"""The README's statements are true: it is the page that most people read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.rst").read_text(encoding="utf-8")
 SETUP = (ROOT / "setup.py").read_text(encoding="utf-8")
 
-#: The commands that it shows, and the parts of those that are several in one line.
+#: The commands in the README, and the single steps of those joined by ``&&``.
 COMMANDS = re.findall(r"^ +\$ (.+)$", README, re.MULTILINE)
 STEPS = [step for command in COMMANDS for step in command.split(" && ")]
 
@@ -30,33 +30,37 @@ def settings_in(text: str) -> set[str]:
     return set(re.findall(r"\bMYPYPI_\w+", text))
 
 
-def test_the_table_of_settings_is_in_step() -> None:
-    """It is what the settings say of themselves, between its two markers."""
+def test_the_table_of_settings_is_up_to_date() -> None:
+    """The README's table of settings is the generated one."""
     (table,) = re.findall(r"^\.\. settings: begin .*?$\n\n(.*)\n^\.\. settings: end$", README, re.MULTILINE | re.DOTALL)
     assert table == as_rst_table()
 
 
 @pytest.mark.parametrize("page", ["README.rst", "CHANGELOG.rst", "docs/design.rst"])
 def test_every_setting_that_is_mentioned_exists(page: str) -> None:
-    """No page names a variable that the daemons would refuse."""
+    """Every setting on these pages exists. The daemons would refuse an unknown one."""
     mentioned = settings_in((ROOT / page).read_text(encoding="utf-8"))
     assert mentioned <= {variable.name for variable in variables()}
 
 
-def test_every_plugin_and_option_that_is_shown_exists() -> None:
-    """Whatever follows ``twistd -n`` can be run so."""
+def test_every_plugin_that_is_shown_exists() -> None:
+    """The README shows all plugins, and no other, after ``twistd -n``."""
     shown = set(re.findall(r"\btwistd -n ([a-z-]+)", README))
     assert shown == {maker.tapname for maker in getPlugins(IServiceMaker) if maker.tapname.startswith("mypypi")}
 
 
 def test_every_extra_that_is_shown_exists() -> None:
-    """``pip install`` only warns of an extra that there is not, and then something is missing."""
+    """
+    Every extra in the README exists.
+
+    ``pip install`` only warns of an unknown extra, and then packages are missing.
+    """
     extras = set(re.findall(r"'\.\[(\w+)\]'", "\n".join(COMMANDS)))
     assert extras == set(re.findall(r'^ {8}"(\w+)": \[', SETUP, re.MULTILINE)) == {"embedded", "dev"}
 
 
-def test_the_gate_runs_the_command_that_tests_it() -> None:
-    """What the README tells people to run is what every change has to pass, but for options that make it quiet."""
+def test_ci_runs_the_readmes_test_command() -> None:
+    """CI runs the README's command for the tests, apart from options that reduce its output."""
     (command,) = (command for command in COMMANDS if command.endswith("pytest"))
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8").replace('"${PYTHON:-python3}"', "python3")
     lines = [[word for word in line.split() if not word.startswith("--")] for line in script.splitlines()]
@@ -64,8 +68,12 @@ def test_the_gate_runs_the_command_that_tests_it() -> None:
     assert [step for step in steps if step in lines] == steps
 
 
-def test_what_runs_it_listens_where_clients_are_pointed() -> None:
-    """The address in the examples is the one that the first command serves at, and the daemon's own words are there."""
+def test_examples_use_the_address_of_twistd_mypypi() -> None:
+    """
+    The README's examples use the address that ``twistd mypypi`` listens on.
+
+    The commands that the daemon prints are among them.
+    """
     (listen,) = (variable.embedded for variable in variables() if variable.name == "MYPYPI_LISTEN")
     assert listen == "tcp:8080:interface=127.0.0.1"
     assert set(re.findall(r"http://127[\d.:]*", README.replace("\\", ""))) == {"http://127.0.0.1:8080"}
@@ -75,7 +83,7 @@ def test_what_runs_it_listens_where_clients_are_pointed() -> None:
 
 
 def test_lock_files_are_translated_by_the_commands_shown(index: FakeIndex) -> None:
-    """Both ways, and to where they came from."""
+    """The README's ``sed`` commands translate a lock file's URLs both ways."""
     url = index.add(make_wheel("thing"))
     ours = f"http://127.0.0.1:8080/file/{url.replace('://', '/')}"
     entry = '    {{ url = "{}", hash = "sha256:00" }},\n'
@@ -85,7 +93,7 @@ def test_lock_files_are_translated_by_the_commands_shown(index: FakeIndex) -> No
 
 
 def translated(text: str, command: list[str]) -> str:
-    """What a command that is shown makes of a lock file's text."""
+    """Return a lock file's text after a command from the README."""
     *words, name = command
     assert name == "uv.lock"
     return subprocess.run(words, input=text, capture_output=True, text=True, check=True).stdout
@@ -93,5 +101,5 @@ def translated(text: str, command: list[str]) -> str:
 
 @pytest.mark.parametrize("page", ["README.rst", "CHANGELOG.rst"])
 def test_the_version_is_named(page: str) -> None:
-    """The pages are about this version."""
+    """These pages name the current version."""
     assert __version__ in (ROOT / page).read_text(encoding="utf-8")

@@ -1,1 +1,4 @@
-"""Rough weather: everything fails at random for a while, and clients check every byte. See `tests.chaos.__main__`."""
+"""The chaos test: everything fails at random while clients check every byte.
+
+See `tests.chaos.__main__`.
+"""

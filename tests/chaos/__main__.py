@@ -1,9 +1,10 @@
-"""
-``python -m tests.chaos --seconds 180 --seed 1``: server processes, workers and Redis are killed, upstream and the
-bucket fail in each of the known ways, the disk fills up and is freed, while clients install and check every byte.
+"""Kills processes and injects faults while clients install packages and check every byte.
 
-Prints how often each fault happened and what clients were told; ends with 1 where a client saw what it never should,
-where anything is left over or stored other than once, or where a kind of fault never happened.
+Run ``python -m tests.chaos --seconds 180 --seed 1``. Server processes, workers and Redis are killed, upstream and the
+bucket fail in each known way, and the disk becomes full and is freed.
+
+It prints how often each fault happened and which answers clients received. It exits with 1 if a client received a wrong
+answer, if anything is left over, if a file is not stored exactly once, or if a kind of fault never happened.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 import psutil
 from attrs import define, field
 
-from tests.chaos.clients import Client, Weather, told_in
+from tests.chaos.clients import Client, SharedState, count_lines
 from tests.rig.daemon import Daemon
 from tests.rig.faults import CloseEarly, Fault, Gzipped, Hang, Stall, Status, Trickle, WrongBytes, WrongLength
 from tests.rig.http import eventually, get
@@ -34,42 +35,42 @@ from tests.support.cluster import Cluster, cluster_of
 
 CLIENTS = 6
 PROCESSES = 3
-#: Seconds that a fault waits to be met, and that the end may take.
-_MET = 8.0
-_END = 90.0
-_FULL = r"files can't be stored|can't be read|was not stored: (a draft|a file|no room)"
+#: Seconds to wait until a client meets a fault, and until the cluster has recovered at the end.
+_FAULT_TIMEOUT = 8.0
+_END_TIMEOUT = 90.0
+_DISK_FULL_LOG = r"files can't be stored|can't be read|was not stored: (a draft|a file|no room)"
 
-#: The ways in which upstream fails, by name, each for files and for pages.
+#: Upstream's faults by name, each for files and for pages.
 UPSTREAM: dict[str, Callable[[random.Random, int], Fault]] = {
     "500": lambda *_: Status(500),
     "503": lambda *_: Status(503, 1),
     "429": lambda *_: Status(429, 1),
     "hang": lambda *_: Hang(),
-    "stall": lambda chance, size: Stall(chance.randrange(size)),
-    "close early": lambda chance, size: CloseEarly(chance.randrange(size)),
-    "wrong length": lambda chance, _: WrongLength(chance.choice((-7, 7))),
+    "stall": lambda rng, size: Stall(rng.randrange(size)),
+    "close early": lambda rng, size: CloseEarly(rng.randrange(size)),
+    "wrong length": lambda rng, _: WrongLength(rng.choice((-7, 7))),
     "wrong bytes": lambda *_: WrongBytes(),
     "gzip": lambda *_: Gzipped(),
     "trickle": lambda _, size: Trickle(5 * size, size // 10),
 }
-#: What a page can't be checked against: these are for files alone.
+#: Faults for files only, since a page has no digest or size to be checked against.
 _FILES_ONLY = {"wrong bytes", "wrong length", "gzip"}
 
 
 @define(eq=False)
 class Chaos:
-    """One run over a cluster, which has a Redis for itself."""
+    """One chaos run over a cluster that has its own Redis."""
 
     cluster: Cluster
     redis: Redis
-    chance: random.Random
+    rng: random.Random
     server: Daemon = field(init=False)
     workers: list[Daemon] = field(init=False)
-    weather: Weather = field(init=False)
-    met: Counter[str] = field(factory=Counter)
+    shared: SharedState = field(init=False)
+    fault_counts: Counter[str] = field(factory=Counter)
 
     def run(self, seconds: float) -> list[str]:
-        """What went wrong, a line each."""
+        """Run for this number of seconds, and return the violations, one line each."""
         self.cluster.settings |= {
             "CACHE_TIME": "1",
             "NEGATIVE_CACHE_TIME": "1",
@@ -79,39 +80,43 @@ class Chaos:
         }
         self.server = self.cluster.server(WORKERS=str(PROCESSES))
         self.workers = self.cluster.workers(2)
-        self.weather = Weather(self.server.url, self.cluster.index.url)
+        self.shared = SharedState(self.server.url, self.cluster.index.url)
         for _ in range(3):
             self.publish()
-        clients = [Client(self.weather, random.Random(self.chance.random())).start() for _ in range(CLIENTS)]  # noqa: S311
+        clients = [Client(self.shared, random.Random(self.rng.random())).start() for _ in range(CLIENTS)]  # noqa: S311
         try:
             self.disturb(time.monotonic() + seconds)
             self.mend()
         finally:
-            self.weather.over.set()
+            self.shared.stopped.set()
             for client in clients:
                 client.join()
-        return [*self.weather.wrongs, *self.missing(), *self.leftovers()]
+        return [*self.shared.violations, *self.missing(), *self.leftovers()]
 
     def publish(self) -> None:
-        number, size = len(self.weather.things), self.chance.choice((2_000, 60_000, 400_000))
+        number, size = len(self.shared.packages), self.rng.choice((2_000, 60_000, 400_000))
         wheel = make_wheel(f"chaos{number}", padding=size)
         self.cluster.index.add(wheel)
-        self.weather.things.append(wheel)
+        self.shared.packages.append(wheel)
 
-    def disturb(self, until: float) -> None:
-        """Every kind of disturbance in turn, in an order of its own each time, until it is time; at least once each."""
+    def disturb(self, deadline: float) -> None:
+        """
+        Run all disturbances, in a new random order each round, until the deadline.
+
+        The first round is always completed.
+        """
         first = True
-        while first or time.monotonic() < until:
+        while first or time.monotonic() < deadline:
             kinds = list(self.kinds().items())
-            self.chance.shuffle(kinds)
+            self.rng.shuffle(kinds)
             for name, disturbance in kinds:
-                if not first and time.monotonic() >= until:
+                if not first and time.monotonic() >= deadline:
                     return
                 self.publish()
                 disturbance()
-                self.met[name] += 0
+                self.fault_counts[name] += 0
                 self.publish()
-                self.weather.over.wait(self.chance.uniform(0.1, 0.5))
+                self.shared.stopped.wait(self.rng.uniform(0.1, 0.5))
             first = False
 
     def kinds(self) -> dict[str, Callable[[], None]]:
@@ -135,100 +140,104 @@ class Chaos:
     def upstream_fails(
         self, name: str, where: str, make: Callable[[random.Random, int], Fault], size: int
     ) -> Callable[[], None]:
-        """What is there has at least `size` bytes."""
+        """Return a disturbance that makes upstream fail for bodies of at least `size` bytes."""
 
-        def fail() -> None:
-            fault = self.cluster.index.fault(where, make(self.chance, size))
-            deadline = time.monotonic() + _MET
+        def disturb_upstream() -> None:
+            fault = self.cluster.index.fault(where, make(self.rng, size))
+            deadline = time.monotonic() + _FAULT_TIMEOUT
             while not fault.served and time.monotonic() < deadline:
                 self.publish()
-                self.weather.over.wait(0.3)
-            self.weather.over.wait(self.chance.uniform(0.0, 1.0))
+                self.shared.stopped.wait(0.3)
+            self.shared.stopped.wait(self.rng.uniform(0.0, 1.0))
             self.cluster.index.mend()
-            self.met[name] += fault.served
+            self.fault_counts[name] += fault.served
 
-        return fail
+        return disturb_upstream
 
     def upstream_refuses(self) -> None:
         with self.cluster.index.refusing():
-            self.weather.over.wait(self.chance.uniform(0.5, 2.0))
-        self.met["upstream refusing"] += 1
+            self.shared.stopped.wait(self.rng.uniform(0.5, 2.0))
+        self.fault_counts["upstream refusing"] += 1
 
     def kill_server(self) -> None:
-        victim = self.chance.choice(eventually(lambda: server_processes(self.server), bool))
-        self.weather.killed_at = time.monotonic()
-        victim.kill()
-        self.met["server process killed"] += 1
+        process = self.rng.choice(eventually(lambda: server_processes(self.server), bool))
+        self.shared.killed_at = time.monotonic()
+        process.kill()
+        self.fault_counts["server process killed"] += 1
 
     def kill_worker(self) -> None:
-        victim = self.workers.pop(self.chance.randrange(len(self.workers)))
-        victim.kill()
+        process = self.workers.pop(self.rng.randrange(len(self.workers)))
+        process.kill()
         self.workers.append(self.cluster.launch_worker())
-        self.met["worker killed"] += 1
+        self.fault_counts["worker killed"] += 1
 
     def kill_redis(self) -> None:
-        self.weather.redis_at = float("inf")
+        self.shared.redis_back_at = float("inf")
         self.redis.kill()
-        self.weather.over.wait(self.chance.uniform(0.3, 1.5))
+        self.shared.stopped.wait(self.rng.uniform(0.3, 1.5))
         self.redis.start()
-        self.weather.redis_at = time.monotonic()
-        self.met["redis killed"] += 1
+        self.shared.redis_back_at = time.monotonic()
+        self.fault_counts["redis killed"] += 1
 
     def bucket_fails(self) -> None:
         fault = self.cluster.proxy.fault("/", Status(503))
-        deadline = time.monotonic() + _MET
+        deadline = time.monotonic() + _FAULT_TIMEOUT
         while not fault.served and time.monotonic() < deadline:
             self.publish()
-            self.weather.over.wait(0.3)
+            self.shared.stopped.wait(0.3)
         self.cluster.proxy.mend()
-        self.met["bucket 503"] += fault.served
+        self.fault_counts["bucket 503"] += fault.served
 
     def fill_disk(self) -> None:
-        before = told_in(self.server.log, _FULL)
-        with _full(self.server):
-            deadline = time.monotonic() + _MET
-            while told_in(self.server.log, _FULL) == before and time.monotonic() < deadline:
+        before = count_lines(self.server.log, _DISK_FULL_LOG)
+        with _disk_full(self.server):
+            deadline = time.monotonic() + _FAULT_TIMEOUT
+            while count_lines(self.server.log, _DISK_FULL_LOG) == before and time.monotonic() < deadline:
                 self.publish()
-                self.weather.over.wait(0.3)
-        self.met["disk full"] += told_in(self.server.log, _FULL) - before
+                self.shared.stopped.wait(0.3)
+        self.fault_counts["disk full"] += count_lines(self.server.log, _DISK_FULL_LOG) - before
 
-    # The end
+    # Recovery and checks
 
     def mend(self) -> None:
-        """All is well again: each file that upstream has is to be had."""
-        self.weather.over.set()
+        """Stop the clients, remove all faults, and wait for the workers."""
+        self.shared.stopped.set()
         self.cluster.index.mend()
         self.cluster.proxy.mend()
         for worker in self.workers:
             worker.wait_for_log("ready: ")
 
     def missing(self) -> Iterator[str]:
-        """What clients can't have, though all is well again; each file that is not stored once."""
-        for thing in self.weather.things:
+        """The files that can't be downloaded after recovery, or are not stored exactly once."""
+        for package in self.shared.packages:
             with suppress(AssertionError):
-                eventually(partial(self.is_right, thing), bool, _END)
+                eventually(partial(self.is_served_right, package), bool, _END_TIMEOUT)
                 continue
-            yield f"{thing.filename} is not to be had"
+            yield f"{package.filename} can't be downloaded"
         with suppress(AssertionError):
-            self.cluster.wait_settled(_END)
+            self.cluster.wait_settled(_END_TIMEOUT)
         names = self.cluster.objects()
-        for thing in self.weather.things:
-            name = self.cluster.object_name(thing)
+        for package in self.shared.packages:
+            name = self.cluster.object_name(package)
             if names.count(name) != 1:
-                yield f"{thing.filename} is in the bucket {names.count(name)} times"
-            elif self.cluster.s3.get(name).content != thing.content:
-                yield f"{thing.filename} has other bytes in the bucket"
-        if len(names) != len(self.weather.things):
-            yield f"the bucket has {len(names)} objects for {len(self.weather.things)} files"
+                yield f"{package.filename} is in the bucket {names.count(name)} times"
+            elif self.cluster.s3.get(name).content != package.content:
+                yield f"{package.filename} has wrong bytes in the bucket"
+        if len(names) != len(self.shared.packages):
+            yield f"the bucket has {len(names)} objects for {len(self.shared.packages)} files"
 
-    def is_right(self, thing: Artifact) -> bool:
-        answer = self.cluster.follow(self.server, thing)
-        return answer.complete and answer.body == thing.content
+    def is_served_right(self, package: Artifact) -> bool:
+        answer = self.cluster.follow(self.server, package)
+        return answer.complete and answer.body == package.content
 
     def leftovers(self) -> Iterator[str]:
-        """Drafts, jobs, leases, descriptors: what there is only while something is under way."""
-        for left in self.cluster.left_over():
-            yield f"left over: {left}"
+        """
+        Drafts, jobs, leases and open files, which should exist only during work.
+
+        It also reports degraded health, unhandled errors and faults that no client met.
+        """
+        for entry in self.cluster.left_over():
+            yield f"left over: {entry}"
         leases = f"{self.cluster.name}:lease:*"
         with suppress(AssertionError):
             eventually(lambda: self.redis.keys(leases), lambda keys: keys == [], 30)
@@ -241,30 +250,32 @@ class Chaos:
                     yield f"process {process.pid} has {each.path} open"
         health = get(f"{self.server.url}/-/health/ready")
         if b'"degraded"' in health.body:
-            yield f"not well in the end: {health.text}"
+            yield f"the server is degraded at the end: {health.text}"
         for daemon in self.cluster.daemons:
-            yield from (f"complaint in a log: {line}" for line in daemon.complaints)
+            yield from (f"an unhandled error in a log: {line}" for line in daemon.complaints)
         for kind in self.kinds():
-            if not self.met[kind]:
-                yield f"this fault never happened: {kind}"
+            if not self.fault_counts[kind]:
+                yield f"no client met this fault: {kind}"
 
     def report(self) -> str:
-        """Faults, and what clients were told."""
-        lines = [f"{count:6} x {name}" for name, count in sorted(self.met.items())]
-        lines += [f"{count:6} {name}" for name, count in sorted(self.weather.counts.items())]
-        total = self.weather.counts["pages"] + self.weather.counts["files"]
-        lines.append(f"{len(self.weather.things)} files, {sum(self.met.values())} faults, {total} requests checked")
+        """The counts of faults and of the answers that clients received."""
+        lines = [f"{count:6} x {name}" for name, count in sorted(self.fault_counts.items())]
+        lines += [f"{count:6} {name}" for name, count in sorted(self.shared.counts.items())]
+        total = self.shared.counts["pages"] + self.shared.counts["files"]
+        lines.append(
+            f"{len(self.shared.packages)} files, {sum(self.fault_counts.values())} faults, {total} requests checked"
+        )
         return "\n".join(lines)
 
 
 def server_processes(server: Daemon) -> list[psutil.Process]:
-    """The processes that serve, without their parent."""
+    """The server's child processes, which serve requests."""
     return [each for each in psutil.Process(server.pid).children() if "mypypi-server" in each.cmdline()]
 
 
 @contextmanager
-def _full(server: Daemon) -> Iterator[None]:
-    """No process of the server can write a file that is larger than 1 kB: as where a disk is full."""
+def _disk_full(server: Daemon) -> Iterator[None]:
+    """Limit the server's files to 1 kB, which simulates a full disk."""
     processes = server_processes(server)
     limits = [resource.prlimit(each.pid, resource.RLIMIT_FSIZE) for each in processes]
     for process, limit in zip(processes, limits, strict=True):
@@ -278,11 +289,11 @@ def _full(server: Daemon) -> Iterator[None]:
 
 
 def run(place: Path, seconds: float, seed: int) -> tuple[str, list[str]]:
-    """A report, and what went wrong."""
+    """Run the chaos test, and return its report and the violations."""
     with Redis() as redis, S3Server() as s3, cluster_of(redis, s3, place) as cluster:
         chaos = Chaos(cluster, redis, random.Random(seed))  # noqa: S311 - repeatable, not secret
-        wrongs = chaos.run(seconds)
-        return chaos.report(), wrongs
+        violations = chaos.run(seconds)
+        return chaos.report(), violations
 
 
 def main() -> None:
@@ -292,11 +303,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="chaos-") as place:
-        report, wrongs = run(Path(place), options.seconds, options.seed)
-    print(report)  # noqa: T201 - for whoever runs it
-    for wrong in wrongs:
-        print("WRONG:", wrong)  # noqa: T201
-    sys.exit(1 if wrongs else 0)
+        report, violations = run(Path(place), options.seconds, options.seed)
+    print(report)  # noqa: T201 - the output of the command
+    for violation in violations:
+        print("VIOLATION:", violation)  # noqa: T201
+    sys.exit(1 if violations else 0)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Clients in rough weather: they ask as pip does, check what they get, and tell what no client should ever see.
+"""Clients that install packages like pip during the chaos, and report wrong answers.
 
-Knows what a client may be told (the specification's promises). Must never know which fault is on.
+Knows which answers a client may receive (the specification's promises). Must never know which fault is active.
 """
 
 from __future__ import annotations
@@ -20,46 +20,49 @@ from tests.rig.http import Answer, get
 from tests.rig.packages import Artifact
 
 _SIMPLE = "application/vnd.pypi.simple.v1+json"
-#: How often a client goes on with a file, and how long it waits for a byte (seconds), as pip does.
+#: Tries per file, and the timeout in seconds for each byte, as in pip.
 _TRIES = 6
-_PATIENCE = 15.0
-#: Seconds within which a connection may break, or the catalog be missing a page, because of a process that was killed.
-_AFTERMATH = 6.0
+_TIMEOUT = 15.0
+#: Seconds after a process was killed during which a connection may break, or the catalog may lack a page.
+_GRACE_SECONDS = 6.0
 
 
 @define(eq=False)
-class Weather:
+class SharedState:
     """
-    What is shared: the address, what upstream has, what was seen of it, what was counted, and what no client should
-    have seen. `killed_at`: when (monotonic) a server process was last killed; `redis_at`: when Redis was back.
+    The state that clients and the chaos run share.
+
+    `server` and `upstream` are URLs, and `packages` are the wheels that upstream has. `seen_projects` are the projects
+    whose page a client has received, and `violations` are the wrong answers. On the monotonic clock, `killed_at` is the
+    time at which a server process was last killed, and `redis_back_at` the time at which Redis was last restarted.
     """
 
     server: str
     upstream: str
-    things: list[Artifact] = field(factory=list)
-    seen: set[str] = field(factory=set)
+    packages: list[Artifact] = field(factory=list)
+    seen_projects: set[str] = field(factory=set)
     counts: Counter[str] = field(factory=Counter)
-    wrongs: list[str] = field(factory=list)
+    violations: list[str] = field(factory=list)
     killed_at: float = float("-inf")
-    redis_at: float = float("-inf")
-    over: Event = field(factory=Event)
+    redis_back_at: float = float("-inf")
+    stopped: Event = field(factory=Event)
     lock: Lock = field(factory=Lock)
 
-    def count(self, what: str) -> None:
+    def count(self, name: str) -> None:
         with self.lock:
-            self.counts[what] += 1
+            self.counts[name] += 1
 
-    def wrong(self, what: str) -> None:
+    def add_violation(self, violation: str) -> None:
         with self.lock:
-            self.wrongs.append(what)
+            self.violations.append(violation)
 
 
 @define(eq=False)
 class Client:
-    """Installs something at random, again and again, until the weather is over."""
+    """A client that repeatedly installs random packages until the run is stopped."""
 
-    weather: Weather
-    chance: random.Random
+    shared: SharedState
+    rng: random.Random
 
     def start(self) -> Thread:
         thread = Thread(target=self.run)
@@ -67,111 +70,121 @@ class Client:
         return thread
 
     def run(self) -> None:
-        weather = self.weather
-        while not weather.over.is_set():
-            things = weather.things
-            # Half of the time something new, which nobody has fetched yet.
-            thing = things[-1 - min(int(self.chance.expovariate(0.5)), len(things) - 1)]
-            if self.chance.random() < 0.5:
-                thing = self.chance.choice(things)
+        shared = self.shared
+        while not shared.stopped.is_set():
+            packages = shared.packages
+            # Half of the time a recent package, which is probably not stored yet.
+            package = packages[-1 - min(int(self.rng.expovariate(0.5)), len(packages) - 1)]
+            if self.rng.random() < 0.5:
+                package = self.rng.choice(packages)
             try:
-                self.install(thing)
+                self.install(package)
             except TimeoutError:
-                weather.wrong(f"{thing.filename}: not a byte for {_PATIENCE:g} s")
+                shared.add_violation(f"{package.filename}: no byte for {_TIMEOUT:g} s")
             except ConnectionError as error:
-                self.broke(thing, str(error))
+                self.connection_broken(package, str(error))
 
-    def install(self, thing: Artifact) -> None:
-        """As pip would: the page, then the file that it lists."""
-        weather = self.weather
-        url = f"{weather.server}/simple/{thing.project}/"
-        page = get(url, {"Accept": _SIMPLE}, timeout=_PATIENCE)
-        weather.count("pages")
+    def install(self, package: Artifact) -> None:
+        """Install a package as pip does: fetch the page, then the listed file."""
+        shared = self.shared
+        url = f"{shared.server}/simple/{package.project}/"
+        page = get(url, {"Accept": _SIMPLE}, timeout=_TIMEOUT)
+        shared.count("pages")
         if page.status != 200:
-            self.page_refused(thing, page)
+            self.check_failed_page(package, page)
             return
         if not page.complete:
-            self.broke(thing, "a page")
+            self.connection_broken(package, "a page")
             return
         files = {each["filename"]: each for each in cast("dict[str, list[dict[str, object]]]", page.json())["files"]}
-        listed = files.get(thing.filename)
-        if listed is None or listed["hashes"] != {"sha256": thing.sha256}:
-            weather.wrong(f"{thing.filename}: its page lists {listed}")
+        listed = files.get(package.filename)
+        if listed is None or listed["hashes"] != {"sha256": package.sha256}:
+            shared.add_violation(f"{package.filename}: its page lists {listed}")
             return
-        if time.monotonic() - weather.redis_at > _AFTERMATH:
-            weather.seen.add(thing.project)
-        self.download(thing, urljoin(url, str(listed["url"])))
+        if time.monotonic() - shared.redis_back_at > _GRACE_SECONDS:
+            shared.seen_projects.add(package.project)
+        self.download(package, urljoin(url, str(listed["url"])))
 
-    def page_refused(self, thing: Artifact, page: Answer) -> None:
-        weather = self.weather
-        recent = time.monotonic() - weather.redis_at < _AFTERMATH
+    def check_failed_page(self, package: Artifact, page: Answer) -> None:
+        shared = self.shared
+        redis_was_down = time.monotonic() - shared.redis_back_at < _GRACE_SECONDS
         if page.status == 0:
-            self.broke(thing, "the head of a page")
+            self.connection_broken(package, "the head of a page")
         elif page.status not in (502, 503):
-            weather.wrong(f"{thing.project}: page answered {page.status} {page.body[:200]!r}")
-        elif thing.project in weather.seen and not recent:
-            weather.wrong(f"{thing.project}: a page that was seen answered {page.status} {page.body[:200]!r}")
+            shared.add_violation(f"{package.project}: page answered {page.status} {page.body[:200]!r}")
+        elif package.project in shared.seen_projects and not redis_was_down:
+            shared.add_violation(
+                f"{package.project}: a page that was served before answered {page.status} {page.body[:200]!r}"
+            )
         else:
-            weather.count(f"pages told {page.status}")
+            shared.count(f"pages answered {page.status}")
 
-    def download(self, thing: Artifact, url: str) -> None:
-        """Go on after a broken transfer with what has come, as pip does; check all of it in the end."""
-        weather, got, etag = self.weather, b"", ""
-        direct = False
+    def download(self, package: Artifact, url: str) -> None:
+        """
+        Download a file and check it.
+
+        After a broken transfer it resumes, as pip does.
+        """
+        shared, received, etag = self.shared, b"", ""
+        from_upstream = False
         for _ in range(_TRIES):
-            headers = {"Range": f"bytes={len(got)}-", "If-Range": etag} if got and etag else {}
-            answer = get(url, headers, timeout=_PATIENCE)
-            weather.count("files")
-            direct = direct or self.goes_to_upstream(answer)
-            answer = self.followed(answer, headers)
+            headers = {"Range": f"bytes={len(received)}-", "If-Range": etag} if received and etag else {}
+            answer = get(url, headers, timeout=_TIMEOUT)
+            shared.count("files")
+            from_upstream = from_upstream or self.goes_to_upstream(answer)
+            answer = self.follow(answer, headers)
             if answer.status in (0, 416, 429, 500, 502, 503, 504):
-                if answer.status not in (0, 502, 503) and not direct:
-                    weather.wrong(f"{thing.filename}: {answer.status} {answer.body[:200]!r}")
-                weather.count(f"files told {answer.status}")
-                if weather.over.wait(0.2):
+                if answer.status not in (0, 502, 503) and not from_upstream:
+                    shared.add_violation(f"{package.filename}: {answer.status} {answer.body[:200]!r}")
+                shared.count(f"files answered {answer.status}")
+                if shared.stopped.wait(0.2):
                     return
                 continue
             if answer.status not in (200, 206):
-                weather.wrong(f"{thing.filename}: {answer.status} {answer.body[:200]!r}")
+                shared.add_violation(f"{package.filename}: {answer.status} {answer.body[:200]!r}")
                 return
-            got = answer.body if answer.status == 200 else got + answer.body
+            received = answer.body if answer.status == 200 else received + answer.body
             etag = answer.headers["ETag"] or ""
             if answer.complete:
-                self.check(thing, got, direct=direct)
+                self.check(package, received, from_upstream=from_upstream)
                 return
-            weather.count("files broken")
-            if not thing.content.startswith(got) and not direct:
-                weather.wrong(f"{thing.filename}: wrong bytes in a transfer that broke")
+            shared.count("files broken")
+            if not package.content.startswith(received) and not from_upstream:
+                shared.add_violation(f"{package.filename}: wrong bytes in a transfer that broke")
                 return
-        weather.count("files given up")
+        shared.count("files not completed")
 
     def goes_to_upstream(self, answer: Answer) -> bool:
-        return answer.status == 302 and (answer.headers["Location"] or "").startswith(self.weather.upstream)
+        return answer.status == 302 and (answer.headers["Location"] or "").startswith(self.shared.upstream)
 
-    def followed(self, answer: Answer, headers: dict[str, str]) -> Answer:
+    def follow(self, answer: Answer, headers: dict[str, str]) -> Answer:
         if answer.status not in (301, 302):
             return answer
-        self.weather.count("files redirected")
+        self.shared.count("files redirected")
         try:
-            return get(answer.headers["Location"], headers, timeout=_PATIENCE)
-        except (ConnectionError, TimeoutError):  # upstream itself, or the bucket
+            return get(answer.headers["Location"], headers, timeout=_TIMEOUT)
+        except (ConnectionError, TimeoutError):  # the connection to upstream or to the bucket
             return Answer(0, answer.headers, b"", complete=False)
 
-    def check(self, thing: Artifact, got: bytes, *, direct: bool) -> None:
-        if hashlib.sha256(got).hexdigest() == thing.sha256:
-            self.weather.count("files right")
-        elif direct:
-            self.weather.count("files wrong at upstream")
+    def check(self, package: Artifact, received: bytes, *, from_upstream: bool) -> None:
+        if hashlib.sha256(received).hexdigest() == package.sha256:
+            self.shared.count("files right")
+        elif from_upstream:
+            self.shared.count("files wrong at upstream")
         else:
-            self.weather.wrong(f"{thing.filename}: {len(got)} wrong bytes, as if they were whole")
+            self.shared.add_violation(f"{package.filename}: {len(received)} wrong bytes in a complete answer")
 
-    def broke(self, thing: Artifact, what: str) -> None:
-        """A connection broke before there was an answer: right only where somebody has just killed the process."""
-        if time.monotonic() - self.weather.killed_at > _AFTERMATH:
-            self.weather.wrong(f"{thing.project}: {what} broke, and nobody was killed")
-        self.weather.count("connections broken")
+    def connection_broken(self, package: Artifact, name: str) -> None:
+        """
+        Handle a connection that broke before the answer.
+
+        This is right only shortly after a server process was killed.
+        """
+        if time.monotonic() - self.shared.killed_at > _GRACE_SECONDS:
+            self.shared.add_violation(f"{package.project}: the connection broke ({name}), but no process was killed")
+        self.shared.count("connections broken")
 
 
-def told_in(log: str, pattern: str) -> int:
-    """How many lines of a log match."""
+def count_lines(log: str, pattern: str) -> int:
+    """The number of lines of a log that match."""
     return sum(re.search(pattern, line) is not None for line in log.splitlines())

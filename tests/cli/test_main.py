@@ -1,4 +1,4 @@
-"""The operator's command line: jobs that were set aside are seen, queued again, dropped; trouble is told in a line."""
+"""Tests of ``mypypi``: jobs set aside are shown, retried and dropped; a failure is one line."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ WHY = "S3 refuses: 403 Forbidden"
 
 
 class JobsTests(MemoryTestCase):
-    """What the command says and does, over a queue in memory."""
+    """The commands, run on a queue in memory."""
 
     def setUp(self) -> None:
         super().setUp()
         self.queue = MemoryQueue(self.clock, "d1")
 
     def set_aside(self, job: Job, why: str = WHY) -> str:
-        """Let a job fail once too often; its id from then on."""
+        """Let a job fail for the last time, and return its id in the list."""
         self.now(self.queue.put(Job(job.kind, job.name, disk=job.disk, tries=MOST_TRIES - 1)))
         (taken,) = self.now(self.queue.take(1))
         self.now(self.queue.failed(taken, why))
         return self.now(self.queue.dead())[-1].id
 
-    def told(self, *arguments: str) -> list[str]:
-        """The lines that the command prints where all goes well."""
+    def output(self, *arguments: str) -> list[str]:
+        """Return the lines that a command prints. It must succeed."""
         options = cli._parser().parse_args(arguments)
         lines: list[str] = []
         self.now(options.command(self.queue, options, lines.append))
         return lines
 
-    def complaint(self, *arguments: str) -> tuple[list[str], str]:
-        """The lines that it prints, and what it ends with."""
+    def output_and_error(self, *arguments: str) -> tuple[list[str], str]:
+        """Return the lines that a command prints, and its error message."""
         options = cli._parser().parse_args(arguments)
         lines: list[str] = []
         failed = self.failureResultOf(self._settled(options.command(self.queue, options, lines.append)), SystemExit)
@@ -66,66 +66,70 @@ class JobsTests(MemoryTestCase):
         return [taken.job for taken in self.now(self.queue.take(10))] if self.now(self.queue.state()).waiting else []
 
     def test_nothing_to_do(self) -> None:
-        """One line, which says so."""
-        assert self.told("jobs") == ["0 waiting or being done, 0 to be tried again later, 0 set aside"]
+        """Without any job, one line says so."""
+        assert self.output("jobs") == ["0 waiting or being done, 0 to be tried again later, 0 set aside"]
 
     def test_jobs_that_were_set_aside_have_a_line_each(self) -> None:
-        """Id, kind, name, tries, when and why, in columns; and before them how many jobs there are, on any disk."""
+        """Each job that was set aside has a line, in columns. The line before them counts the jobs on all disks."""
         first, second = self.set_aside(UPLOAD), self.set_aside(FETCH, "no\n such\x1b[J host\r")
         self.now(self.queue.put(Job("upload", "elsewhere", disk="d2")))
         self.now(self.queue.put(Job("fetch", "again")))
         (taken,) = self.now(self.queue.take(1))
         self.now(self.queue.failed(taken, WHY))
-        assert self.told("jobs") == [
+        assert self.output("jobs") == [
             "1 waiting or being done, 1 to be tried again later, 2 set aside",
             f"{first}  upload  {UPLOAD.name}  24 tries  {formatTime(NOW)}  {WHY}",
             f"{second}  fetch   {FETCH.name}      24 tries  {formatTime(NOW)}  no such\ufffd[J host",
         ]
 
     def test_jobs_for_programs(self) -> None:
-        """The same as JSON."""
+        """``--json`` prints the same as JSON."""
         identity = self.set_aside(UPLOAD)
-        (line,) = self.told("jobs", "--json")
-        told: dict[str, Any] = {"id": identity, "kind": "upload", "name": UPLOAD.name, "disk": "d1"}
-        told |= {"tries": MOST_TRIES, "at": formatTime(NOW), "why": WHY}
-        assert json.loads(line) == {"waiting": 0, "later": 0, "set_aside": [told]}
+        (line,) = self.output("jobs", "--json")
+        expected: dict[str, Any] = {"id": identity, "kind": "upload", "name": UPLOAD.name, "disk": "d1"}
+        expected |= {"tries": MOST_TRIES, "at": formatTime(NOW), "why": WHY}
+        assert json.loads(line) == {"waiting": 0, "later": 0, "set_aside": [expected]}
 
-    def test_retry_queues_a_job_anew(self) -> None:
-        """The one that is named, with all its tries; it is said which, and the others stay."""
+    def test_retry_queues_a_job_again(self) -> None:
+        """``retry`` queues the named job with all its tries, and prints it. The other jobs stay set aside."""
         first, second = self.set_aside(UPLOAD), self.set_aside(FETCH)
-        assert self.told("jobs", "retry", first) == [f"queued again: {first}  upload  {UPLOAD.name}"]
+        assert self.output("jobs", "retry", first) == [f"queued again: {first}  upload  {UPLOAD.name}"]
         assert self.waiting() == [UPLOAD]
         assert [dead.id for dead in self.now(self.queue.dead())] == [second]
 
     def test_retry_all(self) -> None:
-        """Each one, oldest first; where there is none, that is said, and nothing went wrong."""
+        """``retry --all`` queues every job, oldest first. If there is none, it says so and succeeds."""
         self.set_aside(FETCH)
         self.set_aside(UPLOAD)
-        assert [line.split()[3] for line in self.told("jobs", "retry", "--all")] == ["fetch", "upload"]
+        assert [line.split()[3] for line in self.output("jobs", "retry", "--all")] == ["fetch", "upload"]
         assert self.waiting() == [FETCH, UPLOAD]
-        assert self.told("jobs", "retry", "--all") == ["no job is set aside"]
+        assert self.output("jobs", "retry", "--all") == ["no job is set aside"]
 
-    def test_retry_what_is_not_there(self) -> None:
-        """A line for each id that is not there; those that are there are queued all the same, and once."""
+    def test_retry_of_unknown_ids(self) -> None:
+        """Each unknown id has a line in the error message. The known ones are queued all the same, once each."""
         identity = self.set_aside(FETCH)
-        lines, complaint = self.complaint("jobs", "retry", "7-0", identity, "8-0", identity)
+        lines, error = self.output_and_error("jobs", "retry", "7-0", identity, "8-0", identity)
         assert lines == [f"queued again: {identity}  fetch  {FETCH.name}"]
-        assert complaint == "mypypi: no job 7-0 is set aside\nmypypi: no job 8-0 is set aside"
+        assert error == "mypypi: no job 7-0 is set aside\nmypypi: no job 8-0 is set aside"
         assert self.waiting() == [FETCH]
 
     def test_drop(self) -> None:
-        """What is dropped is forgotten, and never comes again."""
+        """A dropped job is deleted and never runs again."""
         first = self.set_aside(UPLOAD)
         self.set_aside(FETCH)
-        assert self.told("jobs", "drop", first) == [f"dropped: {first}  upload  {UPLOAD.name}"]
-        assert self.complaint("jobs", "drop", first) == ([], f"mypypi: no job {first} is set aside")
-        assert len(self.told("jobs", "drop", "--all")) == 1
+        assert self.output("jobs", "drop", first) == [f"dropped: {first}  upload  {UPLOAD.name}"]
+        assert self.output_and_error("jobs", "drop", first) == ([], f"mypypi: no job {first} is set aside")
+        assert len(self.output("jobs", "drop", "--all")) == 1
         assert self.now(self.queue.dead()) == []
         assert self.waiting() == []
 
 
 def test_redis_of_these_settings(tmp_path: Path) -> None:
-    """The one that is named; else the one in the data directory, where one runs; else the server's default."""
+    """
+    The Redis is that of MYPYPI_REDIS_URL, if it is set.
+
+    Otherwise it is the embedded one of the data directory, or else the server's default.
+    """
     data = {"MYPYPI_DATA_DIRECTORY": str(tmp_path)}
     named = load_settings(data | {"MYPYPI_REDIS_URL": "redis://redis.example/3"}, embedded=True)
     unnamed = load_settings(data, embedded=True)
@@ -138,7 +142,7 @@ def test_redis_of_these_settings(tmp_path: Path) -> None:
 
 
 def mypypi(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """The command itself, where no other setting is in force."""
+    """Run the real command with these settings and no others."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MYPYPI_")}
     return subprocess.run(
         [sys.executable, "-c", "from mypypi.cli.main import main; main()", *arguments],
@@ -151,15 +155,15 @@ def mypypi(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[
     )
 
 
-def beside(daemon: Daemon, *arguments: str) -> list[str]:
-    """The lines that the command prints with the settings of this daemon."""
+def run_beside(daemon: Daemon, *arguments: str) -> list[str]:
+    """Return the lines that the command prints with a daemon's settings."""
     done = mypypi(*arguments, env=daemon._env)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.splitlines()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         ((), 2, "COMMAND"),
         (("jobs", "retry"), 2, "one of the arguments ID --all is required"),
@@ -168,22 +172,28 @@ def beside(daemon: Daemon, *arguments: str) -> list[str]:
         (("jobs", "retry", "--all"), 1, "Connection refused"),
     ],
 )
-def test_trouble_is_told(arguments: tuple[str, ...], code: int, said: str, tmp_path: Path) -> None:
-    """What was typed wrong, and a Redis that is not there: one line that says what it is, and no traceback."""
+def test_a_failure_is_one_line_without_a_traceback(
+    arguments: tuple[str, ...], code: int, message: str, tmp_path: Path
+) -> None:
+    """
+    A wrong command line, or a Redis that is down, gives one line with the reason.
+
+    There is no traceback and no password in it.
+    """
     url = f"redis://:hush@127.0.0.1:{free_port()}"
     done = mypypi(*arguments, env={"MYPYPI_REDIS_URL": url, "MYPYPI_DATA_DIRECTORY": str(tmp_path / "data")})
     assert (done.returncode, done.stdout) == (code, "")
     last = done.stderr.splitlines()[-1]
     assert last.startswith("mypypi")
-    assert said in last
+    assert message in last
     assert len(done.stderr.splitlines()) == 1 or done.stderr.startswith("usage: ")
     assert "Traceback" not in done.stderr
     assert "hush" not in done.stderr
     assert not (tmp_path / "data").exists()
 
 
-def test_settings_that_can_not_be_used() -> None:
-    """Each problem has its line, as when a daemon starts."""
+def test_invalid_settings_are_reported() -> None:
+    """Each invalid setting has its line, as when a daemon starts."""
     done = mypypi("jobs", env={"MYPYPI_CACHE_TIME": "soon", "MYPYPI_REDIS": "x"})
     assert done.returncode == 1
     problems = done.stderr.splitlines()
@@ -192,18 +202,22 @@ def test_settings_that_can_not_be_used() -> None:
 
 
 class TestBesideDaemons:
-    """The real command, with the settings of a daemon that runs."""
+    """The real command, with the settings of a running daemon."""
 
-    def test_an_upload_that_was_given_up_is_done_after_all(self, cluster: Cluster) -> None:
-        """The bucket refuses until the job is set aside: it is seen with the reason, and done when it is retried."""
+    def test_an_upload_that_was_set_aside_succeeds_after_a_retry(self, cluster: Cluster) -> None:
+        """
+        An upload that was set aside is listed with its reason, and succeeds after a retry.
+
+        The bucket refuses it until then.
+        """
         wheel = cluster.publish(50_000)
         refused = cluster.proxy.fault(cluster.put_of(wheel), Status(403))
         server, worker = cluster.server(), cluster.worker()
         assert cluster.get(server, wheel).status == 200
-        let_fail_for_the_last_time(cluster)
+        leave_one_try(cluster)
         worker.wait_for_log("upload .* is set aside")
         assert refused.served > 0
-        counts, line = beside(worker, "jobs")
+        counts, line = run_beside(worker, "jobs")
         assert counts.endswith(", 1 set aside")
         identity, kind, name, tries, _, _, why = line.split(maxsplit=6)
         assert (kind, cluster.name + "/" + name, tries) == ("upload", cluster.object_name(wheel), "24")
@@ -211,25 +225,25 @@ class TestBesideDaemons:
         absent = mypypi("jobs", "retry", "1-1", env=worker._env)
         assert (absent.returncode, absent.stdout, absent.stderr) == (1, "", "mypypi: no job 1-1 is set aside\n")
         cluster.proxy.mend()
-        assert beside(server, "jobs", "retry", "--all") == [f"queued again: {identity}  upload  {name}"]
+        assert run_beside(server, "jobs", "retry", "--all") == [f"queued again: {identity}  upload  {name}"]
         cluster.wait_uploaded(wheel)
-        assert beside(server, "jobs", "retry", "--all") == ["no job is set aside"]
+        assert run_beside(server, "jobs", "retry", "--all") == ["no job is set aside"]
 
-    def test_beside_a_redis_of_the_daemons_own(self, daemon_factory: DaemonFactory) -> None:
-        """Where no Redis is named, that of the ``twistd mypypi`` in the data directory is found."""
+    def test_the_embedded_redis_is_found(self, daemon_factory: DaemonFactory) -> None:
+        """Without MYPYPI_REDIS_URL, the embedded Redis of the data directory is found."""
         daemon = daemon_factory()
         job = json.dumps({"kind": "unheard", "name": "of", "tries": MOST_TRIES - 1})
         ask(EmbeddedRedis(None, daemon.data).socket, "XADD", "mypypi:queue:pypi", "*", "job", job)
         daemon.wait_for_log("unheard of is set aside")
-        (dead,) = json.loads("\n".join(beside(daemon, "jobs", "--json")))["set_aside"]
+        (dead,) = json.loads("\n".join(run_beside(daemon, "jobs", "--json")))["set_aside"]
         assert (dead["kind"], dead["tries"]) == ("unheard", MOST_TRIES)
         assert dead["why"] == "there is no job of this kind: unheard"
-        assert beside(daemon, "jobs", "drop", dead["id"]) == [f"dropped: {dead['id']}  unheard  of"]
-        assert beside(daemon, "jobs", "drop", "--all") == ["no job is set aside"]
+        assert run_beside(daemon, "jobs", "drop", dead["id"]) == [f"dropped: {dead['id']}  unheard  of"]
+        assert run_beside(daemon, "jobs", "drop", "--all") == ["no job is set aside"]
 
 
-def let_fail_for_the_last_time(cluster: Cluster) -> None:
-    """Once the only upload has failed: it has one try left, now, in place of what would take hours."""
+def leave_one_try(cluster: Cluster) -> None:
+    """Leave the failed upload one try, which is due now. Its back-off would take hours."""
 
     def later() -> list[tuple[str, str]]:
         names = cluster.redis.keys(f"{cluster.name}:queue:*:later")
@@ -243,9 +257,9 @@ def let_fail_for_the_last_time(cluster: Cluster) -> None:
 
 
 def ask(path: Path, *command: str) -> None:
-    """Have a Redis on a unix socket do something."""
+    """Send a command to the Redis on a unix socket."""
     with socket.socket(socket.AF_UNIX) as redis:
         redis.settimeout(BOUND)
         redis.connect(str(path))
-        redis.sendall(hiredis.pack_command(command))  # type: ignore[arg-type] # its own says: one word
+        redis.sendall(hiredis.pack_command(command))  # type: ignore[arg-type] # hiredis's own type allows one word only
         assert not redis.recv(1024).startswith(b"-")

@@ -1,4 +1,4 @@
-"""What the image runs: the right daemon, and a health check that tells the truth about each of them."""
+"""Tests of the image's commands: the right daemon, and a correct health check for each."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def check_server(listen: str) -> None:
 
 
 def command(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """As the image runs it, in an environment with nothing else of ours."""
+    """Run the image's command, without other settings of ours."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MYPYPI_")}
     return subprocess.run(
         [sys.executable, "-m", "mypypi.daemon.container", *arguments],
@@ -42,7 +42,7 @@ def command(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-class _Standin(BaseHTTPRequestHandler):
+class _FakeServer(BaseHTTPRequestHandler):
     status = 200
 
     def do_GET(self) -> None:
@@ -53,7 +53,7 @@ class _Standin(BaseHTTPRequestHandler):
         pass
 
 
-class _Unix(ThreadingMixIn, UnixStreamServer):
+class _UnixServer(ThreadingMixIn, UnixStreamServer):
     pass
 
 
@@ -70,16 +70,16 @@ def served(server: HTTPServer | UnixStreamServer) -> Iterator[None]:
 
 
 @pytest.fixture
-def standin() -> Iterator[int]:
-    """The port of something on 127.0.0.1 that is alive."""
-    server = HTTPServer(("127.0.0.1", 0), _Standin)
+def fake_server() -> Iterator[int]:
+    """The port of a healthy fake server on 127.0.0.1."""
+    server = HTTPServer(("127.0.0.1", 0), _FakeServer)
     with served(server):
         yield server.server_port
 
 
 @pytest.fixture
 def redis_url() -> Iterator[Callable[[str], str]]:
-    """The URL of a Redis with the password "secret", for a given password."""
+    """A function from a password to a Redis URL. The Redis has the password "secret"."""
     with TemporaryDirectory(prefix="redis-") as directory:
         options = ("--port", "0", "--unixsocket", "redis.sock", "--save", "", "--requirepass", "secret")
         process = subprocess.Popen([redis_binary(), *options], cwd=directory, stdout=subprocess.PIPE, text=True)
@@ -93,8 +93,11 @@ def redis_url() -> Iterator[Callable[[str], str]]:
 
 
 @pytest.mark.parametrize("mode", ["server", "worker"])
-def test_the_mode_chooses_the_daemon(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process becomes twistd, the one of its own environment, without a pid file: its directory is read-only."""
+def test_the_mode_selects_the_daemon(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    MYPYPI_MODE selects the daemon that replaces the process. twistd is that of the same environment, and gets no pid
+    file: the working directory is read-only.
+    """
     became: list[tuple[Path, list[str]]] = []
     monkeypatch.setattr(os, "execv", lambda path, arguments: became.append((path, arguments)))
     container.run(load_settings({"MYPYPI_MODE": mode}))
@@ -102,8 +105,12 @@ def test_the_mode_chooses_the_daemon(mode: str, monkeypatch: pytest.MonkeyPatch)
     assert became == [(twistd, [str(twistd), "--nodaemon", "--pidfile=", f"mypypi-{mode}"])]
 
 
-def test_a_server_that_runs_is_well_and_one_that_ended_is_not(daemon_factory: DaemonFactory) -> None:
-    """Whether or not it has a Redis: it serves all the same, and restarting it would bring none."""
+def test_a_running_server_is_healthy_and_an_ended_one_is_not(daemon_factory: DaemonFactory) -> None:
+    """
+    A server is healthy while it runs, even without Redis.
+
+    It serves without Redis, and a restart would not bring Redis back.
+    """
     daemon = daemon_factory("mypypi-server", env={"MYPYPI_REDIS_URL": "unix:///nowhere/redis.sock"})
     listen = f"tcp:{daemon.port}:interface=127.0.0.1"
     assert command("check", MYPYPI_LISTEN=listen).returncode == 0
@@ -115,27 +122,27 @@ def test_a_server_that_runs_is_well_and_one_that_ended_is_not(daemon_factory: Da
 
 
 @pytest.mark.parametrize("listen", ["tcp:{}", "tcp:port={}", "tcp:{}:interface=127.0.0.1", "tcp:{}:interface=0.0.0.0"])
-def test_the_check_asks_where_the_server_listens(listen: str, standin: int) -> None:
-    """In each way in which that can be said."""
-    check_server(listen.format(standin))
+def test_the_check_reaches_tcp_endpoints(listen: str, fake_server: int) -> None:
+    """The check reaches a server at any form of TCP endpoint."""
+    check_server(listen.format(fake_server))
 
 
 @pytest.mark.parametrize("listen", ["unix:{}", "unix:address={}:mode=660"])
-def test_the_check_asks_at_a_unix_socket(listen: str) -> None:
-    """And says so where nobody listens there any more."""
+def test_the_check_reaches_a_unix_socket(listen: str) -> None:
+    """The check reaches a server on a unix socket. It fails once no server listens there."""
     with TemporaryDirectory() as directory:
-        place = str(Path(directory) / "a:b.sock")
-        escaped = listen.format(place.replace(":", r"\:"))
-        with served(_Unix(place, _Standin)):
+        path = str(Path(directory) / "a:b.sock")
+        escaped = listen.format(path.replace(":", r"\:"))
+        with served(_UnixServer(path, _FakeServer)):
             check_server(escaped)
         with pytest.raises(ConnectionRefusedError):
             check_server(escaped)
 
 
-def test_the_check_asks_over_tls(tmp_path: Path) -> None:
-    """Whoever the certificate is for: it is for the name that clients use."""
+def test_the_check_accepts_any_certificate(tmp_path: Path) -> None:
+    """The check accepts any certificate, since it is issued for the name that clients use."""
     pem = certificate_for("192.0.2.1", tmp_path / "server.pem")
-    server = HTTPServer(("127.0.0.1", 0), _Standin)
+    server = HTTPServer(("127.0.0.1", 0), _FakeServer)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pem)
     server.socket = context.wrap_socket(server.socket, server_side=True)
@@ -143,56 +150,56 @@ def test_the_check_asks_over_tls(tmp_path: Path) -> None:
         check_server(f"ssl:{server.server_port}:privateKey={pem}")
 
 
-def test_the_check_asks_no_proxy(standin: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy for the way out, which many containers are given, has nothing to say about the server."""
+def test_the_check_uses_no_proxy(fake_server: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check uses no HTTP proxy. Many containers have one for outgoing requests."""
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
-    check_server(f"tcp:{standin}")
+    check_server(f"tcp:{fake_server}")
 
 
-def test_a_server_that_answers_with_an_error_is_not_well(standin: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An answer is not enough."""
-    monkeypatch.setattr(_Standin, "status", 500)
+def test_a_server_that_answers_with_an_error_is_not_healthy(fake_server: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that answers with an error status is not healthy."""
+    monkeypatch.setattr(_FakeServer, "status", 500)
     with pytest.raises(OSError, match="answered 500"):
-        check_server(f"tcp:{standin}")
+        check_server(f"tcp:{fake_server}")
 
 
-def test_an_endpoint_that_nobody_can_ask_at_is_told() -> None:
-    """No guess is made where systemd's socket leads to."""
+def test_an_endpoint_that_can_not_be_checked_is_reported() -> None:
+    """A systemd endpoint fails the check, since its address is unknown."""
     with pytest.raises(OSError, match="systemd: can't be asked"):
         check_server("systemd:domain=INET6:name=http")
 
 
-def test_a_worker_is_well_while_redis_answers(redis_url: Callable[[str], str]) -> None:
-    """It connects as the worker does, with its password."""
+def test_a_worker_is_healthy_while_redis_answers(redis_url: Callable[[str], str]) -> None:
+    """A worker is healthy while its Redis answers. The check logs in with the configured password."""
     done = command("check", MYPYPI_MODE="worker", MYPYPI_REDIS_URL=redis_url("secret"))
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_worker_whose_redis_refuses_it_is_not_well(redis_url: Callable[[str], str]) -> None:
-    """The reason is one line, and holds no password."""
+def test_a_worker_whose_redis_refuses_it_is_not_healthy(redis_url: Callable[[str], str]) -> None:
+    """A wrong password for Redis fails the check. The reason is one line, without the password."""
     done = command("check", MYPYPI_MODE="worker", MYPYPI_REDIS_URL=redis_url("wrong-one"))
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert "wrong-one" not in done.stderr
 
 
-def test_a_worker_without_redis_is_not_well() -> None:
-    """There is nothing that it could do."""
+def test_a_worker_without_redis_is_not_healthy() -> None:
+    """A worker without Redis is not healthy, since it can do no work."""
     done = command("check", MYPYPI_MODE="worker", MYPYPI_REDIS_URL=f"redis://127.0.0.1:{free_port()}")
     assert done.returncode == 1
     assert "Redis can't be reached" in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [(), ("walk",), ("run", "check")])
-def test_what_it_does_not_understand_it_says(arguments: tuple[str, ...]) -> None:
-    """With a line of usage."""
+def test_a_wrong_command_line_prints_the_usage(arguments: tuple[str, ...]) -> None:
+    """A wrong command line prints one line of usage."""
     done = command(*arguments)
     assert (done.returncode, done.stderr) == (1, "usage: python -m mypypi.daemon.container run|check\n")
 
 
-def test_settings_that_are_wrong_start_nothing() -> None:
-    """Their problems are told as the daemons tell them."""
+def test_wrong_settings_start_no_daemon() -> None:
+    """Wrong settings start no daemon, and are reported as by a daemon."""
     done = command("run", MYPYPI_MODE="both")
     assert done.returncode == 1
     assert "MYPYPI_MODE holds 'both'; expected server or worker" in done.stderr

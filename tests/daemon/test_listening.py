@@ -1,4 +1,4 @@
-"""A socket that several processes share: what one does to it is no failure of the others."""
+"""Tests of a listening socket that several processes share."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ reactor: Any = the_reactor
 
 
 class AdoptingTest(TestCase):
-    """A process that accepts at another one's socket."""
+    """A process adopts a socket that another process has bound."""
 
-    async def test_socket_that_its_owner_shuts_is_no_failure(self) -> None:
-        """It may do so a moment before this process is told to stop."""
+    async def test_a_socket_shut_down_by_its_owner_is_no_error(self) -> None:
+        """
+        The port of a socket that its owner shuts down stops reading.
+
+        The owner may do so a moment before this process is told to stop.
+        """
         owned = socket.create_server(("127.0.0.1", 0))
         self.addCleanup(owned.close)
         ports: list[Any] = []

@@ -1,5 +1,8 @@
-"""Several server processes on one socket, as clients and whoever runs them see it: who serves, who is replaced, how all
-of them end."""
+"""
+Tests of several server processes on one socket, seen from outside.
+
+They cover serving, replacing, ending, sockets and logs.
+"""
 
 from __future__ import annotations
 
@@ -35,10 +38,10 @@ from tests.rig.packages import Artifact, make_wheel
 
 TWO = {"WORKERS": "2", "MYPYPI_DRAIN_TIME": "30", "MYPYPI_REDIS_URL": "redis://127.0.0.1:1"}
 ALIVE = "/-/health/live"
-#: More than sockets take in for a client that does not read.
+#: Bytes: more than sockets buffer for a client that does not read.
 LARGE = 20_000_000
 
-#: Starts what follows with a listening socket, as systemd would; its port comes first on standard output.
+#: A program that runs its arguments with a listening socket, as systemd would. It prints the socket's port first.
 ACTIVATE = """
 import os, socket, sys
 listener = socket.create_server(("127.0.0.1", 0))
@@ -55,22 +58,22 @@ def start(make: DaemonFactory, plugin: str = "mypypi-server", **env: str) -> Dae
 
 
 def pids(daemon: Daemon) -> dict[int, int]:
-    """The process that serves under each number, by what the log says last."""
+    """Return each child's process id, by the last line of the log about it."""
     return {int(number): int(pid) for number, pid in re.findall(r"child (\d+) serves, pid (\d+)", daemon.log)}
 
 
 def children(daemon: Daemon) -> dict[int, psutil.Process]:
-    """Those processes, which run."""
+    """Return the running child processes, by number."""
     return {number: psutil.Process(pid) for number, pid in pids(daemon).items()}
 
 
-def served(daemon: Daemon, path: str = ALIVE) -> Answer:
+def fetch(daemon: Daemon, path: str = ALIVE) -> Answer:
     return get(daemon.url + path)
 
 
 @contextmanager
-def only(daemon: Daemon, number: int) -> Iterator[None]:
-    """Nobody but this child takes connections meanwhile."""
+def only_child(daemon: Daemon, number: int) -> Iterator[None]:
+    """Suspend all children but this one, so that it gets every connection."""
     others = [child for each, child in children(daemon).items() if each != number]
     for child in others:
         child.suspend()
@@ -83,27 +86,27 @@ def only(daemon: Daemon, number: int) -> Iterator[None]:
 
 @contextmanager
 def load(ask: Callable[[], Any], clients: int) -> Iterator[list[Any]]:
-    """So many clients ask again and again meanwhile; what they got, or what they met."""
-    got: list[Any] = []
-    over = Event()
+    """Run this many clients, each of which calls `ask` in a loop. Yields the list of results and exceptions."""
+    results: list[Any] = []
+    stopping = Event()
 
     def run() -> None:
-        while not over.is_set():
-            got.append(outcome())
+        while not stopping.is_set():
+            results.append(outcome())
 
     def outcome() -> Any:
         try:
             return ask()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the test shows it
+        except Exception as error:  # noqa: BLE001 - the test reports any error
             return error
 
     threads = [Thread(target=run) for _ in range(clients)]
     for thread in threads:
         thread.start()
     try:
-        yield got
+        yield results
     finally:
-        over.set()
+        stopping.set()
         for thread in threads:
             thread.join()
 
@@ -120,65 +123,69 @@ def wheel(index: FakeIndex) -> Artifact:
 
 
 def stored(daemon: Daemon, index: FakeIndex, wheel: Artifact) -> str:
-    """The address of the file, which is here by now."""
+    """Fetch the file once, so that it is stored; return its address."""
     address = url_of(daemon, index, wheel)
     assert get(address).body == wheel.content
     return address
 
 
 class TestServing:
+    """Several children serve at one address."""
+
     def test_each_child_serves_at_the_same_address(self, daemon_factory: DaemonFactory) -> None:
-        """The one that is free takes the connection; the parent never does."""
+        """Every child that is free accepts connections; the supervisor never does."""
         daemon = start(daemon_factory)
         assert children(daemon).keys() == {1, 2}
         for number in (1, 2):
-            with only(daemon, number):
-                assert served(daemon).status == 200
+            with only_child(daemon, number):
+                assert fetch(daemon).status == 200
 
-    def test_the_line_that_says_it_is_ready_is_said_once_all_are(
-        self, index: FakeIndex, daemon_factory: DaemonFactory
-    ) -> None:
-        """In the words of a single server."""
+    def test_ready_is_logged_once_all_children_serve(self, index: FakeIndex, daemon_factory: DaemonFactory) -> None:
+        """The supervisor logs "ready" once all children serve. The line is that of a single server."""
         daemon = start(daemon_factory)
-        (said,) = re.findall(r"\[info\] ready: ((?:.*\n)(?:\t.*\n)+)", daemon.log)
-        words = [f"listens at {daemon.url}/\n", f" {index.url} (pypi)\n", f" {daemon.data}\n", "/simple/ flask\n"]
-        assert [each for each in words if each not in said] == []
-        assert "is not there yet" in said
+        (announcement,) = re.findall(r"\[info\] ready: ((?:.*\n)(?:\t.*\n)+)", daemon.log)
+        expected = [f"listens at {daemon.url}/\n", f" {index.url} (pypi)\n", f" {daemon.data}\n", "/simple/ flask\n"]
+        assert [each for each in expected if each not in announcement] == []
+        assert "is not there yet" in announcement
         before = daemon.log.partition("ready: ")[0]
         assert len(re.findall(r"child \d serves", before)) == 2
 
-    def test_one_that_is_killed_strands_its_own_connections_alone(
+    def test_a_killed_child_breaks_only_its_own_connections(
         self, index: FakeIndex, wheel: Artifact, daemon_factory: DaemonFactory
     ) -> None:
-        """The others serve on, nobody is refused, and another one takes its place."""
+        """
+        A killed child breaks only its own connections.
+
+        The others serve on, no connection is refused, and a new child takes its place.
+        """
         daemon = start(daemon_factory)
         address = stored(daemon, index, wheel)
         before = children(daemon)
         with ExitStack() as ending:
-            with only(daemon, 1):
-                stranded = ending.enter_context(SlowReader(address))
-            with only(daemon, 2):
+            with only_child(daemon, 1):
+                broken = ending.enter_context(SlowReader(address))
+            with only_child(daemon, 2):
                 other = ending.enter_context(SlowReader(address))
             before[1].kill()
-            got = [served(daemon).status for _ in range(20)]
+            statuses = [fetch(daemon).status for _ in range(20)]
             daemon.wait_for_log(rf"child 1, pid {before[1].pid}, ended \(signal 9\); it is started again in 0.1 s")
-            assert not stranded.rest().complete
+            assert not broken.rest().complete
             assert other.rest().body == wheel.content
-        assert got == [200] * 20
+        assert statuses == [200] * 20
         eventually(lambda: pids(daemon)[1], lambda pid: pid != before[1].pid)
-        with only(daemon, 1):
-            assert served(daemon).status == 200
+        with only_child(daemon, 1):
+            assert fetch(daemon).status == 200
 
-    def test_twistd_mypypi_has_redis_and_worker_besides(self, index: FakeIndex, daemon_factory: DaemonFactory) -> None:
-        """Its server processes use the Redis that it started."""
+    def test_twistd_mypypi_runs_redis_and_worker_as_well(self, index: FakeIndex, daemon_factory: DaemonFactory) -> None:
+        """The server processes of ``twistd mypypi`` use the Redis that it started."""
         index.add(make_wheel("thing"))
         daemon = start(daemon_factory, "mypypi", MYPYPI_REDIS_URL="")
-        with only(daemon, 1):
-            assert served(daemon, "/simple/thing/").status == 200
-        with only(daemon, 2):
-            again = served(daemon, "/simple/thing/")
+        with only_child(daemon, 1):
+            assert fetch(daemon, "/simple/thing/").status == 200
+        with only_child(daemon, 2):
+            again = fetch(daemon, "/simple/thing/")
         assert "hit" in again.headers["Cache-Status"]
-        assert served(daemon, "/-/health/ready").json() == {
+        assert fetch(daemon, "/-/health/ready").json() == {
             "status": "ok",
             "checks": {"redis": "ok", "storage": "ok", "upstream": "ok", "queue": "ok"},
         }
@@ -186,16 +193,20 @@ class TestServing:
         assert daemon.ended_in_order
         assert daemon.leftovers() == []
 
-    def test_they_count_together(self, daemon_factory: DaemonFactory) -> None:
-        """In one directory, made for them and gone with them; one that died counts with what it did, and no more."""
+    def test_children_count_together(self, daemon_factory: DaemonFactory) -> None:
+        """
+        Children count in one directory, which is removed with them.
+
+        A child that died keeps its counters, but not its gauges.
+        """
         daemon = start(daemon_factory)
         for number in (1, 2):
-            with only(daemon, number):
-                assert served(daemon).status == 200
+            with only_child(daemon, number):
+                assert fetch(daemon).status == 200
         for number in (1, 2):
-            with only(daemon, number):
-                counted = served(daemon, "/-/metrics").text
-            assert number_of(counted, 'mypypi_requests_total{cache="none",kind="other",status="200"}') >= 2
+            with only_child(daemon, number):
+                metrics = fetch(daemon, "/-/metrics").text
+            assert number_of(metrics, 'mypypi_requests_total{cache="none",kind="other",status="200"}') >= 2
         (directory,) = {child.environ()["PROMETHEUS_MULTIPROC_DIR"] for child in children(daemon).values()}
         dead = children(daemon)[1]
         assert list(Path(directory).glob(f"gauge_live*_{dead.pid}.db"))
@@ -206,32 +217,42 @@ class TestServing:
         assert not Path(directory).exists()
 
 
-def number_of(counted: str, name: str) -> float:
-    """What Prometheus is told of this."""
-    return sum(float(line.rpartition(" ")[2]) for line in counted.splitlines() if line.startswith(f"{name} "))
+def number_of(metrics: str, name: str) -> float:
+    """Return the sum of a metric's samples."""
+    return sum(float(line.rpartition(" ")[2]) for line in metrics.splitlines() if line.startswith(f"{name} "))
 
 
 class TestReplacing:
+    """A reload replaces the children."""
+
     def test_a_reload_under_load_loses_no_request(
         self, index: FakeIndex, wheel: Artifact, daemon_factory: DaemonFactory
     ) -> None:
-        """New ones serve before the old ones end, and those end with what they are at."""
+        """
+        A reload under load loses no request.
+
+        New children serve before the old ones end, and those finish their transfers.
+        """
         daemon = start(daemon_factory)
         address = stored(daemon, index, wheel)
         before = children(daemon)
         with SlowReader(address) as client:
-            with load(lambda: served(daemon).status, clients=2) as got:
+            with load(lambda: fetch(daemon).status, clients=2) as results:
                 os.kill(daemon.pid, signal.SIGHUP)
                 daemon.wait_for_log("the children are new")
             assert client.rest().body == wheel.content
-        assert len(got) > 20
-        assert set(got) == {200}
+        assert len(results) > 20
+        assert set(results) == {200}
         assert {child.pid for child in children(daemon).values()}.isdisjoint(child.pid for child in before.values())
         for number, child in before.items():
             daemon.wait_for_log(rf"child {number}, pid {child.pid}, has ended")
 
-    def test_a_client_that_keeps_its_connection_is_told_to_make_another(self, daemon_factory: DaemonFactory) -> None:
-        """By the answer that is under way, or by a close between two: then it asks again, as clients do."""
+    def test_a_client_with_a_persistent_connection_reconnects(self, daemon_factory: DaemonFactory) -> None:
+        """
+        A client with a persistent connection has to reconnect.
+
+        The response in progress says so, or the connection is closed between two requests; then clients retry.
+        """
         daemon = start(daemon_factory)
         connections: list[http.client.HTTPConnection] = []
 
@@ -244,42 +265,42 @@ class TestReplacing:
                 response.read()
             except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
                 connections.pop().close()
-                return 0  # before a byte of an answer
+                return 0  # closed before a byte of a response
             return response.status
 
-        with load(ask, clients=1) as got:
+        with load(ask, clients=1) as results:
             os.kill(daemon.pid, signal.SIGHUP)
             daemon.wait_for_log("the children are new")
-        for each in connections:  # none, where the last one was closed between two requests
+        for each in connections:  # none, if the last one was closed between two requests
             each.close()
-        assert len(got) > 20
-        assert set(got) <= {0, 200}
-        assert got.count(0) <= 2
+        assert len(results) > 20
+        assert set(results) <= {0, 200}
+        assert results.count(0) <= 2
 
-    def test_when_the_new_ones_can_not_start_the_old_ones_stay(self, index: FakeIndex, tmp_path: Path) -> None:
-        """A broken update is told, and nobody is the worse for it."""
-        with failing(index, tmp_path) as (daemon, broken):
+    def test_the_old_children_stay_if_new_ones_can_not_start(self, index: FakeIndex, tmp_path: Path) -> None:
+        """If new children can't start, the log says so, and the old ones go on serving."""
+        with daemon_with_failing_children(index, tmp_path) as (daemon, broken):
             daemon.start()
             before = children(daemon)
             broken.touch()
             os.kill(daemon.pid, signal.SIGHUP)
             daemon.wait_for_log("child 1 was not replaced: the new one, pid .* ended before it was ready")
             assert children(daemon) == before
-            assert [served(daemon).status for _ in range(5)] == [200] * 5
+            assert [fetch(daemon).status for _ in range(5)] == [200] * 5
 
 
 @contextmanager
-def failing(index: FakeIndex, tmp_path: Path) -> Iterator[tuple[Daemon, Path]]:
-    """A daemon whose children can't start while this file exists."""
+def daemon_with_failing_children(index: FakeIndex, tmp_path: Path) -> Iterator[tuple[Daemon, Path]]:
+    """A daemon whose children can't start while the yielded file exists."""
     broken = tmp_path / "broken"
-    place = tmp_path / "first"
-    place.mkdir()
-    (place / "sitecustomize.py").write_text(
+    directory = tmp_path / "first"
+    directory.mkdir()
+    (directory / "sitecustomize.py").write_text(
         f"import os\nif '_MYPYPI_PROCESS' in os.environ and os.path.exists({str(broken)!r}):\n    os._exit(3)\n"
     )
     env = {**TWO, "MYPYPI_UPSTREAM_URL": index.url}
     root = Path(__file__).resolve().parents[2]
-    daemon = Daemon("mypypi-server", tmp_path / "data", env, python_path=(place, root))
+    daemon = Daemon("mypypi-server", tmp_path / "data", env, python_path=(directory, root))
     with ExitStack() as ending:
         ending.callback(daemon.show)
         ending.callback(daemon.sweep)
@@ -288,8 +309,10 @@ def failing(index: FakeIndex, tmp_path: Path) -> Iterator[tuple[Daemon, Path]]:
 
 
 class TestEnding:
+    """The end of the supervisor and its children."""
+
     def test_a_stop_lets_a_transfer_end(self, index: FakeIndex, wheel: Artifact, daemon_factory: DaemonFactory) -> None:
-        """It takes no new connection meanwhile."""
+        """A stop lets a transfer finish, and accepts no new connection meanwhile."""
         daemon = start(daemon_factory)
         with SlowReader(stored(daemon, index, wheel)) as client:
             os.kill(daemon.pid, signal.SIGTERM)
@@ -301,10 +324,10 @@ class TestEnding:
         assert daemon.leftovers() == []
 
     @pytest.mark.parametrize("workers", ["1", "2"])
-    def test_a_transfer_that_takes_longer_is_visibly_broken(
+    def test_a_transfer_beyond_the_drain_time_is_visibly_broken(
         self, index: FakeIndex, wheel: Artifact, workers: str, daemon_factory: DaemonFactory
     ) -> None:
-        """Of one process or several, after MYPYPI_DRAIN_TIME."""
+        """A transfer that outlasts MYPYPI_DRAIN_TIME is broken visibly. This holds for one process and for several."""
         daemon = start(daemon_factory, WORKERS=workers, MYPYPI_DRAIN_TIME="1")
         with SlowReader(stored(daemon, index, wheel)) as client:
             daemon.stop()
@@ -317,7 +340,7 @@ class TestEnding:
     def test_a_single_server_drains_as_well(
         self, index: FakeIndex, wheel: Artifact, daemon_factory: DaemonFactory
     ) -> None:
-        """A first fetch too, which goes on while upstream sends."""
+        """A single server drains too, even a first fetch that upstream still sends."""
         gate = index.fault(index.path_of(wheel.filename), Gate())
         daemon = start(daemon_factory, WORKERS="1")
         with SlowReader(url_of(daemon, index, wheel)) as client:
@@ -330,8 +353,12 @@ class TestEnding:
         daemon.wait_ended()
         assert daemon.ended_in_order
 
-    def test_children_end_with_a_parent_that_is_killed(self, daemon_factory: DaemonFactory) -> None:
-        """By themselves, and in order; what they counted in is taken away."""
+    def test_children_end_with_a_supervisor_that_is_killed(self, daemon_factory: DaemonFactory) -> None:
+        """
+        Children of a killed supervisor end by themselves, and in order.
+
+        They remove the directory that they counted in.
+        """
         daemon = start(daemon_factory)
         running = list(children(daemon).values())
         counts = Path(running[0].environ()["PROMETHEUS_MULTIPROC_DIR"])
@@ -341,8 +368,8 @@ class TestEnding:
         assert not counts.exists()
         assert daemon.log.count("this server process ends: its supervisor is gone") == 2
 
-    def test_children_end_also_where_their_log_goes_with_the_parent(self, index: FakeIndex, tmp_path: Path) -> None:
-        """There is nobody left to tell, and they end all the same."""
+    def test_children_end_even_if_the_supervisor_wrote_their_log(self, index: FakeIndex, tmp_path: Path) -> None:
+        """Children end even if the killed supervisor was to write their log."""
         path = tmp_path / "mypypi.log"
         env = {**TWO, "MYPYPI_UPSTREAM_URL": index.url}
         daemon = Daemon("mypypi-server", tmp_path / "data", env, options=["--logfile", str(path)])
@@ -356,9 +383,9 @@ class TestEnding:
             assert len(running) == 2
             assert psutil.wait_procs(running, 20)[1] == []
 
-    def test_children_that_can_not_start_end_the_parent(self, index: FakeIndex, tmp_path: Path) -> None:
-        """With a line that says so, and an exit code that whoever started it understands."""
-        with failing(index, tmp_path) as (daemon, broken):
+    def test_children_that_can_not_start_end_the_supervisor(self, index: FakeIndex, tmp_path: Path) -> None:
+        """If no child can start, the supervisor ends. The log says so, and the exit code is 1."""
+        with daemon_with_failing_children(index, tmp_path) as (daemon, broken):
             broken.touch()
             daemon.launch()
             assert daemon.wait_ended() == 1
@@ -376,8 +403,10 @@ def refused(port: int) -> bool:
 
 
 class TestSockets:
-    def test_systemd_hands_the_socket_over(self, index: FakeIndex, tmp_path: Path) -> None:
-        """And keeps it: a client that comes while all are replaced, or gone, waits."""
+    """The listening socket, bound by systemd or by the supervisor."""
+
+    def test_a_socket_of_systemd_stays_open(self, index: FakeIndex, tmp_path: Path) -> None:
+        """A socket from systemd stays open while children are replaced or gone. Clients that connect meanwhile wait."""
         env = {**TWO, "MYPYPI_UPSTREAM_URL": index.url, "MYPYPI_LISTEN": "systemd:domain=INET:index=0"}
         daemon = Daemon("mypypi-server", tmp_path / "data", env)
         daemon._command = [sys.executable, "-c", ACTIVATE, *daemon._command]
@@ -385,15 +414,19 @@ class TestSockets:
             port = int(daemon.wait_for_log(r"port (\d+)").group(1))
             assert daemon.port == port
             for number in (1, 2):
-                with only(daemon, number):
-                    assert served(daemon).status == 200
+                with only_child(daemon, number):
+                    assert fetch(daemon).status == 200
             os.kill(daemon.pid, signal.SIGHUP)
             daemon.wait_for_log("the children are new")
-            assert served(daemon).status == 200
+            assert fetch(daemon).status == 200
         assert daemon.ended_in_order
 
-    def test_a_unix_socket_is_the_parents(self, index: FakeIndex, tmp_path: Path) -> None:
-        """Children that come and go leave the file and its mode alone; it goes with the parent."""
+    def test_a_unix_socket_belongs_to_the_supervisor(self, index: FakeIndex, tmp_path: Path) -> None:
+        """
+        A unix socket belongs to the supervisor, and is removed with it.
+
+        Children that start and end leave its file and mode alone.
+        """
         path = Path(f"/tmp/mypypi-{os.getpid()}.sock")  # noqa: S108 - a socket's path must be short
         env = {**TWO, "MYPYPI_UPSTREAM_URL": index.url, "MYPYPI_LISTEN": f"unix:{path}:mode=660"}
         daemon = Daemon("mypypi-server", tmp_path / "data", env)
@@ -403,18 +436,18 @@ class TestSockets:
             daemon.launch()
             ending.callback(daemon.stop)
             daemon.wait_for_log("ready: ")
-            assert asked_at(path).startswith(b"HTTP/1.1 200")
+            assert response_at(path).startswith(b"HTTP/1.1 200")
             os.kill(daemon.pid, signal.SIGHUP)
             daemon.wait_for_log(r"has ended[\s\S]*has ended")
             assert path.stat().st_mode & 0o777 == 0o660
             for number in (1, 2):
-                with only(daemon, number):
-                    assert asked_at(path).startswith(b"HTTP/1.1 200")
+                with only_child(daemon, number):
+                    assert response_at(path).startswith(b"HTTP/1.1 200")
         assert daemon.ended_in_order
         assert not path.exists()
 
-    def test_tls_is_the_childrens(self, index: FakeIndex, tmp_path: Path) -> None:
-        """With the certificate that the endpoint names, and a new one after a reload."""
+    def test_children_serve_tls(self, index: FakeIndex, tmp_path: Path) -> None:
+        """Children serve TLS with the certificate that the endpoint names. After a reload they use a new one."""
         make_certificate(tmp_path, "first.example")
         endpoint = f"ssl:0:privateKey={tmp_path}/key.pem:certKey={tmp_path}/cert.pem:interface=127.0.0.1"
         env = {**TWO, "MYPYPI_UPSTREAM_URL": index.url, "MYPYPI_LISTEN": endpoint}
@@ -422,18 +455,18 @@ class TestSockets:
             "mypypi-server", tmp_path / "data", env, ready=re.compile(r"https://127\.0\.0\.1:(\d+)/")
         ) as daemon:
             for number in (1, 2):
-                with only(daemon, number):
+                with only_child(daemon, number):
                     assert certificate_of(daemon.port) == "first.example"
             with idle_tls(daemon.port) as idle:
                 make_certificate(tmp_path, "second.example")
                 os.kill(daemon.pid, signal.SIGHUP)
-                daemon.wait_for_log(r"has ended[\s\S]*has ended")  # and does not wait for a client that says nothing
+                daemon.wait_for_log(r"has ended[\s\S]*has ended")  # an idle client does not delay it
                 assert idle.fileno() >= 0
             assert certificate_of(daemon.port) == "second.example"
         assert daemon.ended_in_order
 
 
-def asked_at(path: Path) -> bytes:
+def response_at(path: Path) -> bytes:
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(20)
         client.connect(str(path))
@@ -441,8 +474,8 @@ def asked_at(path: Path) -> bytes:
         return client.recv(4096)
 
 
-def make_certificate(place: Path, name: str) -> None:
-    """A key and a certificate for it, signed by itself."""
+def make_certificate(directory: Path, name: str) -> None:
+    """Write a key and a self-signed certificate for it."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = dt.datetime.now(dt.timezone.utc)
@@ -458,13 +491,13 @@ def make_certificate(place: Path, name: str) -> None:
     )
     plain = serialization.NoEncryption()
     pem = serialization.Encoding.PEM
-    (place / "key.pem").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
-    (place / "cert.pem").write_bytes(certificate.public_bytes(pem))
+    (directory / "key.pem").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    (directory / "cert.pem").write_bytes(certificate.public_bytes(pem))
 
 
 @contextmanager
 def idle_tls(port: int) -> Iterator[ssl.SSLSocket]:
-    """A client that has its answer and keeps the connection."""
+    """A client that has its response and keeps the connection."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with socket.create_connection(("127.0.0.1", port), 20) as plain, context.wrap_socket(plain) as client:
@@ -474,7 +507,7 @@ def idle_tls(port: int) -> Iterator[ssl.SSLSocket]:
 
 
 def certificate_of(port: int) -> str:
-    """The name in the certificate that is shown there, over which a request was answered."""
+    """Return the name in the certificate of the server on this port. The server has answered a request with it."""
     with idle_tls(port) as client:
         der = client.getpeercert(binary_form=True)
     assert der is not None
@@ -483,18 +516,20 @@ def certificate_of(port: int) -> str:
 
 
 class TestLogs:
-    def test_lines_on_standard_output_name_the_child(self, daemon_factory: DaemonFactory) -> None:
-        """Which writes them itself; those of the parent do not."""
+    """The log of the supervisor and its children."""
+
+    def test_lines_on_standard_output_have_the_childs_number(self, daemon_factory: DaemonFactory) -> None:
+        """A child writes its own lines, with its number. The supervisor's lines have no number."""
         daemon = start(daemon_factory)
         for number in (1, 2):
-            with only(daemon, number):
-                assert served(daemon, f"{ALIVE}?{number}").status == 200
+            with only_child(daemon, number):
+                assert fetch(daemon, f"{ALIVE}?{number}").status == 200
             daemon.wait_for_log(rf"\n2\S+ \[{number} info\] 127\.0\.0\.1 200 .* GET /-/health/live ")
         assert re.search(r"\n2\S+ \[info\] ready: ", daemon.log)
 
     @pytest.mark.parametrize("in_file", [False, True])
-    def test_lines_in_json_have_the_child(self, in_file: bool, index: FakeIndex, tmp_path: Path) -> None:  # noqa: FBT001
-        """Written by itself or by the parent, with all the fields of a request."""
+    def test_lines_in_json_have_the_childs_number(self, in_file: bool, index: FakeIndex, tmp_path: Path) -> None:  # noqa: FBT001
+        """A line in JSON has the child's number and all fields of a request. The child or the supervisor writes it."""
         path = tmp_path / "mypypi.log"
         env = {**TWO, "MYPYPI_UPSTREAM_URL": index.url, "MYPYPI_LOG_FORMAT": "json"}
         options = ["--logfile", str(path)] if in_file else []
@@ -516,8 +551,8 @@ class TestLogs:
         assert (line["logger"], line["path"], line["status"]) == ("mypypi.requests", ALIVE, 200)
         assert re.match(r"127\.0\.0\.1 200 .* GET /-/health/live ", line["message"])
 
-    def test_a_log_file_is_the_parents(self, index: FakeIndex, tmp_path: Path) -> None:
-        """What children say is written there by it, with their number."""
+    def test_the_supervisor_writes_the_log_file(self, index: FakeIndex, tmp_path: Path) -> None:
+        """The supervisor writes its children's lines to the log file, with their number."""
         path = tmp_path / "mypypi.log"
         env = {**TWO, "MYPYPI_UPSTREAM_URL": index.url}
         daemon = Daemon("mypypi-server", tmp_path / "data", env, options=["--logfile", str(path)])
@@ -532,7 +567,7 @@ class TestLogs:
         assert "health/live" not in daemon.log
 
     def test_a_daemon_in_the_background_has_children_as_well(self, index: FakeIndex, tmp_path: Path) -> None:
-        """Whose working directory is another one than where it was started."""
+        """A daemon in the background starts children, although its working directory has changed."""
         (tmp_path / "away").mkdir()
         env = {**TWO, "MYPYPI_UPSTREAM_URL": index.url, "MYPYPI_DATA_DIRECTORY": "data"}
         daemon = Daemon("mypypi-server", tmp_path / "data", env)

@@ -1,4 +1,4 @@
-"""When server processes are started, replaced and given up: the parent's decisions, without processes."""
+"""Tests of the supervisor's decisions: when children are started, replaced and ended. No process is started."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.memory import MemoryTestCase
 
 
 class FakeProcess:
-    """A process that does as the test says."""
+    """A child process that the test controls."""
 
     def __init__(
         self, reactor: FakeReactor, run: ChildProcess, env: dict[str, str], descriptors: dict[int, object]
@@ -46,7 +46,7 @@ class FakeProcess:
             raise ProcessExitedAlready
         self.signals.append(name)
 
-    def get_ready(self) -> None:
+    def report_ready(self) -> None:
         self.run.childDataReceived(REPORT, b"ans")
         self.run.childDataReceived(REPORT, b"wers\n")
 
@@ -57,7 +57,7 @@ class FakeProcess:
 
 
 class FakePort:
-    """A port that listens and says who reads from it."""
+    """A listening port that records whether it is read from."""
 
     def __init__(self) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))
@@ -76,7 +76,7 @@ class FakePort:
 
 
 class FakeReactor(Clock):
-    """A clock that pretends to start processes."""
+    """A clock that starts fake processes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,12 +103,12 @@ class FakeReactor(Clock):
 
 
 class SupervisionTests(MemoryTestCase):
-    """Two children, and what becomes of them."""
+    """A supervisor with two children."""
 
     def setUp(self) -> None:
         self.reactor = FakeReactor()
         self.addCleanup(self.reactor.port.listener.close)
-        self.said: list[str] = []
+        self.log_lines: list[str] = []
         observer: Any = self._observe
         globalLogPublisher.addObserver(observer)
         self.addCleanup(globalLogPublisher.removeObserver, observer)
@@ -120,7 +120,7 @@ class SupervisionTests(MemoryTestCase):
 
     def _observe(self, event: LogEvent) -> None:
         if event.get("log_namespace", "").startswith("mypypi.daemon.supervisor"):
-            self.said.append(formatEvent(event))
+            self.log_lines.append(formatEvent(event))
 
     def _end(self) -> None:
         if self.service.running:
@@ -133,12 +133,12 @@ class SupervisionTests(MemoryTestCase):
     def alive(self) -> list[FakeProcess]:
         return [process for process in self.reactor.spawned if process.running]
 
-    def all_ready(self) -> None:
+    def make_all_ready(self) -> None:
         for process in self.alive:
-            process.get_ready()
+            process.report_ready()
 
     def test_each_child_has_a_number_and_the_socket(self) -> None:
-        """And what else it needs to serve as its parent would."""
+        """Each child gets a number, the listening socket, and its supervisor's settings."""
         first, second = self.reactor.spawned
         assert [first.number, second.number] == ["1", "2"]
         assert first.descriptors == {LIFELINE: "w", LISTENING: self.reactor.port.fileno(), REPORT: "r", 1: 1, 2: 2}
@@ -147,101 +147,109 @@ class SupervisionTests(MemoryTestCase):
         assert os.path.isdir(first.env["PROMETHEUS_MULTIPROC_DIR"])  # noqa: PTH112 - it is text
         assert not self.reactor.port.reads
 
-    def test_ready_is_said_once_all_are(self) -> None:
-        """And not again for those that are started later."""
+    def test_ready_is_logged_once_all_children_serve(self) -> None:
+        """The supervisor logs "ready" once all children serve. A child that is started later does not repeat it."""
         first, second = self.reactor.spawned
-        first.get_ready()
-        assert not any(line.startswith("ready: ") for line in self.said)
-        second.get_ready()
-        (line,) = [line for line in self.said if line.startswith("ready: ")]
+        first.report_ready()
+        assert not any(line.startswith("ready: ") for line in self.log_lines)
+        second.report_ready()
+        (line,) = [line for line in self.log_lines if line.startswith("ready: ")]
         assert re.search(
             r"listens at http://127.0.0.1:\d+/\n  serves .*\n.*\n  Redis    unix:\S+ answers\n  try ", line
         )
         first.end(signal=9)
         self.reactor.advance(0.1)
-        self.all_ready()
-        assert sum(line.startswith("ready: ") for line in self.said) == 1
+        self.make_all_ready()
+        assert sum(line.startswith("ready: ") for line in self.log_lines) == 1
 
-    def test_the_pauses_before_a_start_grow_and_begin_anew_after_a_good_run(self) -> None:
-        """One that ends again and again is not to cost a processor."""
-        self.all_ready()
-        pauses: list[float] = []
+    def test_restart_delays_grow_until_a_good_run(self) -> None:
+        """
+        The delay before a restart grows until a good run resets it.
+
+        So a child that ends again and again does not keep a processor busy.
+        """
+        self.make_all_ready()
+        delays: list[float] = []
         for _ in range(12):
-            self.reactor.spawned[-1].end(signal=11) if pauses else self.reactor.spawned[0].end(signal=11)
+            self.reactor.spawned[-1].end(signal=11) if delays else self.reactor.spawned[0].end(signal=11)
             (call,) = self.reactor.getDelayedCalls()
-            pauses.append(round(call.getTime() - self.reactor.seconds(), 3))
-            self.reactor.advance(pauses[-1])
-            self.reactor.spawned[-1].get_ready()
-        assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30, 30, 30]
+            delays.append(round(call.getTime() - self.reactor.seconds(), 3))
+            self.reactor.advance(delays[-1])
+            self.reactor.spawned[-1].report_ready()
+        assert delays == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30, 30, 30]
         self.reactor.advance(60)
         self.reactor.spawned[-1].end(signal=11)
-        assert self.said[-1].endswith("ended (signal 11); it is started again in 0.1 s")
+        assert self.log_lines[-1].endswith("ended (signal 11); it is started again in 0.1 s")
 
-    def test_when_none_can_start_it_is_given_up(self) -> None:
-        """Not at the first: what kept them may pass. And not while one of them serves."""
-        given_up: list[Any] = []
-        self.patch(supervisor, "stop_with_failure", given_up.append)
+    def test_the_supervisor_stops_when_no_child_can_start(self) -> None:
+        """
+        The supervisor stops if no child can start.
+
+        It does not stop at the first failures, since their cause may pass.
+        """
+        stopped: list[Any] = []
+        self.patch(supervisor, "stop_with_failure", stopped.append)
         for process in self.alive:
             process.end(code=1)
-        assert given_up == []
+        assert stopped == []
         self.reactor.advance(0.1)
         for process in self.alive:
             process.end(code=1)
-        assert given_up == [self.reactor]
-        assert self.said[-1].startswith("no server process can start: ")
-        assert "the last with exit code 1" in self.said[-1]
+        assert stopped == [self.reactor]
+        assert self.log_lines[-1].startswith("no server process can start: ")
+        assert "the last with exit code 1" in self.log_lines[-1]
         self.reactor.advance(60)
         assert self.alive == []
 
-    def test_it_is_not_given_up_while_one_serves(self) -> None:
-        """The other one is tried for ever."""
-        given_up: list[Any] = []
-        self.patch(supervisor, "stop_with_failure", given_up.append)
-        self.reactor.spawned[0].get_ready()
+    def test_the_supervisor_does_not_stop_while_one_child_serves(self) -> None:
+        """While one child serves, the other is restarted without limit."""
+        stopped: list[Any] = []
+        self.patch(supervisor, "stop_with_failure", stopped.append)
+        self.reactor.spawned[0].report_ready()
         for _ in range(10):
             self.alive[-1].end(code=1)
             self.reactor.advance(60)
-        assert given_up == []
+        assert stopped == []
         assert len(self.alive) == 2
 
-    def test_one_that_does_not_get_ready_is_killed(self) -> None:
-        """After a minute."""
+    def test_a_child_that_does_not_get_ready_is_killed(self) -> None:
+        """A child that is not ready after a minute is killed."""
         self.reactor.advance(59)
         assert self.reactor.spawned[0].signals == []
         self.reactor.advance(1)
         assert self.reactor.spawned[0].signals == ["KILL"]
 
-    def test_without_a_process_to_be_had_it_is_tried_again(self) -> None:
-        """The machine is short of them for a while."""
-        self.all_ready()
+    def test_a_start_that_fails_is_tried_again(self) -> None:
+        """A start that fails is tried again. The machine may be short of processes for a while."""
+        self.make_all_ready()
         self.reactor.spawns = False
         self.reactor.spawned[0].end(signal=9)
         self.reactor.pump([0.1, 0])
-        assert "not started: no more processes" in self.said[-1]
+        assert "not started: no more processes" in self.log_lines[-1]
         self.reactor.spawns = True
         self.reactor.advance(0.2)
         assert [process.number for process in self.alive] == ["2", "1"]
 
-    def test_a_reload_takes_one_after_the_other(self) -> None:
-        """The new one serves before the old one is told to end."""
-        self.all_ready()
+    def test_a_reload_replaces_children_one_by_one(self) -> None:
+        """A reload replaces children one by one. A new child serves before the old one is stopped."""
+        self.make_all_ready()
         first, second = self.alive
         self.service.reload()
         *_, new_first = self.alive
         assert (len(self.alive), new_first.number, first.signals) == (3, "1", [])
-        new_first.get_ready()
+        new_first.report_ready()
         *_, new_second = self.alive
         assert (len(self.alive), new_second.number, first.signals, second.signals) == (4, "2", ["TERM"], [])
         first.end(signal=15)
-        new_second.get_ready()
+        new_second.report_ready()
         second.end(signal=15)
         assert self.alive == [new_first, new_second]
         self.reactor.advance(60)
         assert self.alive == [new_first, new_second]
 
-    def test_a_reload_stops_at_one_that_does_not_start(self) -> None:
-        """Those that serve are worth more."""
-        self.all_ready()
+    def test_a_reload_ends_at_a_child_that_does_not_start(self) -> None:
+        """A reload ends when a new child can't start. The old children go on serving."""
+        self.make_all_ready()
         before = self.alive
         self.service.reload()
         self.alive[-1].end(code=1)
@@ -249,30 +257,30 @@ class SupervisionTests(MemoryTestCase):
         assert self.alive == before
         assert [process.signals for process in before] == [[], []]
 
-    def test_a_reload_during_another_is_done_after_it(self) -> None:
-        """What was changed since is not to be missed."""
-        self.all_ready()
+    def test_a_reload_during_another_follows_it(self) -> None:
+        """A reload during another one follows it. So changes made meanwhile are not missed."""
+        self.make_all_ready()
         self.service.reload()
         self.service.reload()
         for _ in range(4):
-            self.alive[-1].get_ready()
+            self.alive[-1].report_ready()
         assert len(self.reactor.spawned) == 6
         assert [process.number for process in self.alive if not process.signals] == ["1", "2"]
 
-    def test_one_that_dies_while_its_successor_starts_is_not_replaced_twice(self) -> None:
-        """The place is the successor's, whatever else was started for it."""
-        self.all_ready()
+    def test_a_child_that_dies_during_its_replacement_is_replaced_once(self) -> None:
+        """A child that dies while its replacement starts gets no second one. The replacement keeps the slot."""
+        self.make_all_ready()
         first = self.alive[0]
         self.service.reload()
         new = self.alive[-1]
         first.end(signal=9)
-        new.get_ready()
+        new.report_ready()
         self.reactor.advance(1)
         assert [process.number for process in self.alive if not process.signals] == ["2", "1", "2"]
 
-    def test_a_stop_waits_for_all_and_kills_those_that_do_not_end(self) -> None:
-        """Some seconds after MYPYPI_DRAIN_TIME, the time in which they are to end by themselves."""
-        self.all_ready()
+    def test_a_stop_waits_for_all_children_and_kills_late_ones(self) -> None:
+        """A stop waits for all children. Some seconds after MYPYPI_DRAIN_TIME, it kills those that have not ended."""
+        self.make_all_ready()
         first, second = self.alive
         directory = first.env["PROMETHEUS_MULTIPROC_DIR"]
         stopping = self.service.stopService()
@@ -288,9 +296,9 @@ class SupervisionTests(MemoryTestCase):
         assert self.reactor.getDelayedCalls() == []
         assert not os.path.exists(directory)  # noqa: PTH110 - it is text
 
-    def test_a_stop_in_the_middle_of_a_reload_ends_all(self) -> None:
-        """The one that is only starting as well; nothing is started any more."""
-        self.all_ready()
+    def test_a_stop_during_a_reload_ends_all_children(self) -> None:
+        """A stop during a reload ends all children, even one that is starting. No other child is started."""
+        self.make_all_ready()
         self.service.reload()
         stopping = self.service.stopService()
         assert [process.signals for process in self.alive] == [["TERM"]] * 3
@@ -301,19 +309,23 @@ class SupervisionTests(MemoryTestCase):
         assert self.alive == []
 
 
-def nothing(_child: ChildProcess, _words: str) -> None:
+def ignore(_child: ChildProcess, _words: str) -> None:
     pass
 
 
 class RelayTests(MemoryTestCase):
-    """What children say, in the log of their parent."""
+    """The output of children, in their supervisor's log."""
 
-    def test_a_line_keeps_its_level_time_and_place(self) -> None:
-        """And has the number of who said it; what is no event is a line all the same."""
-        heard: list[LogEvent] = []
-        observer: Any = heard.append
-        run = ChildProcess(2, self.clock, 30, nothing, nothing)
-        said: LogEvent = {
+    def test_a_line_keeps_its_level_and_time(self) -> None:
+        """
+        A child's event keeps its level and time, and gets the child's number.
+
+        Output that is not an event becomes a line of its own.
+        """
+        relayed: list[LogEvent] = []
+        observer: Any = relayed.append
+        run = ChildProcess(2, self.clock, 30, ignore, ignore)
+        sent: LogEvent = {
             "log_format": "it is {what}",
             "what": "late",
             "log_time": 7.0,
@@ -322,14 +334,14 @@ class RelayTests(MemoryTestCase):
         }
         out = StringIO()
         with patch("sys.stdout", out):
-            log_to_supervisor()(said)
+            log_to_supervisor()(sent)
         data = out.getvalue().encode()
         globalLogPublisher.addObserver(observer)
         self.addCleanup(globalLogPublisher.removeObserver, observer)
         run.childDataReceived(1, data[:20])
         run.childDataReceived(1, data[20:] + b"Traceback")
         run.childDataReceived(1, b" of something\n")
-        event, line = heard
+        event, line = relayed
         assert (formatEvent(event), event["log_time"], event["log_level"]) == ("it is late", 7.0, LogLevel.warn)
         assert event["log_system"] == "2 warn"
         assert formatEvent(line) == "child 2: Traceback of something"

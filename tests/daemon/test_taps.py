@@ -1,4 +1,4 @@
-"""The daemons as whoever runs them sees them: how they start, what they say when they can't, and how they end."""
+"""Tests of the daemons as an operator sees them: start, messages and end."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ ALL_WELL = {"status": "ok", "checks": {"redis": "ok", "storage": "ok", "upstream
 
 
 @pytest.fixture
-def taken() -> Iterator[int]:
-    """A port on which somebody else listens."""
+def used_port() -> Iterator[int]:
+    """A port on which another program listens."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield int(listener.getsockname()[1])
 
 
 @pytest.fixture
 def short_path() -> Iterator[Path]:
-    """A directory in which a socket's path is not too long, as it may be in a test's own."""
+    """A directory whose path is short enough for a socket. That of a test's own may be too long."""
     with tempfile.TemporaryDirectory(prefix="mypypi-") as directory:
         yield Path(directory)
 
 
 def run(daemon: Daemon) -> int:
-    """Let it run to its end, and return its exit code; whatever it started is gone."""
+    """Run a daemon to its end, and return its exit code. Processes that it leaves behind are ended."""
     with ExitStack() as ending:
         ending.callback(daemon.sweep)
         daemon.launch()
@@ -52,15 +52,17 @@ def run(daemon: Daemon) -> int:
         return daemon.wait_ended()
 
 
-def said(daemon: Daemon) -> list[str]:
-    """What it said at the level of errors, without the time and the place."""
+def errors_of(daemon: Daemon) -> list[str]:
+    """Return the daemon's error messages, without time and logger."""
     return re.findall(r"\[(?:\S+ )?(?:error|critical)(?: \S+)?\] (.*)", daemon.log)
 
 
 class TestCommandLine:
+    """The options and the settings."""
+
     @pytest.mark.parametrize("plugin", DAEMONS)
     def test_help_is_short_and_points_to_the_settings(self, plugin: str, tmp_path: Path) -> None:
-        """``twistd <daemon> --help`` fits on a screen."""
+        """``twistd <daemon> --help`` fits on a screen and names ``--settings``."""
         daemon = Daemon(plugin, tmp_path / "data", arguments=["--help"])
         assert run(daemon) == 0
         assert len(daemon.log.splitlines()) < 24
@@ -68,15 +70,15 @@ class TestCommandLine:
 
     @pytest.mark.parametrize("plugin", DAEMONS)
     def test_settings_are_described_on_request(self, plugin: str, tmp_path: Path) -> None:
-        """``twistd <daemon> --settings`` tells all there is to set, and ends well."""
+        """``twistd <daemon> --settings`` describes every setting, and succeeds."""
         daemon = Daemon(plugin, tmp_path / "data", arguments=["--settings"])
         assert run(daemon) == 0
         described = re.findall(r"^[A-Z_0-9]+$", daemon.log, re.MULTILINE)
         assert described == [variable.name for variable in variables()]
 
     @pytest.mark.parametrize("plugin", DAEMONS)
-    def test_wrong_settings_are_told_all_at_once(self, plugin: str, tmp_path: Path) -> None:
-        """A daemon does not start with settings that it can't use: it names each, and shows no secret."""
+    def test_wrong_settings_are_reported_all_at_once(self, plugin: str, tmp_path: Path) -> None:
+        """A daemon does not start with wrong settings. It names each of them, and shows no secret."""
         wrong = {
             "MYPYPI_CACHE_TIME": "soon",
             "MYPYPI_UPSTREAM_PASWORD": "hush",
@@ -90,26 +92,28 @@ class TestCommandLine:
         assert "hush" not in daemon.log
         assert daemon.complaints == []
 
-    def test_listen_wins_over_its_variable(self, daemon_factory: DaemonFactory) -> None:
-        """``--listen`` says where to listen, whatever MYPYPI_LISTEN says."""
+    def test_listen_overrides_its_variable(self, daemon_factory: DaemonFactory) -> None:
+        """``--listen`` overrides MYPYPI_LISTEN."""
         elsewhere = {"MYPYPI_LISTEN": "unix:/no/such/directory/socket"}
         daemon = daemon_factory(env=elsewhere, arguments=["--listen", "tcp:0:interface=127.0.0.1"])
         assert get(f"{daemon.url}/-/health/live").status == 200
 
     @pytest.mark.parametrize("plugin", SERVERS)
-    def test_a_malformed_listen_is_told(self, plugin: str, tmp_path: Path) -> None:
-        """What ``--listen`` can't mean is a problem with the setting that it stands for."""
+    def test_a_malformed_listen_is_reported(self, plugin: str, tmp_path: Path) -> None:
+        """A malformed ``--listen`` is reported as a problem of MYPYPI_LISTEN."""
         daemon = Daemon(plugin, tmp_path / "data", arguments=["--listen", "everywhere"])
         assert run(daemon) == 1
         assert "MYPYPI_LISTEN holds 'everywhere'; expected" in daemon.log
 
 
 class TestStart:
-    def test_it_says_what_to_copy(self, index: FakeIndex, daemon_factory: DaemonFactory) -> None:
-        """Where it listens, what it serves, where data lies, which Redis it has, and a command that uses it."""
+    """The start of a daemon, and the reasons for which it fails."""
+
+    def test_ready_line_has_a_command_to_copy(self, index: FakeIndex, daemon_factory: DaemonFactory) -> None:
+        """The ready line has address, upstream, data directory, Redis, and a command to copy."""
         daemon = daemon_factory()
-        (said,) = re.findall(r"\[info\] ready: ((?:.*\n)(?:\t.*\n)+)", daemon.log)
-        first, *rows = said.splitlines()
+        (announcement,) = re.findall(r"\[info\] ready: ((?:.*\n)(?:\t.*\n)+)", daemon.log)
+        first, *rows = announcement.splitlines()
         assert first == f"MyPyPi {__version__} listens at {daemon.url}/"
         assert [row.split(maxsplit=1) for row in rows] == [
             ["serves", f"{index.url} (pypi)"],
@@ -118,27 +122,31 @@ class TestStart:
             ["try", f"pip install --index-url {daemon.url}/simple/ flask"],
         ]
 
-    def test_it_says_little_else(self, daemon_factory: DaemonFactory) -> None:
-        """What Redis and Twisted say of themselves is not for the person who starts the daemon."""
+    def test_little_else_is_logged(self, daemon_factory: DaemonFactory) -> None:
+        """A daemon logs little else. The output of Redis and Twisted is not for the operator."""
         daemon = daemon_factory()
         daemon.stop()
         starts = re.findall(r"^\S+ \[.*?\] (\S+ ?\S*)", daemon.log, re.MULTILINE)
         assert starts == [f"starting {find_server()}", "ready: MyPyPi", "Received SIGTERM,", "Server Shut"]
 
     def test_debug_shows_everything(self, daemon_factory: DaemonFactory) -> None:
-        """With MYPYPI_LOG_LEVEL=debug."""
+        """MYPYPI_LOG_LEVEL=debug shows the output of Redis and Twisted."""
         daemon = daemon_factory(env={"MYPYPI_LOG_LEVEL": "debug"})
         daemon.stop()
         assert re.search(r"\[debug mypypi\.\S+\] .*eady to accept connections", daemon.log)
         assert re.search(r"\[debug twisted\.\S+\] reactor class", daemon.log)
 
     @pytest.mark.parametrize("plugin", SERVERS)
-    def test_a_taken_port_is_told_in_one_line(self, plugin: str, taken: int, tmp_path: Path) -> None:
-        """It ends, in vain but in order: no traceback, a non-zero exit code, and no Redis left behind."""
-        listen = f"tcp:{taken}:interface=127.0.0.1"
+    def test_a_port_in_use_is_reported_in_one_line(self, plugin: str, used_port: int, tmp_path: Path) -> None:
+        """
+        A port in use is reported in one line.
+
+        The daemon ends in order: no traceback, exit code 1, and no Redis left behind.
+        """
+        listen = f"tcp:{used_port}:interface=127.0.0.1"
         daemon = Daemon(plugin, tmp_path / "data", {"MYPYPI_LISTEN": listen})
         assert run(daemon) == 1
-        (line,) = said(daemon)
+        (line,) = errors_of(daemon)
         assert line.startswith(f"can't listen at {listen}: ")
         assert "already in use" in line
         assert daemon.complaints == []
@@ -150,37 +158,41 @@ class TestStart:
             ("ssl:0:privateKey=/no/such/key.pem", "No such file or directory"),
         ],
     )
-    def test_wherever_it_can_not_listen_it_says_so(self, listen: str, reason: str, tmp_path: Path) -> None:
-        """Each kind of endpoint fails in its own way, and all are told in one line."""
+    def test_an_endpoint_that_can_not_listen_is_reported(self, listen: str, reason: str, tmp_path: Path) -> None:
+        """Every kind of endpoint that can't listen is reported in one line."""
         daemon = Daemon("mypypi-server", tmp_path / "data", {"MYPYPI_LISTEN": listen})
         assert run(daemon) == 1
-        (line,) = said(daemon)
+        (line,) = errors_of(daemon)
         assert line.startswith(f"can't listen at {listen}: ")
         assert reason in line
 
-    def test_an_unusable_data_directory_is_told_in_one_line(self, tmp_path: Path) -> None:
-        """A regular file in its place: one line with the path and the reason, and a non-zero exit code."""
+    def test_an_unusable_data_directory_is_reported_in_one_line(self, tmp_path: Path) -> None:
+        """
+        A file in place of the data directory is reported in one line.
+
+        The line has path and reason, and the exit code is 1.
+        """
         data = tmp_path / "data"
         data.write_text("in the way")
         daemon = Daemon("mypypi", data)
         assert run(daemon) == 1
-        (line,) = said(daemon)
+        (line,) = errors_of(daemon)
         assert line.startswith(f"Redis can't be started in {data}/redis: ")
         assert "Not a directory" in line
         assert daemon.complaints == []
 
-    def test_a_second_daemon_on_the_same_data_says_so(self, daemon_factory: DaemonFactory) -> None:
-        """Two would write to the same files: the second ends, and the first goes on."""
+    def test_a_second_daemon_on_the_same_data_is_refused(self, daemon_factory: DaemonFactory) -> None:
+        """A second daemon on the same data ends, and the first goes on. Both would write to the same files."""
         first = daemon_factory()
         second = Daemon("mypypi", first.data)
         assert run(second) == 1
-        assert said(second) == [f"another mypypi is using this data directory: {first.data}"]
+        assert errors_of(second) == [f"another mypypi is using this data directory: {first.data}"]
         assert get(f"{first.url}/-/health/ready").json() == ALL_WELL
 
     def test_the_server_starts_without_redis(
         self, index: FakeIndex, short_path: Path, daemon_factory: DaemonFactory
     ) -> None:
-        """Where Redis is not there yet it serves all the same, says so, and uses Redis as soon as it comes."""
+        """A server whose Redis is down serves all the same. It says so, and uses Redis as soon as it is up."""
         index.add(make_wheel("thing"))
         daemon = daemon_factory("mypypi-server", env={"MYPYPI_REDIS_URL": f"unix://{short_path}/redis.sock"})
         daemon.wait_for_log(r"ready: ")
@@ -195,8 +207,8 @@ class TestStart:
             finally:
                 redis.terminate()
 
-    def test_the_worker_sweeps_what_nobody_fills(self, daemon_factory: DaemonFactory, tmp_path: Path) -> None:
-        """``twistd mypypi-worker`` runs by itself; a draft of a process that was killed is gone."""
+    def test_the_worker_sweeps_abandoned_drafts(self, daemon_factory: DaemonFactory, tmp_path: Path) -> None:
+        """``twistd mypypi-worker`` removes the draft of a process that was killed."""
         draft = tmp_path / "data" / "drafts" / "abandoned.draft"
         draft.parent.mkdir(parents=True)
         draft.write_bytes(b"half a file")
@@ -213,8 +225,10 @@ class TestStart:
 
 
 class TestEnd:
+    """The end of a daemon."""
+
     def test_a_stop_leaves_no_child_behind(self, daemon_factory: DaemonFactory) -> None:
-        """Its Redis ends with it, having written out what it holds, and takes its socket along."""
+        """The embedded Redis ends with its daemon. It has saved its data and removed its socket."""
         daemon = daemon_factory()
         daemon.stop()
         assert daemon.ended_in_order
@@ -222,7 +236,7 @@ class TestEnd:
         assert not (daemon.data / "redis" / "redis.sock").exists()
 
     def test_a_stop_while_a_transfer_runs_ends_in_order(self, index: FakeIndex, daemon_factory: DaemonFactory) -> None:
-        """It does not wait for an upstream that says nothing; the client sees that its transfer broke."""
+        """A stop does not wait for a stalled upstream. The client sees that its transfer broke."""
         wheel = make_wheel("thing", padding=300_000)
         index.add(wheel)
         stall = index.fault(index.path_of(wheel.filename), Stall(after=200_000))
@@ -238,8 +252,12 @@ class TestEnd:
         assert daemon.leftovers() == []
         assert daemon.complaints == []
 
-    def test_what_a_stop_interrupted_is_gone_on_with(self, index: FakeIndex, daemon_factory: DaemonFactory) -> None:
-        """Nothing half-done is in sight of clients: the next run asks upstream for the rest, and checks all of it."""
+    def test_a_fetch_that_a_stop_interrupted_is_resumed(self, index: FakeIndex, daemon_factory: DaemonFactory) -> None:
+        """
+        The next run resumes a fetch that a stop interrupted.
+
+        It requests the rest from upstream, and checks the whole file. Clients see no partial file.
+        """
         wheel = make_wheel("thing", padding=300_000)
         index.add(wheel)
         stall = index.fault(index.path_of(wheel.filename), Stall(after=200_000), times=1)
@@ -258,7 +276,7 @@ class TestEnd:
         eventually(lambda: list((again.data / "drafts").iterdir()), lambda left: left == [])
 
     def test_a_stop_while_redis_is_starting_ends_in_order(self, tmp_path: Path) -> None:
-        """Asked to end before it is ready, it does, and leaves nothing behind."""
+        """A stop before the daemon is ready ends it, and leaves nothing behind."""
         daemon = Daemon("mypypi", tmp_path / "data")
         with ExitStack() as ending:
             daemon.launch()

@@ -1,4 +1,4 @@
-"""npm registries: a packument comes out as upstream wrote it, but for its tarball links, which lead here."""
+"""Tests of the npm ecosystem: a packument keeps upstream's bytes, except for its tarball links."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ npm = NPM(REGISTRY)
 
 
 def render(document: object, name: str = "thing", url: str = "") -> RenderedPage:
-    """Render what an upstream sent: bytes and text as they are, everything else as JSON."""
+    """Render upstream's document. A document that is neither bytes nor text is encoded as JSON."""
     if isinstance(document, str):
         body = document.encode()
     else:
@@ -41,7 +41,7 @@ def packument(*versions: dict[str, Any], name: str = "thing", **fields: Any) -> 
 
 
 def version(number: str = "1.0.0", tarball: str | None = None, name: str = "thing", **fields: Any) -> dict[str, Any]:
-    """A version's object; `dist` is added to where its tarball is."""
+    """Return a version's object. The argument `dist` extends its ``dist``."""
     usual = f"{REGISTRY}/{name}/-/{name.rpartition('/')[2]}-{number}.tgz"
     dist = fields.pop("dist", {})
     return {"name": name, "version": number, **fields, "dist": {"tarball": tarball or usual, **dist}}
@@ -53,7 +53,7 @@ def form(rendered: RenderedPage, name: str = "full") -> dict[str, Any]:
 
 
 def links(rendered: RenderedPage, name: str = "full") -> dict[str, str]:
-    """The tarball links of a form, by version."""
+    """Return the tarball links of a form, by version."""
     return {number: each["dist"]["tarball"] for number, each in form(rendered, name)["versions"].items()}
 
 
@@ -62,7 +62,7 @@ def listing(rendered: RenderedPage, name: str = "thing") -> dict[str, PackageFil
 
 
 def listed(rendered: RenderedPage, link: str, name: str = "thing") -> PackageFile:
-    """What the listing says of a link, as a client asks for it."""
+    """Return the listed file of a link, looked up as for a client's request."""
     assert link.startswith(f"{BASE}/"), link
     return listing(rendered, name)[unquote(link.removeprefix(f"{BASE}/"))]
 
@@ -71,37 +71,43 @@ def integrity(algorithm: str, data: bytes = b"x") -> str:
     return f"{algorithm}-{base64.b64encode(hashlib.new(algorithm, data).digest()).decode()}"
 
 
-class TestTheTable:
-    def test_knows_npm(self) -> None:
-        """A package type's constructor takes upstream's URL and gives an ecosystem of that name."""
+class TestEcosystemTable:
+    """The entry for npm in the table of ecosystems."""
+
+    def test_table_has_npm(self) -> None:
+        """The table's constructor takes upstream's URL and returns an ecosystem of that name."""
         ecosystem = ECOSYSTEMS["npm"](REGISTRY)
         assert verifyObject(IEcosystem, ecosystem)
         assert (ecosystem.name, ecosystem.scoped) == ("npm", True)
 
-    def test_shows_what_to_type(self) -> None:
-        """The line to copy names the registry as npm wants it."""
+    def test_example_is_an_npm_command(self) -> None:
+        """The example command names the registry with npm's option."""
         assert npm.example("http://here.example:8080/") == "npm install --registry http://here.example:8080/ express"
 
 
 class TestNames:
+    """The names of packages."""
+
     @pytest.mark.parametrize(
         "name", ["a", "thing", "@acme/thing", "JSONStream", "@Acme/Thing", "a.b_c-d~", "-", "it's!"]
     )
-    def test_that_can_be_are_kept_as_they_are(self, name: str) -> None:
-        """Legacy names may have capitals and odd characters; nothing is normalised."""
+    def test_valid_names_are_kept_unchanged(self, name: str) -> None:
+        """Valid names are not normalised. Legacy names may have capitals and odd characters."""
         assert check_name(name) == name
 
     @pytest.mark.parametrize(
         "name",
         ["", ".", "..", ".hidden", "@acme", "@acme/", "@/thing", "a/b", "a b", "a\n", "é", "%41", "@a/b/c", "a" * 215],
     )
-    def test_that_cannot_be_are_the_clients_mistake(self, name: str) -> None:
-        """Nothing that could not be a package's name gets as far as upstream."""
+    def test_invalid_names_are_bad_requests(self, name: str) -> None:
+        """An invalid name is refused before upstream is asked."""
         with pytest.raises(BadRequest, match="not the name of an npm package"):
             check_name(name)
 
 
-class TestAskingUpstream:
+class TestPageRequests:
+    """The requests for pages."""
+
     @pytest.mark.parametrize(
         ("page", "path"),
         [
@@ -111,25 +117,29 @@ class TestAskingUpstream:
             (PageId("keys"), "/-/npm/v1/keys"),
         ],
     )
-    def test_has_a_path_for_each_page(self, page: PageId, path: str) -> None:
-        """The scope's slash is sent as npm sends it; always the full form, of which the other is made."""
+    def test_each_page_has_a_path(self, page: PageId, path: str) -> None:
+        """
+        Each page has its path, with a scope's slash encoded as npm does.
+
+        The full form is requested, since the other is made from it.
+        """
         assert npm.page_request(page) == PageRequest(path, FULL)
 
-    def test_names_the_version_that_attestations_are_of(self) -> None:
-        """In the form ``name@version``."""
+    def test_attestations_are_requested_by_version(self) -> None:
+        """Attestations are requested by ``name@version``."""
         request = npm.page_request(PageId("attestations", "@acme/thing@1.0.0+build"))
         assert unquote(request.path) == "/-/npm/v1/attestations/@acme/thing@1.0.0+build"
 
 
-#: Any JSON, as it may stand in a field that nobody here reads.
+#: Any JSON value, for fields that are not parsed.
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text() | st.just("tarball"), inner, max_size=3),
     max_leaves=8,
 )
 numbers = st.from_regex(r"[0-9]{1,3}\.[0-9]\.[0-9](-[a-z0-9.]{1,5})?(\+[a-z0-9.]{1,5})?", fullmatch=True)
-#: Hosts, ports and layouts; each with a place for what tells the versions apart.
-homes = st.sampled_from(
+#: Tarball URLs with various hosts, ports and paths. The placeholder makes those of two versions differ.
+tarball_urls = st.sampled_from(
     [
         REGISTRY + "/thing/-/thing-{}.tgz",
         "https://files.example:8443/{}/package.tgz",
@@ -145,16 +155,16 @@ dists = st.fixed_dictionaries({"tarball": anything, "integrity": anything, "shas
 
 @st.composite
 def packuments(draw: st.DrawFn) -> dict[str, Any]:
-    """Packuments of several versions, each tarball somewhere else, full of fields that nobody knows."""
+    """Draw packuments with several versions, tarballs in various places and unknown fields."""
     versions = [
-        version(number, draw(homes).format(place), extra=draw(anything), dist={"extra": draw(anything)})
+        version(number, draw(tarball_urls).format(place), extra=draw(anything), dist={"extra": draw(anything)})
         for place, number in enumerate(draw(st.lists(numbers, unique=True, max_size=4)))
     ]
     return packument(*versions, readme=draw(st.text()), extra=draw(anything))
 
 
-#: What has the outline of a packument, with anything in the place of what is read.
-oddities = st.fixed_dictionaries(
+#: Documents with the outline of a packument, and any value in the fields that are parsed.
+odd_packuments = st.fixed_dictionaries(
     {"name": st.just("thing")},
     optional={
         "versions": anything | st.dictionaries(st.text(), anything | st.fixed_dictionaries({"dist": anything | dists})),
@@ -165,14 +175,16 @@ oddities = st.fixed_dictionaries(
 
 
 class TestFullPackuments:
+    """The full form of packuments."""
+
     @given(document=packuments(), ascii_only=st.booleans(), indent=st.sampled_from([None, 2]))
-    def test_are_upstreams_byte_for_byte_but_for_the_links(
+    def test_only_the_links_differ_from_upstreams_bytes(
         self,
         document: dict[str, Any],
         ascii_only: bool,  # noqa: FBT001 - hypothesis passes by name
         indent: int | None,
     ) -> None:
-        """Signatures are made over what is in there: put upstream's links back, and it is what upstream sent."""
+        """A full packument has upstream's bytes, except for its links: signatures cover these bytes."""
         body = json.dumps(document, ensure_ascii=ascii_only, indent=indent)
         rendered = render(body)
         restored = rendered.forms["full"].body.decode()
@@ -182,8 +194,8 @@ class TestFullPackuments:
         assert restored == body
 
     @given(document=packuments())
-    def test_have_links_that_lead_here_and_from_here_to_upstream(self, document: dict[str, Any]) -> None:
-        """In both forms: every one in the conventional form, and known to the listing with upstream's own URL."""
+    def test_links_lead_here_and_the_listing_to_upstream(self, document: dict[str, Any]) -> None:
+        """The links of both forms are conventional and lead here. The listing has upstream's URL for each."""
         rendered = render(document)
         assert links(rendered, "abbreviated") == links(rendered)
         for number, link in links(rendered).items():
@@ -203,39 +215,51 @@ class TestFullPackuments:
             {"tarball": {"tarball": ["tarball", 1, None]}},
         ],
     )
-    def test_keep_what_only_looks_like_a_tarball_link(self, field: dict[str, Any]) -> None:
-        """In a readme, a string, another field, a dependency of that name."""
+    def test_text_that_only_looks_like_a_tarball_link_is_kept(self, field: dict[str, Any]) -> None:
+        """
+        Text that only looks like a tarball link is unchanged.
+
+        It may be in a readme, a string, another field, or a dependency of that name.
+        """
         rendered = render(packument(version("1.0.0", extra=field), **field))
         full = form(rendered)
         assert full["versions"]["1.0.0"].pop("extra") == field
         assert {name: full[name] for name in field} == field
         assert links(rendered) == {"1.0.0": f"{BASE}/thing/-/thing-1.0.0.tgz"}
 
-    def test_know_a_link_however_it_is_escaped(self) -> None:
-        """JSON may write a slash, or any letter, in more than one way."""
+    def test_escaped_links_are_recognised(self) -> None:
+        """A link is recognised with any JSON escapes. A slash, or any letter, can be written in several ways."""
         url = f"{REGISTRY}/thing/-/thing-1.0.0.tgz".replace("/", r"\/").replace("example", r"\u0065xample")
         rendered = render(f'{{"name":"thing","versions":{{"1.0.0":{{"dist":{{ "tarball" :\n"{url}"}}}}}}}}')
         assert links(rendered) == {"1.0.0": f"{BASE}/thing/-/thing-1.0.0.tgz"}
 
     @pytest.mark.parametrize("readme", [r"cut \ud83d", r"\udc00 first", r"\\\ud83d", r"a pair \ud83d\ude00, \ud83d"])
-    def test_with_half_a_character_are_read_all_the_same(self, readme: str) -> None:
-        """The registry cuts readmes to a length, between the two halves of a character if need be."""
+    def test_a_lone_surrogate_is_accepted(self, readme: str) -> None:
+        """
+        A packument with a lone surrogate is rendered.
+
+        The npm registry cuts readmes to a length, perhaps between the two halves of a character.
+        """
         body = json.dumps(packument(version(), readme="README")).replace("README", readme)
         rendered = render(body)
         assert readme.encode() in rendered.forms["full"].body
         assert links(rendered) == links(rendered, "abbreviated") == {"1.0.0": f"{BASE}/thing/-/thing-1.0.0.tgz"}
         assert json.loads(manifest(rendered.forms["full"].body, "1.0.0"))["version"] == "1.0.0"
 
-    def test_are_marked_to_hold_this_servers_address(self) -> None:
-        """Both forms, which the answer then fills in; their media types are those of the registry."""
+    def test_forms_have_a_placeholder_for_the_address(self) -> None:
+        """
+        Both forms have a placeholder for this server's address, which each response fills in.
+
+        Their media types are those of the npm registry.
+        """
         forms = render(packument(version())).forms
         assert [(forms[name].media_type, forms[name].based) for name in ("full", "abbreviated")] == [
             (FULL, True),
             (ABBREVIATED, True),
         ]
 
-    def test_without_versions_are_packuments(self) -> None:
-        """What is left of a package that was unpublished."""
+    def test_a_packument_may_have_no_versions(self) -> None:
+        """A packument may have no versions: an unpublished package has none."""
         document = {"name": "thing", "time": {"unpublished": {"versions": ["1.0.0"]}}}
         rendered = render(document)
         assert (form(rendered), listing(rendered)) == (document, {})
@@ -244,19 +268,19 @@ class TestFullPackuments:
     @pytest.mark.parametrize(
         "body", [b"", b"<html>", b"[]", b'"x"', b'{"name":"thing","versions":[]}', b'{"name":"thing"']
     )
-    def test_that_are_none_are_upstreams_mistake(self, body: bytes) -> None:
-        """Never kept, never shown."""
+    def test_a_body_that_is_not_a_packument_is_refused(self, body: bytes) -> None:
+        """A body that is not a packument is refused. It is neither stored nor shown."""
         with pytest.raises(BadUpstreamResponse):
             render(body)
 
-    def test_of_another_package_are_upstreams_mistake(self) -> None:
-        """A registry that mixes them up would have clients install something else."""
+    def test_the_packument_of_another_package_is_refused(self) -> None:
+        """A packument of another package is refused. With it, clients would install the wrong package."""
         with pytest.raises(BadUpstreamResponse, match="another package"):
             render(packument(name="other"))
 
-    @given(body=st.binary() | (anything | oddities).map(lambda each: json.dumps(each).encode()))
-    def test_of_whatever_shape_are_pressed_or_refused(self, body: bytes) -> None:
-        """No upstream brings us down with what it sends."""
+    @given(body=st.binary() | (anything | odd_packuments).map(lambda each: json.dumps(each).encode()))
+    def test_any_body_is_rendered_or_refused(self, body: bytes) -> None:
+        """Any body is either rendered, or refused with BadUpstreamResponse."""
         try:
             rendered = render(body)
         except BadUpstreamResponse:
@@ -265,27 +289,37 @@ class TestFullPackuments:
 
 
 class TestLinks:
-    def test_of_a_scoped_package_have_its_scope_once(self) -> None:
-        """``@scope/name/-/name-version.tgz``: so lock files keep the version only."""
+    """The links to tarballs."""
+
+    def test_links_of_a_scoped_package_have_its_scope_once(self) -> None:
+        """
+        A scoped package's link is ``@scope/name/-/name-version.tgz``.
+
+        With this form, lock files keep only the version.
+        """
         rendered = render(packument(version(name="@acme/thing"), name="@acme/thing"), "@acme/thing")
         assert links(rendered) == {"1.0.0": f"{BASE}/@acme/thing/-/thing-1.0.0.tgz"}
         assert (
             listed(rendered, links(rendered)["1.0.0"], "@acme/thing").url == f"{REGISTRY}/@acme/thing/-/thing-1.0.0.tgz"
         )
 
-    def test_keep_a_plus_as_it_is(self) -> None:
-        """Build metadata in a version: registries and clients write it so, and it is found as either."""
+    def test_a_plus_in_a_link_is_not_encoded(self) -> None:
+        """The plus before build metadata is not encoded, as registries and clients write it."""
         rendered = render(packument(version("1.0.0+build.5")))
         assert links(rendered) == {"1.0.0+build.5": f"{BASE}/thing/-/thing-1.0.0+build.5.tgz"}
         assert "thing/-/thing-1.0.0+build.5.tgz" in listing(rendered)
 
-    def test_of_legacy_names_keep_their_capitals(self) -> None:
-        """They are other packages than those without."""
+    def test_links_of_legacy_names_keep_their_capitals(self) -> None:
+        """Links keep the capitals of legacy names. A name without them is another package's."""
         rendered = render(packument(version(name="JSONStream"), name="JSONStream"), "JSONStream")
         assert links(rendered) == {"1.0.0": f"{BASE}/JSONStream/-/JSONStream-1.0.0.tgz"}
 
-    def test_lead_to_a_file_by_upstreams_own_name_for_it_too(self) -> None:
-        """Which a lock file that was written against upstream may have."""
+    def test_a_file_is_also_listed_under_upstreams_filename(self) -> None:
+        """
+        A file is also listed under upstream's filename.
+
+        A lock file that was written against upstream may have that name.
+        """
         url = f"{REGISTRY}/thing/-/odd%20name.tgz"
         files = listing(render(packument(version("1.0.0", url))))
         assert {link: file.url for link, file in files.items()} == {
@@ -293,8 +327,8 @@ class TestLinks:
             "thing/-/odd name.tgz": url,
         }
 
-    def test_prefer_the_version_of_that_name_to_another_ones_file(self) -> None:
-        """Where upstream's names are crossed, ours are not."""
+    def test_conventional_filenames_have_precedence(self) -> None:
+        """A conventional filename leads to its own version, even if upstream's filenames are swapped."""
         crossed = {"1.0.0": f"{REGISTRY}/thing/-/thing-2.0.0.tgz", "2.0.0": f"{REGISTRY}/thing/-/thing-1.0.0.tgz"}
         rendered = render(packument(*(version(number, url) for number, url in crossed.items())))
         assert {number: listed(rendered, link).url for number, link in links(rendered).items()} == crossed
@@ -302,26 +336,32 @@ class TestLinks:
     @pytest.mark.parametrize(
         "url", ["file:///etc/passwd", "https://user:secret@files.example/a.tgz", "//[", "ftp://x/a"]
     )
-    def test_that_can_not_be_served_from_here_stay_as_they_are(self, url: str) -> None:
-        """And nothing is fetched for them."""
+    def test_links_that_can_not_be_served_are_unchanged(self, url: str) -> None:
+        """A link that can't be served from here is unchanged, and not listed."""
         rendered = render(packument(version("1.0.0", url)))
         assert (links(rendered), listing(rendered)) == ({"1.0.0": url}, {})
 
-    def test_that_are_relative_are_taken_from_where_the_packument_came(self) -> None:
-        """After a redirect, that is another host."""
+    def test_relative_links_are_resolved_against_the_packuments_url(self) -> None:
+        """A relative link is resolved against the packument's URL. After a redirect, that is another host's."""
         rendered = render(packument(version("1.0.0", "-/thing.tgz")), url="https://mirror.example/npm/thing/")
         assert listed(rendered, links(rendered)["1.0.0"]).url == "https://mirror.example/npm/thing/-/thing.tgz"
 
-    def test_of_a_version_without_one_are_none(self) -> None:
-        """It is shown as upstream has it."""
+    def test_a_version_without_a_tarball_is_not_listed(self) -> None:
+        """A version without a tarball is shown unchanged, and not listed."""
         rendered = render(packument({"version": "1.0.0"}, {"version": "2.0.0", "dist": {"tarball": None}}))
         assert listing(rendered) == {}
         assert form(rendered)["versions"]["2.0.0"] == {"version": "2.0.0", "dist": {"tarball": None}}
 
 
 class TestAbbreviatedPackuments:
-    def test_have_what_an_installer_needs_and_no_more(self) -> None:
-        """The fields of the registry's documentation, and those that it sends besides."""
+    """The abbreviated form of packuments."""
+
+    def test_abbreviated_packuments_have_only_an_installers_fields(self) -> None:
+        """
+        The abbreviated form has only the fields that an installer needs.
+
+        They are those of the npm registry's documentation, and those that it has added since.
+        """
         needed: dict[str, Any] = {
             "dependencies": {"a": "^1"},
             "optionalDependencies": {"b": "*"},
@@ -365,8 +405,8 @@ class TestAbbreviatedPackuments:
             },
         }
 
-    def test_are_made_of_pieces_that_stay_as_they_are(self) -> None:
-        """A number keeps its digits, a string its escapes."""
+    def test_values_are_copied_byte_for_byte(self) -> None:
+        """Values are copied byte for byte. A number keeps its digits, a string its escapes."""
         pieces = b'"engines":{"node":1.10,"e":1E400},"deprecated":"\\u00e9\\/"'
         rendered = render(b'{"name":"thing","versions":{"1.0.0":{"version":"1.0.0",%s}}}' % pieces)
         assert pieces in rendered.forms["abbreviated"].body
@@ -383,13 +423,19 @@ class TestAbbreviatedPackuments:
             ({}, None),
         ],
     )
-    def test_say_whether_installing_runs_a_script(self, fields: dict[str, Any], expected: bool | None) -> None:  # noqa: FBT001 - an example
-        """As the registry does, which leaves the scripts themselves out."""
+    def test_install_scripts_are_flagged(self, fields: dict[str, Any], expected: bool | None) -> None:  # noqa: FBT001 - an example
+        """
+        ``hasInstallScript`` says whether installing runs a script.
+
+        The scripts are left out, as the npm registry does.
+        """
         short = form(render(packument(version(**fields))), "abbreviated")["versions"]["1.0.0"]
         assert (short.get("hasInstallScript"), "scripts" in short) == (expected, False)
 
 
 class TestDigests:
+    """The digests of tarballs."""
+
     @pytest.mark.parametrize(
         ("dist", "expected"),
         [
@@ -403,8 +449,8 @@ class TestDigests:
             ({"shasum": hashlib.sha1(b"x").hexdigest().upper()}, "sha1"),  # noqa: S324 - as before
         ],
     )
-    def test_are_the_strongest_that_the_version_gives(self, dist: dict[str, Any], expected: str) -> None:
-        """Of its integrity (Subresource Integrity, section 3.5), else its shasum."""
+    def test_the_strongest_digest_is_used(self, dist: dict[str, Any], expected: str) -> None:
+        """A file has the strongest digest of ``integrity`` (Subresource Integrity, section 3.5), else ``shasum``."""
         rendered = render(packument(version(dist=dist)))
         digest = Digest(expected, hashlib.new(expected, b"x").hexdigest())
         assert listed(rendered, links(rendered)["1.0.0"]).digest == digest
@@ -424,8 +470,12 @@ class TestDigests:
             [integrity("sha512")],
         ],
     )
-    def test_that_make_no_sense_are_passed_over(self, useless: object) -> None:
-        """The shasum counts then; where there is none, nothing can be checked."""
+    def test_invalid_digests_are_skipped(self, useless: object) -> None:
+        """
+        An invalid ``integrity`` is skipped, and ``shasum`` is used.
+
+        If that is invalid as well, there is no digest to check.
+        """
         shasum = hashlib.sha1(b"x").hexdigest()  # noqa: S324 - as registries gave it
         found = [
             listed(rendered, links(rendered)["1.0.0"]).digest
@@ -440,25 +490,27 @@ TAGGED = packument(version("1.0.0", deprecated="old"), version("2.0.0-rc.1+b")) 
 
 
 class TestPartsOfPackuments:
+    """The endpoints for a part of a packument: one version, the tags, the time."""
+
     @pytest.mark.parametrize(
         ("wanted", "number"),
         [("1.0.0", "1.0.0"), ("latest", "1.0.0"), ("next", "2.0.0-rc.1+b"), ("2.0.0-rc.1+b", "2.0.0-rc.1+b")],
     )
     def test_a_version_is_cut_out_by_number_or_tag(self, wanted: str, number: str) -> None:
-        """As it stands in the packument, its link included."""
+        """A version's bytes are cut out of the packument, link included."""
         full = render(TAGGED).forms["full"].body
         cut = manifest(full, wanted)
         assert cut in full
         assert json.loads(cut) == form(render(TAGGED))["versions"][number]
 
     @pytest.mark.parametrize("wanted", ["9.9.9", "gone", "^1", ""])
-    def test_a_version_that_is_not_there_is_not_found(self, wanted: str) -> None:
-        """Also where a tag names one."""
+    def test_a_missing_version_is_not_found(self, wanted: str) -> None:
+        """A missing version raises NotFound, even if a tag names it."""
         with pytest.raises(NotFound, match="version not found"):
             manifest(render(TAGGED).forms["full"].body, wanted)
 
     def test_the_tags_are_cut_out(self) -> None:
-        """All of them, also those of no version."""
+        """All tags are cut out, even those of missing versions."""
         assert json.loads(dist_tags(render(TAGGED).forms["full"].body)) == TAGS
         assert json.loads(dist_tags(b'{"name":"thing"}')) == {}
 
@@ -477,27 +529,35 @@ class TestPartsOfPackuments:
         ],
     )
     def test_the_time_of_the_last_change_is_an_http_date(self, time: object, expected: str) -> None:
-        """For Last-Modified, which pnpm 12 reads; none where upstream gives none that is one."""
+        """
+        The time of the last change is an HTTP date for Last-Modified, which pnpm 12 reads.
+
+        It is empty if upstream gives no valid time.
+        """
         assert render(packument(time=time)).modified == expected
 
 
 class TestOtherPages:
+    """Pages other than packuments: signing keys and attestations."""
+
     @pytest.mark.parametrize("page", [PageId("keys"), PageId("attestations", "@acme/thing@1.0.0")])
-    def test_are_passed_on_as_they_are(self, page: PageId) -> None:
-        """What is signed must not change; they list no files."""
+    def test_other_pages_are_passed_on_unchanged(self, page: PageId) -> None:
+        """Signed documents are passed on unchanged, and list no files."""
         body = b'{ "keys" : [ {"keyid":"SHA256:x", "key":"\\/"} ] }'
         rendered = npm.render(page, SourceDocument(body, FULL, f"{REGISTRY}/-/npm/v1/keys"), frozenset())
         assert {name: (each.body, each.based) for name, each in rendered.forms.items()} == {"full": (body, False)}
         assert (npm.listing_form(page), rendered.modified) == (None, "")
 
     @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"keys":'])
-    def test_that_are_no_documents_are_upstreams_mistake(self, body: bytes) -> None:
-        """Never kept, never shown."""
+    def test_a_body_that_is_not_an_object_is_refused(self, body: bytes) -> None:
+        """A body that is not a JSON object is refused. It is neither stored nor shown."""
         with pytest.raises(BadUpstreamResponse):
             npm.render(PageId("keys"), SourceDocument(body, FULL, REGISTRY), frozenset())
 
 
-class TestLinksThatCome:
+class TestRequestedLinks:
+    """The links that clients request."""
+
     @pytest.mark.parametrize(
         ("link", "pages"),
         [
@@ -509,8 +569,8 @@ class TestLinksThatCome:
             ("a/b/-/x.tgz", ()),
         ],
     )
-    def test_name_the_packument_that_may_list_them(self, link: str, pages: tuple[PageId, ...]) -> None:
-        """From the link alone: a file can be found with nothing known yet."""
+    def test_a_link_names_the_packument_that_may_list_it(self, link: str, pages: tuple[PageId, ...]) -> None:
+        """A link names the packument that may list it. So a file is found even if nothing is known yet."""
         assert npm.pages_for(link) == pages
 
     @pytest.mark.parametrize(
@@ -521,11 +581,15 @@ class TestLinksThatCome:
             ("thing/-/../../x", None),
         ],
     )
-    def test_name_their_place_in_the_storage(self, link: str, key: str | None) -> None:
-        """Where upstream is conventional: a stored file is served with Redis emptied and upstream gone."""
+    def test_a_link_gives_the_storage_key(self, link: str, key: str | None) -> None:
+        """
+        A link gives the storage key if upstream's links are conventional.
+
+        So a stored file is served with Redis emptied and upstream down.
+        """
         assert npm.key_for(link) == key
 
-    def test_lie_where_the_listing_says(self) -> None:
-        """The two ways to a file's place agree."""
+    def test_key_of_a_link_is_that_of_the_listing(self) -> None:
+        """The key from a link is the key from the listing."""
         files = listing(render(packument(version("1.0.0+build"), version("2.0.0"))))
         assert {link: file.key for link, file in files.items()} == {link: npm.key_for(link) for link in files}

@@ -1,4 +1,4 @@
-"""Python package indexes: what upstream lists is what clients are shown, with links that lead here."""
+"""Tests of the PyPI ecosystem: pages keep upstream's content, with links to this server."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def render(
     withheld: frozenset[str] = frozenset(),
     url: str = "https://index.example/simple/holy-grail/",
 ) -> RenderedPage:
-    """Render what an upstream sent: bytes and text as they are, everything else as JSON."""
+    """Render upstream's document. A document that is neither bytes nor text is encoded as JSON."""
     if isinstance(document, str):
         body = document.encode()
     else:
@@ -71,8 +71,12 @@ def only_file(rendered: RenderedPage) -> dict[str, Any]:
     return file
 
 
-def key_that_a_client_asks_for(url: str) -> str:
-    """The key behind a page's link, as the route of package files decodes it."""
+def requested_key(url: str) -> str:
+    """
+    Return the key that a client requests with a page's link.
+
+    The link is decoded as the route of package files does.
+    """
     parts = urlsplit(urljoin("http://here.example/simple/holy-grail/", url))
     assert parts.netloc == "here.example"
     empty, route, *segments = (unquote(segment) for segment in parts.path.split("/"))
@@ -82,33 +86,39 @@ def key_that_a_client_asks_for(url: str) -> str:
     return key_from_segments(segments)
 
 
-class TestTheTable:
-    def test_knows_pypi(self) -> None:
-        """A package type's constructor takes upstream's URL and gives an ecosystem of that name."""
+class TestEcosystemTable:
+    """The entry for PyPI in the table of ecosystems."""
+
+    def test_table_has_pypi(self) -> None:
+        """The table's constructor takes upstream's URL and returns an ecosystem of that name."""
         ecosystem = ECOSYSTEMS["pypi"]("https://index.example")
         assert verifyObject(IEcosystem, ecosystem)
         assert ecosystem.name == "pypi"
 
 
 class TestNames:
+    """The names of projects."""
+
     @pytest.mark.parametrize(
         ("name", "expected"),
         [("Holy_Grail", "holy-grail"), ("a", "a"), ("zope.interface", "zope-interface"), ("A.-_b", "a-b")],
     )
-    def test_are_normalised(self, name: str, expected: str) -> None:
+    def test_names_are_normalised(self, name: str, expected: str) -> None:
         """Every spelling of a name is one project (PEP 503)."""
         assert normalise(name) == expected
 
     @pytest.mark.parametrize(
         "name", ["", "..", "-a", "a-", "a b", "a/b", "a\x00", "a\n", "é", "\N{KELVIN SIGN}", "a" * 201]
     )
-    def test_that_cannot_be_are_the_clients_mistake(self, name: str) -> None:
-        """Nothing that could not be a project's name gets as far as upstream (PEP 508)."""
+    def test_invalid_names_are_bad_requests(self, name: str) -> None:
+        """An invalid project name (PEP 508) is refused before upstream is asked."""
         with pytest.raises(BadRequest, match="not a project name"):
             normalise(name)
 
 
-class TestAskingUpstream:
+class TestPageRequests:
+    """The requests for pages."""
+
     @pytest.mark.parametrize(
         ("page", "path"),
         [
@@ -118,24 +128,26 @@ class TestAskingUpstream:
             (PageId("json", "holy-grail", "1!2.0+a/b"), "/pypi/holy-grail/1%212.0%2Ba%2Fb/json"),
         ],
     )
-    def test_has_a_path_for_each_page(self, page: PageId, path: str) -> None:
-        """A page is asked for where PEP 503 and PyPI's JSON API have it, below upstream's URL."""
+    def test_each_page_has_a_path(self, page: PageId, path: str) -> None:
+        """The paths follow PEP 503 and PyPI's JSON API, below upstream's URL."""
         assert pypi.page_request(page).path == path
 
-    def test_prefers_json(self) -> None:
-        """JSON tells more than HTML, so an upstream that has both is asked for JSON; PyPI's own JSON has one form."""
+    def test_json_is_preferred(self) -> None:
+        """JSON is preferred to HTML, since it has more fields. PyPI's own JSON has one form only."""
         accept = f"{SIMPLE_JSON}, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
         assert pypi.page_request(PROJECT) == PageRequest("/simple/holy-grail/", accept)
         assert pypi.page_request(ROOT).accept == accept
         assert pypi.page_request(PageId("json", "holy-grail")).accept == "application/json"
 
-    def test_never_leaves_the_projects_path(self) -> None:
-        """A version can't be used to ask upstream for another page."""
+    def test_a_version_can_not_leave_the_projects_path(self) -> None:
+        """A version can't be used to request another page from upstream."""
         with pytest.raises(BadRequest):
             pypi.page_request(PageId("json", "holy-grail", ".."))
 
 
 class TestLinks:
+    """The links to package files."""
+
     @pytest.mark.parametrize(
         ("url", "written"),
         [
@@ -149,8 +161,8 @@ class TestLinks:
             ("x.whl", "https/index.example/simple/holy-grail/x.whl"),
         ],
     )
-    def test_lead_here_and_keep_upstreams_path(self, url: str, written: str) -> None:
-        """A link names upstream's host and path just as upstream wrote them, so that it can be translated back."""
+    def test_links_lead_here_and_keep_upstreams_path(self, url: str, written: str) -> None:
+        """A link has upstream's host and path as upstream wrote them. So it can be translated back."""
         rendered = render(project(wheel(url=url)))
         assert only_file(rendered)["url"] == f"../../file/{written}"
         assert f'href="../../file/{written.replace("&", "&amp;")}#sha256={SHA256}"' in as_html(rendered)
@@ -166,21 +178,21 @@ class TestLinks:
             "https://files.example:port/x.whl",
         ],
     )
-    def test_that_could_not_be_kept_here_stay_upstreams(self, url: str) -> None:
-        """A file without a key is left to the client to get, and is not listed as one that can be had here."""
+    def test_links_without_a_key_are_unchanged(self, url: str) -> None:
+        """A link without a key is unchanged and not listed. Clients fetch that file from upstream."""
         rendered = render(project(wheel(url=url, core_metadata=True)))
         assert only_file(rendered)["url"] == url
         assert only_file(rendered)["core-metadata"] is True
         assert pypi.listing(PROJECT, {"json": rendered.forms["json"].body}) == {}
 
-    def test_have_one_fragment(self) -> None:
-        """A fragment in upstream's JSON does not get in the way of the hash that HTML puts there."""
+    def test_links_have_one_fragment(self) -> None:
+        """A fragment in upstream's JSON is removed, since HTML has the hash in that place."""
         rendered = render(project(wheel(url="ftp://files.example/x.whl#sha256=00")))
         assert only_file(rendered)["url"] == "ftp://files.example/x.whl"
         assert f'href="ftp://files.example/x.whl#sha256={SHA256}"' in as_html(rendered)
 
-    def test_never_show_credentials(self) -> None:
-        """Where the page's own address holds credentials, links resolved against it do not."""
+    def test_links_never_show_credentials(self) -> None:
+        """Links that are resolved against a page's URL have no credentials from it."""
         rendered = render(project(wheel(url="/x.whl")), url="https://me:secret@index.example/simple/holy-grail/")
         assert only_file(rendered)["url"] == "../../file/https/index.example/x.whl"
         assert "secret" not in as_html(rendered)
@@ -190,9 +202,12 @@ class TestLinks:
         encode_all=st.booleans(),
         query=st.text(string.ascii_letters + "=&%2B", max_size=8),
     )
-    def test_are_understood_when_they_come_back(self, segments: list[str], encode_all: bool, query: str) -> None:  # noqa: FBT001 - hypothesis passes by name
-        """Whatever a file's URL looks like, a link is either listed under the key that a client will ask for, or
-        leads straight to upstream."""
+    def test_requested_links_are_understood(self, segments: list[str], encode_all: bool, query: str) -> None:  # noqa: FBT001 - hypothesis passes by name
+        """
+        A link is listed under the key that a client requests, or leads straight to upstream.
+
+        This holds for any URL of a file.
+        """
         path = "/".join(
             quote(segment, safe="" if encode_all else "+~!$&'()*,;=:@", errors="replace") for segment in segments
         )
@@ -203,7 +218,7 @@ class TestLinks:
         if not listing:
             assert written == url
             return
-        link = key_that_a_client_asks_for(written)
+        link = requested_key(written)
         assert link == key_of(url) == pypi.key_for(link)
         assert listing[link].url == url
         assert listing[link].key == link
@@ -223,18 +238,20 @@ class TestLinks:
             "/etc/x",
         ],
     )
-    def test_that_no_page_could_write_have_no_key(self, link: str) -> None:
+    def test_other_links_have_no_key(self, link: str) -> None:
         """A link that is not exactly a key leads nowhere."""
         assert pypi.key_for(link) is None
 
-    def test_tell_their_key(self) -> None:
-        """A file can be found in storage from its link, though no page was ever asked for."""
+    def test_a_link_is_its_key(self) -> None:
+        """A link is its storage key. So a file is found without its page."""
         assert pypi.key_for(WHEEL_LINK) == WHEEL_LINK
 
 
 class TestFields:
-    def test_are_all_kept_in_json(self) -> None:
-        """What upstream says is passed on, at every level, also in fields that were not invented yet."""
+    """The fields of pages and files."""
+
+    def test_json_keeps_all_fields(self) -> None:
+        """JSON keeps every field at every level, even unknown ones."""
         document = project(
             wheel(
                 size=10**20, upload_time="2026-11-01T00:00:00Z", yanked=False, new={"a": [1, None, 0.5]}, gpg_sig=True
@@ -251,8 +268,8 @@ class TestFields:
         rendered["files"][0]["url"] = WHEEL_URL
         assert rendered == document
 
-    def test_have_their_attributes_in_html(self) -> None:
-        """HTML shows every field that it has a place for, and unknown ones as attributes."""
+    def test_html_has_fields_as_attributes(self) -> None:
+        """HTML has every field that it can express, and unknown ones as attributes."""
         html = as_html(
             render(
                 project(
@@ -279,8 +296,8 @@ class TestFields:
             f">{WHEEL}</a><br/>"
         )
 
-    def test_of_the_page_have_metas_in_html(self) -> None:
-        """The version, PEP 708's locations and PEP 792's status are in the head, escaped."""
+    def test_html_has_the_pages_fields_as_meta_elements(self) -> None:
+        """The HTML head has the version, PEP 708's locations and PEP 792's status, escaped."""
         document = project(
             **{
                 "project-status": {"status": "archived", "reason": 'no "time"'},
@@ -300,8 +317,8 @@ class TestFields:
         ]:
             assert f'<meta name="pypi:{name}" content="{content}">' in html
 
-    def test_cannot_break_out_of_html(self) -> None:
-        """Nothing that upstream writes becomes a tag of ours."""
+    def test_fields_can_not_break_out_of_html(self) -> None:
+        """Upstream's text never becomes a tag in HTML."""
         evil = '"><script>alert(1)</script>'
         html = as_html(
             render(
@@ -321,13 +338,17 @@ class TestFields:
             (["sha256"], ""),
         ],
     )
-    def test_show_one_hash_in_html(self, hashes: object, fragment: str) -> None:
-        """The link's hash is sha256, which every client knows (PEP 503), else the strongest that upstream gave."""
+    def test_html_links_have_one_hash(self, hashes: object, fragment: str) -> None:
+        """
+        A link's hash is sha256, which every client knows (PEP 503).
+
+        Without sha256, it is the strongest that upstream gives.
+        """
         assert f'href="../../file/{WHEEL_LINK}{fragment}"' in as_html(render(project(wheel(hashes=hashes))))
 
     @given(st.dictionaries(st.text(), st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists)))
-    def test_of_any_kind_survive(self, fields: dict[str, object]) -> None:
-        """No field that is not a link is changed, whatever its name and value."""
+    def test_fields_of_any_kind_are_kept(self, fields: dict[str, object]) -> None:
+        """Only links are changed; other fields stay, with any name and value."""
         document = project({**fields, **wheel(core_metadata=True)}, **{**fields, **project(wheel())})
         document["files"][0] |= {"new": fields}
         rendered = as_json(render(document))
@@ -337,22 +358,24 @@ class TestFields:
 
 
 class TestMetadata:
+    """The fields that advertise metadata."""
+
     @pytest.mark.parametrize("name", ["dist-info-metadata", "data-dist-info-metadata"])
-    def test_under_an_old_name_gets_the_valid_one(self, name: str) -> None:
-        """Clients that know only PEP 714's name find what an old upstream has under the other."""
+    def test_metadata_under_an_old_name_gets_the_valid_one(self, name: str) -> None:
+        """Metadata under an old name also gets PEP 714's name. Some clients know only that one."""
         file = only_file(render(project({**wheel(), name: {"sha256": OTHER_SHA256}})))
         assert file["core-metadata"] == file[name] == {"sha256": OTHER_SHA256}
 
-    def test_never_gets_the_name_that_breaks_old_pips(self) -> None:
-        """With dist-info-metadata in JSON pip 22.3 to 23.1 fail (PEP 714), so it is there only if upstream put it."""
+    def test_metadata_never_gets_the_name_that_breaks_old_pips(self) -> None:
+        """JSON has dist-info-metadata only if upstream put it there. pip 22.3 to 23.1 fail on it (PEP 714)."""
         assert "dist-info-metadata" not in only_file(render(project(wheel(core_metadata=True))))
         page = f'<a href="{WHEEL_URL}" data-dist-info-metadata="true">{WHEEL}</a>'
         file = only_file(render(page, content_type="text/html"))
         assert file["core-metadata"] is True
         assert "dist-info-metadata" not in file
 
-    def test_that_is_withheld_is_not_advertised(self) -> None:
-        """Metadata that upstream advertises and does not have is no longer promised, under any name."""
+    def test_withheld_metadata_is_not_advertised(self) -> None:
+        """Withheld metadata is not advertised under any name. Upstream advertises it, but does not have it."""
         file = wheel(core_metadata=True, dist_info_metadata=True, data_dist_info_metadata=True)
         rendered = render(project(file), withheld=frozenset([f"{WHEEL_LINK}.metadata"]))
         assert "metadata" not in as_html(rendered)
@@ -360,14 +383,16 @@ class TestMetadata:
         assert list(pypi.listing(PROJECT, {"json": rendered.forms["json"].body})) == [WHEEL_LINK]
 
     @pytest.mark.parametrize("url", [f"{WHEEL_URL}?v=1", f"https://files.example/{'a' * 245}.whl"])
-    def test_that_could_not_be_had_is_not_advertised(self, url: str) -> None:
-        """Metadata without a place here (behind a query, or with too long a name) is not promised."""
+    def test_metadata_without_a_key_is_not_advertised(self, url: str) -> None:
+        """Metadata without a key is not advertised. Its URL has a query, or its name is too long."""
         rendered = render(project(wheel(url=url, core_metadata=True)))
         assert "core-metadata" not in only_file(rendered)
         assert list(pypi.listing(PROJECT, {"json": rendered.forms["json"].body})) == [key_of(url)]
 
 
 class TestListing:
+    """The listing of a page."""
+
     def listing(self, *files: Mapping[str, object]) -> list[tuple[str, str, Digest | None, int | None]]:
         form = pypi.listing_form(PROJECT)
         assert form is not None
@@ -375,8 +400,8 @@ class TestListing:
         assert list(listed) == [file.link for file in listed.values()]
         return [(file.link, file.url, file.digest, file.size) for file in listed.values()]
 
-    def test_has_each_file_and_its_metadata(self) -> None:
-        """What a page advertises can be fetched, and checked against the strongest digest that upstream gave."""
+    def test_listing_has_each_file_and_its_metadata(self) -> None:
+        """The listing has each file and its metadata, with the strongest digest that upstream gives."""
         assert self.listing(
             wheel(hashes={"sha256": SHA256, "sha512": SHA512}, size=5, core_metadata={"sha256": OTHER_SHA256})
         ) == [
@@ -384,27 +409,29 @@ class TestListing:
             (f"{WHEEL_LINK}.metadata", f"{WHEEL_URL}.metadata", Digest("sha256", OTHER_SHA256), None),
         ]
 
-    def test_knows_metadata_without_a_digest(self) -> None:
-        """``true`` promises metadata without saying what it hashes to (PEP 658)."""
+    def test_listing_has_metadata_without_a_digest(self) -> None:
+        """``true`` advertises metadata without its digest (PEP 658)."""
         assert self.listing(wheel(core_metadata=True))[1:] == [
             (f"{WHEEL_LINK}.metadata", f"{WHEEL_URL}.metadata", None, None)
         ]
 
     @pytest.mark.parametrize("size", ["5", -1, True, 1.5, None])
-    def test_tolerates_fields_of_the_wrong_type(self, size: object) -> None:
-        """One odd field costs its own meaning, not the page."""
+    def test_listing_ignores_fields_of_the_wrong_type(self, size: object) -> None:
+        """A field of the wrong type is ignored; the file and the page stay."""
         assert self.listing(wheel(size=size, hashes="sha256", core_metadata=False)) == [
             (WHEEL_LINK, WHEEL_URL, None, None)
         ]
 
-    def test_is_empty_for_pages_that_list_no_files_of_their_own(self) -> None:
-        """Files are traced back to projects' pages alone."""
+    def test_listing_is_empty_for_other_pages(self) -> None:
+        """Only the pages of projects list files."""
         for page in (ROOT, PageId("json", "holy-grail")):
             assert pypi.listing_form(page) is None
             assert pypi.listing(page, {"json": b"{}"}) == {}
 
 
-class TestTracingAFileBack:
+class TestPagesOfAFile:
+    """The search for the page that lists a file."""
+
     @pytest.mark.parametrize(
         ("filename", "projects"),
         [
@@ -430,8 +457,8 @@ class TestTracingAFileBack:
             ("", []),
         ],
     )
-    def test_reads_the_project_off_the_filename(self, filename: str, projects: list[str]) -> None:
-        """A lock file's link works though its page was never asked for: the filename tells which page to read."""
+    def test_a_filename_names_the_project(self, filename: str, projects: list[str]) -> None:
+        """The filename names the project page to read. So a lock file's link works before its page was requested."""
         pages = tuple(PageId("simple", project) for project in projects)
         assert pypi.pages_for(f"https/files.example/a/{filename}") == pages
 
@@ -439,9 +466,12 @@ class TestTracingAFileBack:
         name=st.from_regex(r"[A-Za-z][A-Za-z0-9]*([-_.][A-Za-z][A-Za-z0-9]*){0,3}", fullmatch=True),
         version=st.from_regex(r"[0-9]{1,4}(\.[0-9]{1,4}){0,2}((a|rc|\.post)[0-9]{1,2})?", fullmatch=True),
     )
-    def test_finds_every_wheel_and_sdist(self, name: str, version: str) -> None:
-        """Filenames made by today's rules (PEP 427, PEP 625), or with the name spelled freely as in old sdists, are
-        traced to their project at once."""
+    def test_wheels_and_sdists_lead_to_their_project(self, name: str, version: str) -> None:
+        """
+        Filenames of wheels and sdists lead to their project at once.
+
+        They follow PEP 427 and PEP 625, or spell the name freely, as old sdists do.
+        """
         wanted = PageId("simple", normalise(name))
         escaped = normalise(name).replace("-", "_")
         for filename in (
@@ -451,8 +481,8 @@ class TestTracingAFileBack:
         ):
             assert pypi.pages_for(f"https/files.example/{quote(filename)}")[0] == wanted
 
-    def test_is_helped_where_the_filename_tells_another_project(self) -> None:
-        """A file whose name does not lead to the page that lists it is a stray, and so is its metadata."""
+    def test_files_named_after_another_project_are_indexed(self) -> None:
+        """A file is indexed if its name does not lead to its page. So is its metadata."""
         stray = {"filename": "other-1.0-py3-none-any.whl", "url": "https://files.example/other-1.0-py3-none-any.whl"}
         link = key_of(stray["url"])
         rendered = render(project(wheel(core_metadata=True), stray, {**stray, "url": WHEEL_URL}))
@@ -460,7 +490,9 @@ class TestTracingAFileBack:
         assert render(project({**stray, "core-metadata": True})).indexed_links == (link, f"{link}.metadata")
 
 
-class TestUpstreamsThatSpeakHtml:
+class TestHtmlUpstreams:
+    """Upstreams that answer with HTML."""
+
     PAGE = f"""<!DOCTYPE html>
     <html><head>
       <base href="https://files.example/packages/">
@@ -481,8 +513,8 @@ class TestUpstreamsThatSpeakHtml:
       <a href="holy-grail-0.3.tar.gz#download">old</a>
     </body></html>"""
 
-    def test_are_shown_in_json_without_loss(self) -> None:
-        """Links, attributes and metas become the fields that JSON has for them (PEP 503, 592, 658, 708, 740, 792)."""
+    def test_html_is_shown_in_json_without_loss(self) -> None:
+        """Links, attributes and meta elements become JSON's fields (PEP 503, 592, 658, 708, 740, 792)."""
         assert as_json(render(self.PAGE, content_type="text/html; charset=UTF-8")) == {
             "meta": {"api-version": "1.0", "tracks": ["https://a.example/", "https://c.example/"], "new": "later"},
             "name": "holy-grail",
@@ -538,8 +570,8 @@ class TestUpstreamsThatSpeakHtml:
             },
         )
     )
-    def test_lose_nothing_on_the_way_from_json_and_back(self, file: dict[str, Any]) -> None:
-        """HTML written from JSON reads as the same JSON again, and mousebender reads in it what PEP 691 defines."""
+    def test_json_survives_the_way_to_html_and_back(self, file: dict[str, Any]) -> None:
+        """HTML made from JSON is parsed to the same JSON. mousebender finds the fields of PEP 691 in it."""
         html = as_html(render(project({**file, "url": f"https://files.example/{quote(file['filename'])}"})))
         [read] = from_project_details_html(html.replace('content="1.4"', 'content="1.0"'), "holy-grail")["files"]
         assert read["filename"] == file["filename"]
@@ -548,8 +580,8 @@ class TestUpstreamsThatSpeakHtml:
         del again["url"]
         assert again == file
 
-    def test_list_projects(self) -> None:
-        """The names between the tags are the projects; a file server's links to elsewhere are not."""
+    def test_html_lists_projects(self) -> None:
+        """The text of a link is a project's name. A file server's links to other places are skipped."""
         head = '<meta name="pypi:repository-version" content="1">'
         rendered = render(f'{head}<a href="../">../</a><a href="x/"> Holy.Grail </a><a>b/</a>', ROOT, "text/html")
         assert as_json(rendered) == {
@@ -559,9 +591,11 @@ class TestUpstreamsThatSpeakHtml:
         assert '<a href="holy-grail/">Holy.Grail</a>' in as_html(rendered)
 
 
-class TestTheListOfProjects:
-    def test_keeps_names_as_upstream_wrote_them(self) -> None:
-        """Links are normalised and relative; names, fields and order are upstream's; what is no name is left out."""
+class TestRootPage:
+    """The root page, which lists all projects."""
+
+    def test_names_are_kept_as_upstream_wrote_them(self) -> None:
+        """Names, fields and order are upstream's. Links are normalised and relative; invalid names are left out."""
         projects = [{"name": "Zope.Interface", "_last-serial": 3}, {"name": "a"}]
         rendered = render(
             {"meta": {"api-version": "1.4"}, "projects": [*projects, {"name": "<b>"}, {}, 1, {"name": 1}]}, ROOT
@@ -574,8 +608,8 @@ class TestTheListOfProjects:
         ]
         assert rendered.indexed_links == ()
 
-    def test_is_typed(self) -> None:
-        """Each form says what it is."""
+    def test_each_form_has_its_media_type(self) -> None:
+        """Each form has its media type."""
         forms = render({"projects": []}, ROOT).forms
         assert {name: form.media_type for name, form in forms.items()} == {
             "json": SIMPLE_JSON,
@@ -585,10 +619,12 @@ class TestTheListOfProjects:
 
 
 class TestPyPIsOwnJson:
+    """PyPI's own JSON about a project or a version."""
+
     PAGE = PageId("json", "holy-grail", "1.0")
 
-    def test_links_here_and_keeps_the_rest(self) -> None:
-        """Every file's URL leads to this server, by its own address; nothing else is touched."""
+    def test_only_the_urls_of_files_are_changed(self) -> None:
+        """Every file's URL leads to this server's address; all else is unchanged."""
         foreign = {"filename": "x", "url": "https://files.example/a//x"}
         document = {
             "info": {"name": "Holy-Grail", "url": WHEEL_URL, "description": f"see {WHEEL_URL}"},
@@ -606,13 +642,15 @@ class TestPyPIsOwnJson:
         }
 
     @pytest.mark.parametrize("body", [b"[]", b"{}", b'{"info": 1}', b"<html>"])
-    def test_must_be_about_a_project(self, body: bytes) -> None:
-        """Something else than PyPI's JSON is upstream's fault, not a page."""
+    def test_other_json_is_refused(self, body: bytes) -> None:
+        """Other JSON than PyPI's is refused as upstream's fault."""
         with pytest.raises(BadUpstreamResponse):
             render(body, self.PAGE, "application/json")
 
 
-class TestWhatUpstreamSends:
+class TestUpstreamBodies:
+    """The bodies of upstream's responses."""
+
     @pytest.mark.parametrize(
         "content_type",
         [
@@ -625,20 +663,20 @@ class TestWhatUpstreamSends:
             "nonsense",
         ],
     )
-    def test_is_json_by_its_type_or_its_first_byte(self, content_type: str) -> None:
-        """A type that says nothing of use is no reason to turn a page down."""
+    def test_json_is_known_by_its_type_or_first_byte(self, content_type: str) -> None:
+        """A body is JSON by its media type. If the type is unclear, the first byte decides."""
         assert only_file(render(b"\xef\xbb\xbf \n" + json.dumps(project(wheel())).encode(), content_type=content_type))
 
     @pytest.mark.parametrize(
         "content_type", ["text/html", "application/vnd.pypi.simple.v1+html", "text/plain", "", ";"]
     )
-    def test_is_html_by_its_type_or_its_first_byte(self, content_type: str) -> None:
-        """As for JSON."""
+    def test_html_is_known_by_its_type_or_first_byte(self, content_type: str) -> None:
+        """A body is HTML by its media type. If the type is unclear, the first byte decides."""
         assert only_file(render(f" \n<a href={WHEEL_URL}>x</a>", content_type=content_type))["filename"] == WHEEL
 
     @pytest.mark.parametrize("encoding", ["iso-8859-1", "utf-16"])
-    def test_is_in_the_charset_that_it_says(self, encoding: str) -> None:
-        """The parameter of the type is heeded, for HTML and JSON."""
+    def test_the_declared_charset_is_used(self, encoding: str) -> None:
+        """The charset in Content-Type is used, for HTML and JSON."""
         page = f'<a href="{WHEEL_URL}" data-yanked="é">x</a>'
         html = render(page.encode(encoding), content_type=f"text/html; charset={encoding}")
         text = json.dumps(project(wheel(yanked="é")), ensure_ascii=False)
@@ -662,16 +700,16 @@ class TestWhatUpstreamSends:
             (b'{"files": ' + b"[" * 100_000, SIMPLE_JSON, "nested too deeply"),
         ],
     )
-    def test_that_makes_no_sense_is_upstreams_fault(self, body: bytes, content_type: str, reason: str) -> None:
-        """What can't be a page is never taken for an empty one, and the message says why."""
+    def test_a_body_that_is_not_a_page_is_refused(self, body: bytes, content_type: str, reason: str) -> None:
+        """A body that is not a page is refused with the reason. It is never taken for an empty page."""
         with pytest.raises(BadUpstreamResponse, match=f"page simple/holy-grail can't be read: .*{reason}"):
             render(body, content_type=content_type)
 
     @pytest.mark.parametrize(
         "odd", [None, 1, "x", [], {}, {"url": 1, "filename": "x"}, {"url": WHEEL_URL}, wheel(url="//[")]
     )
-    def test_is_used_but_for_the_entries_that_make_no_sense(self, odd: object) -> None:
-        """One malformed file is left out; the others are there."""
+    def test_malformed_files_are_left_out(self, odd: object) -> None:
+        """A malformed file is left out; the others stay."""
         document = {"files": [odd, wheel()]}
         rendered = render(document)
         assert only_file(rendered)["filename"] == WHEEL
@@ -679,8 +717,8 @@ class TestWhatUpstreamSends:
         assert as_json(rendered)["name"] == "holy-grail"
 
     @given(body=st.binary() | st.text().map(lambda text: f"<a href={text}>".encode()), html=st.booleans())
-    def test_is_pressed_or_refused(self, body: bytes, html: bool) -> None:  # noqa: FBT001 - hypothesis passes by name
-        """No bytes whatsoever end in another error than the one that says so, and what is rendered can be listed."""
+    def test_any_body_is_rendered_or_refused(self, body: bytes, html: bool) -> None:  # noqa: FBT001 - hypothesis passes by name
+        """Any body is either rendered, or refused with BadUpstreamResponse. A rendered page can be listed."""
         try:
             rendered = render(body, content_type="text/html" if html else "")
         except BadUpstreamResponse:

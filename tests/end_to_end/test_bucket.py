@@ -1,4 +1,7 @@
-"""Files in a bucket, end to end: a server and workers, a real Redis, a real S3 server, and what befalls them."""
+"""Tests files in a bucket, with real servers, workers, Redis and S3.
+
+They include failures of the bucket, of Redis and of the processes.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,13 @@ from tests.rig.s3 import Pass, Swallow
 from tests.rig.wire import Reply, Wire
 from tests.support.cluster import Cluster
 
-#: Of a package that is uploaded in two parts, in bytes.
+#: Size of a package that is uploaded in two parts; bytes.
 IN_PARTS = 17 * 1024 * 1024
 
 
 @define(eq=False)
 class Slow(Fault):
-    """Answers well, after so many seconds or once it is released."""
+    """Delays a correct answer by `seconds`, or until it is released."""
 
     seconds: float
 
@@ -38,20 +41,26 @@ class Slow(Fault):
 
 
 @contextmanager
-def troubled(cluster: Cluster, trouble: str) -> Iterator[None]:
-    """The bucket is in this kind of trouble for a while."""
-    if trouble == "refusing":
+def failing_bucket(cluster: Cluster, failure: str) -> Iterator[None]:
+    """Make the bucket fail in this way inside the block."""
+    if failure == "refusing":
         with cluster.proxy.refusing():
             yield
         return
-    cluster.proxy.fault("/", Swallow() if trouble == "silent" else Status(int(trouble)))
+    cluster.proxy.fault("/", Swallow() if failure == "silent" else Status(int(failure)))
     yield
     cluster.proxy.mend()
 
 
 class TestInstall:
-    def test_pip_installs_by_way_of_the_bucket(self, cluster: Cluster, tmp_path: Path) -> None:
-        """Each file is in the bucket once, as it should be; the second install comes from there."""
+    """Tests a pip install from an index whose files are in the bucket."""
+
+    def test_pip_installs_from_the_bucket(self, cluster: Cluster, tmp_path: Path) -> None:
+        """
+        Each file is uploaded once, and the second install uses the bucket.
+
+        The objects have the content, the headers and the digest of their files.
+        """
         app = make_wheel("app", requires=["lib"], modules={"app.py": ""}, padding=40_000)
         lib = make_sdist("lib", "1.1", modules={"lib.py": ""})
         cluster.index.add_all(app, lib)
@@ -78,10 +87,14 @@ class TestInstall:
 
 
 class TestKilled:
-    """``kill -9``: afterwards every file is stored once and whole, no job is lost, and nothing is left over."""
+    """
+    Tests that ``kill -9`` loses no file and no job.
 
-    def test_a_worker_in_the_middle_of_an_upload(self, cluster: Cluster) -> None:
-        """Clients go on getting the files from here, and another worker takes over what the first one was at."""
+    Afterwards each file is stored once, with its right content, and no job, draft or upload is left over.
+    """
+
+    def test_a_worker_during_an_upload(self, cluster: Cluster) -> None:
+        """Another worker finishes the uploads of a killed worker. The server goes on serving the files meanwhile."""
         small, large = cluster.publish(50_000), cluster.publish(IN_PARTS)
         server, (doomed,) = cluster.server(), cluster.workers()
         cluster.proxy.fault(cluster.put_of(small), held := Swallow())
@@ -103,8 +116,8 @@ class TestKilled:
             assert cluster.fetched(wheel) == 1
         assert cluster.put_into_bucket(small) == 1
 
-    def test_the_server_in_the_middle_of_a_fetch(self, cluster: Cluster) -> None:
-        """The client's transfer breaks; the next server goes on with what the first one left."""
+    def test_a_server_during_a_fetch(self, cluster: Cluster) -> None:
+        """The next server resumes the draft of a killed server. The client's transfer is aborted."""
         wheel = cluster.publish(100_000)
         server, _ = cluster.server(), cluster.workers(2)
         gate = cluster.index.fault(cluster.index.path_of(wheel.filename), Gate(), times=1)
@@ -121,35 +134,43 @@ class TestKilled:
         assert cluster.s3.get(cluster.object_name(wheel)).content == wheel.content
         assert cluster.put_into_bucket(wheel) == 1
 
-    def test_redis_in_the_middle_of_everything(self, cluster: Cluster) -> None:
-        """What was uploaded, fetched and asked for while it was gone is made good when it is back."""
-        unheard, unqueued = cluster.publish(50_000), cluster.publish(50_000)
+    def test_redis_during_uploads_and_fetches(self, cluster: Cluster) -> None:
+        """
+        Files that are uploaded or fetched without Redis are not lost.
+
+        When Redis is back, the upload is recorded and the upload of the fetched file is queued.
+        """
+        unrecorded, unqueued = cluster.publish(50_000), cluster.publish(50_000)
         server, _ = cluster.server(), cluster.workers(2)
-        answer = cluster.proxy.fault(cluster.put_of(unheard), Hang())
-        assert cluster.get(server, unheard).status == 200
-        assert cluster.get(server, unqueued, method="HEAD").status == 200  # its page is known
+        answer = cluster.proxy.fault(cluster.put_of(unrecorded), Hang())
+        assert cluster.get(server, unrecorded).status == 200
+        assert cluster.get(server, unqueued, method="HEAD").status == 200  # loads the project's page
         answer.wait_served()
         cluster.redis.kill()
         answer.release()
         assert cluster.get(server, unqueued).body == unqueued.content
-        assert cluster.get(server, unheard).body == unheard.content
+        assert cluster.get(server, unrecorded).body == unrecorded.content
         server.wait_for_log("could not be queued")
         cluster.redis.start()
-        cluster.wait_uploaded(unheard, unqueued)
-        for wheel in (unheard, unqueued):
+        cluster.wait_uploaded(unrecorded, unqueued)
+        for wheel in (unrecorded, unqueued):
             assert cluster.s3.get(cluster.object_name(wheel)).content == wheel.content
             assert cluster.fetched(wheel) == 1
             assert cluster.get(server, wheel).status == 302
 
     def test_a_worker_every_second(self, cluster: Cluster) -> None:
-        """200 jobs through four workers of which one is killed each second, at work: all are done."""
+        """
+        Four workers finish 200 jobs although one is killed each second.
+
+        Each is killed while it works, and a new worker replaces it.
+        """
         wheels = [make_wheel("many", f"1.{number}", padding=2_000) for number in range(200)]
         cluster.index.add_all(*wheels)
         server = cluster.server()
         for start in range(0, 200, 20):
             answers = parallel(20, lambda number: cluster.get(server, wheels[start + number]))  # noqa: B023
             assert {answer.status for answer in answers} == {200}
-        eventually(cluster.jobs, lambda jobs: len(jobs) == 400)  # each with its marker
+        eventually(cluster.jobs, lambda jobs: len(jobs) == 400)  # 200 jobs, each with its marker
         cluster.proxy.fault(f"PUT /{cluster.s3.bucket}/", Slow(0.5))
         workers = cluster.workers(4)
         killed_at_work = 0
@@ -169,8 +190,10 @@ class TestKilled:
 
 
 class TestStop:
-    def test_a_worker_hands_back_what_it_can_not_finish(self, cluster: Cluster) -> None:
-        """The other worker does it at once: no claim has to run out."""
+    """Tests the orderly stop of a worker."""
+
+    def test_a_worker_hands_back_an_unfinished_job(self, cluster: Cluster) -> None:
+        """Another worker runs the job at once, before any claim expires."""
         wheel = cluster.publish(50_000)
         server, leaving = cluster.server(), cluster.worker()
         cluster.proxy.fault(cluster.put_of(wheel), held := Swallow(), times=1)
@@ -182,21 +205,27 @@ class TestStop:
         cluster.wait_uploaded(wheel, timeout=5)
 
 
-class TestTrouble:
-    @pytest.mark.parametrize("trouble", ["503", "403", "refusing", "silent"])
-    def test_clients_notice_nothing_while_the_bucket_is_in_trouble(self, cluster: Cluster, trouble: str) -> None:
-        """Files that are not in the bucket yet are served from here; the server says so, and the queue drains later."""
+class TestFailures:
+    """Tests failures of the bucket, the local disk space and Redis."""
+
+    @pytest.mark.parametrize("failure", ["503", "403", "refusing", "silent"])
+    def test_clients_are_served_while_the_bucket_fails(self, cluster: Cluster, failure: str) -> None:
+        """
+        The server serves files that are not in the bucket yet.
+
+        Its health reports the failure, and the queue drains when the bucket works again.
+        """
         before, during = cluster.publish(50_000), cluster.publish(50_000)
         server, _ = cluster.server(), cluster.workers(2)
         assert cluster.get(server, before).status == 200
         cluster.wait_uploaded(before)
         assert cluster.health(server)["checks"]["storage"] == "ok"
-        with troubled(cluster, trouble):
+        with failing_bucket(cluster, failure):
             asked_at = time.monotonic()
             assert cluster.get(server, during).body == during.content
-            assert time.monotonic() - asked_at < 8  # pip waits for 15 seconds
+            assert time.monotonic() - asked_at < 8  # pip's timeout is 15 seconds
             assert cluster.get(server, during).body == during.content
-            if trouble in ("503", "403"):
+            if failure in ("503", "403"):
                 eventually(lambda: any("is tried again" in each.log for each in cluster.daemons), bool)
             health = cluster.health(server)
             assert health["status"] == "degraded"
@@ -208,11 +237,15 @@ class TestTrouble:
         assert cluster.get(server, during).status == 302
         assert cluster.health(server)["status"] == "ok"
 
-    def test_no_room_for_what_waits(self, cluster: Cluster) -> None:
-        """Clients are sent to upstream for further files, the log says so once, and it passes."""
+    def test_waiting_files_use_up_the_space(self, cluster: Cluster) -> None:
+        """
+        Clients are redirected to upstream when waiting files use up the space.
+
+        The log says so once, and the server stores files again when there is space.
+        """
         wheels = [cluster.publish(600_000) for _ in range(4)]
         server, _ = cluster.server(DRAFTS_MAX_BYTES="1000000"), cluster.workers()
-        with troubled(cluster, "503"):
+        with failing_bucket(cluster, "503"):
             assert cluster.get(server, wheels[0]).status == 200
             eventually(cluster.drafts, lambda drafts: drafts == [])
             for wheel in wheels[1:3]:
@@ -222,13 +255,13 @@ class TestTrouble:
             assert cluster.get(server, wheels[0]).status == 200
             assert server.log.count("files can't be stored") == 1
         cluster.wait_uploaded(wheels[0], timeout=60)
-        # How much waits is looked at every two seconds.
+        # The server measures the waiting files every two seconds.
         eventually(lambda: cluster.get(server, wheels[3]).body, lambda body: body == wheels[3].content)
         assert server.log.count("files can be stored again") == 1
         cluster.wait_uploaded(wheels[3])
 
-    def test_redis_forgets_everything(self, cluster: Cluster) -> None:
-        """What is in the bucket is found there with one question, and not fetched again."""
+    def test_redis_is_emptied(self, cluster: Cluster) -> None:
+        """One request to the bucket finds a file after Redis was emptied. The file is not fetched again."""
         wheel, waiting = cluster.publish(50_000), cluster.publish(50_000)
         server, _ = cluster.server(), cluster.workers(2)
         assert cluster.get(server, wheel).status == 200
@@ -246,8 +279,13 @@ class TestTrouble:
         cluster.wait_uploaded(waiting)
         assert (cluster.fetched(wheel), cluster.fetched(waiting)) == (1, 1)
 
-    def test_what_is_kept_while_the_bucket_is_asked_is_not_fetched_again(self, cluster: Cluster) -> None:
-        """A client comes during the fetch, and the bucket takes longer than that to say that it has no such file."""
+    def test_a_file_that_is_stored_while_the_bucket_is_asked_is_not_fetched_again(self, cluster: Cluster) -> None:
+        """
+        A slow answer from the bucket causes no second fetch.
+
+        A second client arrives during the fetch, and the file is stored before the bucket answers that it does not have
+        it.
+        """
         wheel = cluster.publish(50_000)
         server = cluster.server()
         gate = cluster.index.fault(cluster.index.path_of(wheel.filename), Gate())
@@ -264,8 +302,14 @@ class TestTrouble:
 
 
 class TestLinks:
-    def test_the_same_link_for_everybody(self, cluster: Cluster) -> None:
-        """It is signed, holds for the file's whole transfer, works with Range, and may be kept while it holds."""
+    """Tests the links to which clients are redirected."""
+
+    def test_all_clients_get_the_same_link(self, cluster: Cluster) -> None:
+        """
+        Two servers redirect to the same signed link.
+
+        It is valid for the file's whole transfer, works with Range, and may be cached while it is valid.
+        """
         wheel = cluster.publish(50_000)
         server, other, _ = cluster.server(), cluster.server(), cluster.workers()
         assert cluster.get(server, wheel).status == 200
@@ -282,7 +326,7 @@ class TestLinks:
         assert (described.status, described.headers["Content-Length"]) == (200, str(wheel.size))
 
     def test_a_public_bucket(self, cluster: Cluster) -> None:
-        """Plain links, that clients and caches may keep for ever."""
+        """Links to a public bucket are unsigned and cacheable for ever."""
         cluster.s3.let_everybody_read()
         wheel = cluster.publish(50_000)
         server, _ = cluster.server(S3_PUBLIC="true"), cluster.workers()
@@ -296,7 +340,7 @@ class TestLinks:
 
 
 class TestThroughTheServer:
-    """MYPYPI_S3_SERVE=proxy, for clients that can't reach the bucket."""
+    """Tests MYPYPI_S3_SERVE=proxy, for clients that can't reach the bucket."""
 
     @pytest.fixture
     def server(self, cluster: Cluster) -> Daemon:
@@ -305,14 +349,14 @@ class TestThroughTheServer:
 
     @pytest.fixture
     def wheel(self, cluster: Cluster, server: Daemon) -> Artifact:
-        """One that is in the bucket."""
+        """A wheel that is in the bucket."""
         wheel = cluster.publish(300_000)
         assert cluster.get(server, wheel).status == 200
         cluster.wait_uploaded(wheel)
         return wheel
 
-    def test_as_from_the_disk(self, cluster: Cluster, server: Daemon, wheel: Artifact) -> None:
-        """Whole, in part, without a body, and not at all where the client has it."""
+    def test_an_object_is_served_like_a_file_on_disk(self, cluster: Cluster, server: Daemon, wheel: Artifact) -> None:
+        """An object is served like a file on disk. This covers GET, Range, HEAD and If-None-Match."""
         whole = cluster.get(server, wheel)
         assert (whole.status, whole.body, whole.complete) == (200, wheel.content, True)
         assert whole.headers["Content-Length"] == str(wheel.size)
@@ -333,8 +377,8 @@ class TestThroughTheServer:
         assert cluster.get(server, wheel, {"If-None-Match": whole.headers["ETag"]}).status == 304
         assert cluster.fetched(wheel) == 1
 
-    def test_an_object_that_is_gone_is_fetched_again(self, cluster: Cluster, server: Daemon, wheel: Artifact) -> None:
-        """The client does not notice; the object is in the bucket again."""
+    def test_a_deleted_object_is_fetched_again(self, cluster: Cluster, server: Daemon, wheel: Artifact) -> None:
+        """A file whose object was deleted is fetched and uploaded again. The client gets it in the same response."""
         cluster.s3.delete(cluster.object_name(wheel))
         answer = cluster.get(server, wheel)
         assert (answer.status, answer.body) == (200, wheel.content)
@@ -344,10 +388,10 @@ class TestThroughTheServer:
         assert cluster.fetched(wheel) == 2
 
     @pytest.mark.parametrize("damage", ["another byte", "too short"])
-    def test_wrong_bytes_break_the_transfer(
+    def test_wrong_bytes_abort_the_transfer(
         self, cluster: Cluster, server: Daemon, wheel: Artifact, damage: str
     ) -> None:
-        """A client can't take them for the file; they are deleted, and the file is fetched again."""
+        """The transfer of a damaged object is aborted. The object is deleted, and the file is fetched again."""
         other = bytes([wheel.content[0] ^ 0xFF]) + wheel.content[1:]
         cluster.s3.put(cluster.object_name(wheel), other if damage == "another byte" else wheel.content[:-100])
         answer = cluster.get(server, wheel)
@@ -359,8 +403,10 @@ class TestThroughTheServer:
 
 
 class TestHosts:
+    """Tests two hosts with a disk each."""
+
     def test_two_hosts_share_redis_and_bucket(self, cluster: Cluster) -> None:
-        """An upload is done where the file lies; then every host sends its clients to the bucket."""
+        """A file is uploaded by a worker on its own host. Then every host redirects its clients to the bucket."""
         here, there = cluster.publish(50_000), cluster.publish(50_000)
         server, other = cluster.server("here"), cluster.server("there")
         cluster.worker("there")
@@ -378,8 +424,10 @@ class TestHosts:
 
 
 class TestAllInOne:
+    """Tests ``twistd mypypi`` with a bucket."""
+
     def test_one_process_does_it_all(self, cluster: Cluster) -> None:
-        """``twistd mypypi`` with a bucket: server, worker and Redis."""
+        """One process runs the server, the worker and Redis."""
         wheel = cluster.publish(50_000)
         daemon = cluster.all_in_one()
         assert cluster.get(daemon, wheel).body == wheel.content

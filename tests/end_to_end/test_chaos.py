@@ -1,4 +1,4 @@
-"""Rough weather, in a short form: see `tests.chaos` for the long one."""
+"""Runs the chaos test in its short form; `tests.chaos` has the long one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ import pytest
 from tests.chaos.__main__ import run
 
 
-@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="the limit of another process is Linux's")
-def test_rough_weather(tmp_path: Path) -> None:
-    """Each kind of fault once: no wrong byte, no client error that the specification does not allow, nothing left."""
-    report, wrongs = run(tmp_path, seconds=0, seed=1)
-    print(report)  # noqa: T201 - pytest shows it when the test fails
-    assert wrongs == []
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux sets limits of another process")
+def test_each_fault_once_breaks_no_promise(tmp_path: Path) -> None:
+    """
+    Each kind of fault happens once, and every promise is kept.
+
+    There is no wrong byte, no client error that the specification does not allow, and nothing left over.
+    """
+    report, violations = run(tmp_path, seconds=0, seed=1)
+    print(report)  # noqa: T201 - pytest shows the output of a failed test
+    assert violations == []

@@ -1,4 +1,7 @@
-"""pip and uv install through a daemon, as their users do, from an upstream that is then gone."""
+"""Tests pip and uv, which install through a daemon.
+
+Many tests repeat the install while upstream refuses connections.
+"""
 
 from __future__ import annotations
 
@@ -33,29 +36,29 @@ NEXT_LIB = make_wheel("lib", "3.0rc1")
 TOOL = make_sdist("Some.Tool", requires=["leaf"], modules={"some_tool.py": ""})
 LEAF = make_wheel("leaf")
 
-#: What installing app brings, from an upstream with all of these.
+#: The packages that an install of app results in.
 ALL = {"app": "1.0", "lib": "1.1", "Some.Tool": "1.0", "leaf": "1.0"}
 WANTED = [APP, LIB, TOOL, LEAF]
 
-#: Asks upstream about every page anew, so that what is served without it is served though it failed.
+#: Revalidates every page, so that an install without upstream uses stale pages.
 NO_FRESHNESS = {"MYPYPI_CACHE_TIME": "0"}
 
 
 def publish(index: FakeIndex, at: FileHost | None = None) -> None:
-    """Let upstream have all the packages above, their files there or `at` another host."""
+    """Publish all the packages above, with their files upstream or `at` another host."""
     for artifact in [*WANTED, OLD_LIB, FUTURE_LIB, NEXT_LIB]:
         index.add(artifact, at=at)
     index.add(YANKED_LIB, at=at, yanked="it eats data")
 
 
 def fetched(index: FakeIndex) -> list[str]:
-    """The names of the files, other than metadata, that upstream was asked for, each as often as it was."""
+    """List the files that upstream was asked for, once per request. Metadata files are left out."""
     names = [request.path.rpartition("/")[2] for request in index.seen("/packages/")]
     return sorted(name for name in names if not name.endswith(".metadata"))
 
 
 def link(server: str, index: FakeIndex, artifact: Artifact) -> str:
-    """The address of a file here, made from upstream's by the rule that the README gives."""
+    """Return a file's address on this server, which follows from upstream's. The README has the rule."""
     return f"{server}/file/{index.url_of(artifact.filename).replace('://', '/')}"
 
 
@@ -76,13 +79,16 @@ def uv(tmp_path: Path) -> Uv:
 
 
 class TestInstall:
+    """Tests installs with pip and with uv."""
+
     def test_with_dependencies_cold_then_warm(
         self, client: Client, index: FakeIndex, daemon_factory: DaemonFactory
     ) -> None:
         """
-        Wheels and an sdist, none for a later Python, none yanked, no pre-release; then the same without upstream.
+        Installs with and without upstream give the same packages.
 
-        Each file came from upstream once, and none of those that the page alone told not to take.
+        There are wheels and an sdist, and no yanked version, no pre-release and none for a later Python. Each file is
+        fetched once. No file is fetched that the page alone rules out.
         """
         publish(index)
         daemon = daemon_factory(env=NO_FRESHNESS)
@@ -95,7 +101,7 @@ class TestInstall:
     def test_a_yanked_version_when_it_is_pinned(
         self, client: Client, index: FakeIndex, daemon_factory: DaemonFactory
     ) -> None:
-        """Whoever asks for that very version gets it, and is told why not to (PEP 592)."""
+        """A pinned yanked version is installed, and its reason is shown (PEP 592)."""
         publish(index)
         assert client.install(daemon_factory().url, "lib==1.5") == {"lib": "1.5"}
         assert "it eats data" in client.last
@@ -103,14 +109,18 @@ class TestInstall:
     def test_a_pre_release_when_it_is_allowed(
         self, client: Client, index: FakeIndex, daemon_factory: DaemonFactory
     ) -> None:
-        """It is listed like any other version, and the client decides."""
+        """A pre-release is listed like any version, and the client decides."""
         publish(index)
         assert client.install(daemon_factory().url, "--pre", "lib") == {"lib": "3.0rc1"}
 
-    def test_an_sdist_built_with_what_is_at_hand(
+    def test_an_sdist_built_without_isolation(
         self, client: Client, index: FakeIndex, daemon_factory: DaemonFactory
     ) -> None:
-        """One with a setup.py, and no build environment for which more would be fetched."""
+        """
+        An sdist with a setup.py installs without build isolation.
+
+        A build environment would need further packages.
+        """
         index.add(make_sdist("legacy", requires=["leaf"], modules={"legacy.py": ""}, legacy=True))
         index.add(LEAF)
         daemon = daemon_factory()
@@ -119,7 +129,7 @@ class TestInstall:
     def test_with_hashes_required(
         self, client: Client, index: FakeIndex, daemon_factory: DaemonFactory, tmp_path: Path
     ) -> None:
-        """Files are upstream's to the last byte, cold and warm."""
+        """Files match required hashes, cold and warm."""
         publish(index)
         requirements = tmp_path / "requirements.txt"
         lines = [f"{each.project}=={each.version} --hash=sha256:{each.sha256}" for each in WANTED]
@@ -129,10 +139,14 @@ class TestInstall:
         with index.refusing():
             assert client.install(daemon.url, "--require-hashes", "-r", str(requirements)) == ALL
 
-    def test_from_an_upstream_whose_files_lie_elsewhere(
+    def test_files_on_another_host_than_the_index(
         self, client: Client, index: FakeIndex, daemon_factory: DaemonFactory
     ) -> None:
-        """The index and its files are different hosts, as PyPI's are; the daemon asks both, and the client neither."""
+        """
+        The daemon fetches files from a separate host, as PyPI has.
+
+        The client connects to neither the index nor that host.
+        """
         with FileHost() as files:
             publish(index, at=files)
             daemon = daemon_factory()
@@ -145,10 +159,14 @@ class TestInstall:
     @pytest.mark.parametrize(
         "make_upstream", [partial(FakeIndex, html_only=True), partial(FakeIndex, plain=True)], ids=["HTML", "bare"]
     )
-    def test_from_lesser_upstreams(
+    def test_upstreams_with_few_features(
         self, client: Client, make_upstream: Callable[[], FakeIndex], daemon_factory: DaemonFactory
     ) -> None:
-        """One that speaks HTML alone, and one without validators, metadata or ranges."""
+        """
+        Installs work with an upstream that has few features.
+
+        One has only HTML; the other has no validators, metadata or ranges.
+        """
         with make_upstream() as index:
             publish(index)
             daemon = daemon_factory(env={"MYPYPI_UPSTREAM_URL": index.url})
@@ -157,7 +175,7 @@ class TestInstall:
     def test_a_project_that_upstream_does_not_have(
         self, client: Client, index: FakeIndex, daemon_factory: DaemonFactory
     ) -> None:
-        """It says that there is none, at once, and not that something failed."""
+        """The client reports at once that there is no such project. It does not report a failure."""
         daemon = daemon_factory()
         with pytest.raises(AssertionError, match=r"(?i)no matching distribution|not found in the package registry"):
             client.install(daemon.url, "nothing-of-the-kind")
@@ -165,8 +183,10 @@ class TestInstall:
 
 
 class TestPip:
+    """Tests what pip does and uv does not."""
+
     def test_download(self, pip: Pip, index: FakeIndex, daemon_factory: DaemonFactory) -> None:
-        """``pip download`` gets files as they are."""
+        """``pip download`` saves upstream's exact bytes."""
         publish(index)
         target = pip.new_directory()
         pip.run("download", "--dest", target, "--index-url", f"{daemon_factory().url}/simple/", "app")
@@ -175,19 +195,23 @@ class TestPip:
         }
 
     def test_index_versions(self, pip: Pip, index: FakeIndex, daemon_factory: DaemonFactory) -> None:
-        """``pip index versions`` lists what could be installed here, latest first."""
+        """``pip index versions`` lists the installable versions, latest first."""
         publish(index)
         listed = pip.run("index", "versions", "--index-url", f"{daemon_factory().url}/simple/", "lib")
         assert "Available versions: 1.1, 1.0\n" in listed
 
-    def test_its_own_cache_never_adds_to_ours(
+    def test_its_own_cache_does_not_delay_new_versions(
         self, index: FakeIndex, daemon_factory: DaemonFactory, tmp_path: Path
     ) -> None:
-        """With its cache on, a new version is seen as soon as the page's freshness here is over (at once, here)."""
+        """
+        The cache of pip does not delay a new version.
+
+        pip sees the version as soon as the daemon's page is stale, which is at once in this test.
+        """
         index.add(OLD_LIB)
         daemon = daemon_factory(env=NO_FRESHNESS)
         pip = Pip(tmp_path)
-        cache = tmp_path / "cache"  # pip keeps nothing that came over plain HTTP from a host that it does not trust
+        cache = tmp_path / "cache"  # pip caches plain HTTP only from a host that it trusts
         cached = ["--cache-dir", str(cache), "--trusted-host", "127.0.0.1"]
         assert pip.install(daemon.url, *cached, "lib") == {"lib": "1.0"}
         assert list(cache.glob("http-v2/**/*.body"))
@@ -196,7 +220,11 @@ class TestPip:
 
 
 class TestUv:
-    """`uv sync --frozen` asks for the files in its lock, and for no page."""
+    """
+    Tests lock files and reads by ranges, which pip does not have.
+
+    ``uv sync --frozen`` requests the files in its lock file, and no page.
+    """
 
     @pytest.fixture
     def project(self, tmp_path: Path) -> Path:
@@ -207,10 +235,14 @@ class TestUv:
         (project / "pyproject.toml").write_text("\n".join([*lines, 'dependencies = ["app"]']))
         return project
 
-    def test_the_lock_names_files_by_rule(
+    def test_links_in_the_lock_follow_a_rule(
         self, uv: Uv, project: Path, index: FakeIndex, daemon_factory: DaemonFactory
     ) -> None:
-        """uv.lock keeps links that point here, and upstream's URL can be read off each, and the other way round."""
+        """
+        Links in uv.lock point to the daemon and follow a rule.
+
+        By the rule, upstream's URL can be derived from each link, and the link from the URL.
+        """
         publish(index)
         daemon = daemon_factory()
         lock(uv, project, daemon)
@@ -220,7 +252,7 @@ class TestUv:
     def test_a_frozen_sync_with_an_emptied_catalog(
         self, uv: Uv, project: Path, index: FakeIndex, daemon_factory: DaemonFactory
     ) -> None:
-        """Stored files are found again without their record, and without upstream."""
+        """Stored files are found without their record and without upstream."""
         publish(index)
         first = daemon_factory(env=NO_FRESHNESS)
         lock(uv, project, first)
@@ -234,7 +266,7 @@ class TestUv:
     def test_a_frozen_sync_with_an_emptied_catalog_and_no_files(
         self, uv: Uv, project: Path, index: FakeIndex, daemon_factory: DaemonFactory
     ) -> None:
-        """What a lock names is found by reading upstream's pages again, which the client does not ask for."""
+        """The daemon finds a locked file by reading upstream's page again. The client does not request the page."""
         publish(index)
         first = daemon_factory()
         lock(uv, project, first)
@@ -247,7 +279,7 @@ class TestUv:
         assert index.count("/simple/lib/") == pages + 1
 
     def test_an_upstream_without_metadata_is_read_by_ranges(self, uv: Uv, daemon_factory: DaemonFactory) -> None:
-        """The end of a wheel is read while nothing of it is here yet; it comes from upstream once all the same."""
+        """The end of a wheel that is not stored yet can be read. The wheel is still fetched only once."""
         with FakeIndex(plain=True) as index:
             publish(index)
             daemon = daemon_factory(env={"MYPYPI_UPSTREAM_URL": index.url})
@@ -258,12 +290,12 @@ class TestUv:
 
 
 def lock(uv: Uv, project: Path, daemon: Daemon) -> None:
-    """Make the project's uv.lock."""
+    """Create the project's uv.lock."""
     uv.run("lock", "--project", project, "--default-index", f"{daemon.url}/simple/")
 
 
 def sync(uv: Uv, project: Path) -> dict[str, str]:
-    """Make an environment from the project's uv.lock alone: what is in it then."""
+    """Create an environment from the project's uv.lock alone. Return the installed packages."""
     uv.run("venv", "--clear", project / ".venv")
     uv.run("sync", "--project", project, "--frozen", "--no-install-project")
     (site,) = (project / ".venv").glob("lib/python*/site-packages")
@@ -271,7 +303,11 @@ def sync(uv: Uv, project: Path) -> dict[str, str]:
 
 
 def restarted_without_catalog(daemon: Daemon, daemon_factory: DaemonFactory) -> Daemon:
-    """Another daemon at the same address, over the same data with an emptied Redis: nothing is in memory either."""
+    """
+    Replace the daemon by one at the same address with an empty catalog.
+
+    It has the same data directory, and nothing in memory.
+    """
     with socket.socket(socket.AF_UNIX) as redis:
         redis.connect(str(EmbeddedRedis(None, daemon.data).socket))
         redis.sendall(b"FLUSHALL\r\nDBSIZE\r\n")
@@ -284,7 +320,11 @@ def restarted_without_catalog(daemon: Daemon, daemon_factory: DaemonFactory) -> 
 
 
 def requests_of(daemon: Daemon, path: str = "/") -> list[str]:
-    """What it logged of the requests for paths that begin so: method, path and status of each. It is stopped first."""
+    """
+    List the requests that the daemon logged for paths with this prefix.
+
+    Each item has a method, a path and a status. The daemon is stopped first.
+    """
     daemon.stop()
     lines = re.findall(rf"\] 127\.0\.0\.1 (\d+) .* B ([A-Z]+ {re.escape(path)}\S*) ", daemon.log)
     return [f"{request} {status}" for status, request in lines]
@@ -292,18 +332,20 @@ def requests_of(daemon: Daemon, path: str = "/") -> list[str]:
 
 @pytest.fixture
 def public(daemon_factory: DaemonFactory, tmp_path: Path) -> Daemon:
-    """A daemon before the public index, whose data are in ``public``."""
+    """A daemon in front of PyPI, whose data directory is ``public``."""
     url = default_upstream("pypi")
     try:
         urllib.request.urlopen(f"{url}/simple/pip/", timeout=20).close()  # noqa: S310 - it is https
     except URLError as error:
-        pytest.skip(f"the public index can't be reached: {error.reason}")
+        pytest.skip(f"PyPI can't be reached: {error.reason}")
     trust = {name: os.environ[name] for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if name in os.environ}
     return daemon_factory(data=tmp_path / "public", env={"MYPYPI_UPSTREAM_URL": "", **trust})
 
 
 @pytest.mark.live
 class TestPublicIndex:
+    """Tests packages from PyPI."""
+
     @pytest.mark.parametrize(("kind", "project", "least"), [(Pip, "flask", 6), (Uv, "httpx", 5)])
     def test_real_packages_cold_then_warm(
         self,
@@ -314,7 +356,7 @@ class TestPublicIndex:
         daemon_factory: DaemonFactory,
         tmp_path: Path,
     ) -> None:
-        """What was installed once is installed again by a daemon on the same data that has no upstream any more."""
+        """A daemon without upstream installs the same packages from the same data."""
         client = kind(tmp_path)
         cold = client.install(public.url, project)
         assert project in {name.lower() for name in cold}
@@ -329,7 +371,7 @@ class TestPublicIndex:
     def test_pip_21(
         self, pip: Pip, public: Daemon, index: FakeIndex, daemon_factory: DaemonFactory, tmp_path: Path
     ) -> None:
-        """A pip that knows nothing but HTML gets itself from the public index, and installs cold and warm."""
+        """A pip that reads only HTML installs cold and warm. The old pip itself is downloaded from PyPI."""
         wheels = pip.new_directory()
         pip.run("download", "--no-deps", "--dest", wheels, "--index-url", f"{public.url}/simple/", "pip==21.3.1")
         (wheel,) = wheels.iterdir()

@@ -1,8 +1,7 @@
-"""
-Promise 8, with real processes: Redis, disk or storage fail, and clients get their pages and files all the same.
+"""Tests promise 8: clients are served while Redis, the disk or the storage fails.
 
-Each trouble is told once in the log with its reason, in ``/-/health/ready`` and in ``/-/metrics``, and is over by
-itself, with a line that says so. What happens when a bucket fails is in test_bucket.py.
+Each failure is reported once in the log with its reason, in ``/-/health/ready`` and in ``/-/metrics``. The daemon
+recovers without intervention and logs that. Failures of a bucket are in test_bucket.py.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ LARGE = 3_000_000
 
 
 @define(eq=False)
-class Place:
-    """A daemon between clients and an upstream, and what it stands on. Each package is asked for by one test only."""
+class Deployment:
+    """A daemon in front of an upstream, with its data directory. Each package is requested by one test only."""
 
     index: FakeIndex
     daemon: Daemon
@@ -48,18 +47,18 @@ class Place:
         self.index.add(wheel)
         return wheel
 
-    def page(self, wheel: Artifact) -> Answer:
+    def get_page(self, wheel: Artifact) -> Answer:
         return get(f"{self.daemon.url}/simple/{wheel.project}/")
 
-    def file(self, wheel: Artifact) -> Answer:
-        """The file, from wherever the server sends its client."""
+    def get_file(self, wheel: Artifact) -> Answer:
+        """Request the file, following the redirect if there is one."""
         answer = get(f"{self.daemon.url}/file/{self.index.url_of(wheel.filename).replace('://', '/')}")
         return get(answer.headers["Location"]) if answer.status == 302 else answer
 
     def serves(self, *wheels: Artifact) -> bool:
-        """Page and file of each, whole."""
+        """Check the page and the file of each wheel."""
         for wheel in wheels:
-            page, file = self.page(wheel), self.file(wheel)
+            page, file = self.get_page(wheel), self.get_file(wheel)
             assert page.status == 200, page
             assert wheel.filename in page.body.decode()
             assert (file.status, file.body, file.complete) == (200, wheel.content, True)
@@ -74,88 +73,96 @@ class Place:
     def health(self) -> Any:
         return get(f"{self.daemon.url}/-/health/ready").json()
 
-    def is_degraded(self, part: str, why: str) -> None:
-        """Told as such, of this part, for this reason."""
+    def assert_degraded(self, part: str, why: str) -> None:
+        """Check that health and metrics report this part as degraded. The health gives this reason."""
         health = self.health()
         assert health["status"] == "degraded"
         assert why in health["checks"][part]
         assert value(scrape(self.daemon), "degraded", part=part) == 1
 
-    def is_well(self) -> None:
-        """Again, and by itself."""
+    def assert_recovered(self) -> None:
+        """Check that all parts recover without intervention."""
         health = eventually(self.health, lambda found: found["status"] == "ok")
         assert set(health["checks"].values()) == {"ok"}
-        told = scrape(self.daemon)
-        assert {value(told, "degraded", part=part) for part in health["checks"]} == {0}
+        metrics = scrape(self.daemon)
+        assert {value(metrics, "degraded", part=part) for part in health["checks"]} == {0}
 
-    def logged(self, words: str) -> int:
+    def count_logged(self, words: str) -> int:
         return sum(words in line for line in self.daemon.log.splitlines())
 
 
 @contextmanager
-def place_of(tmp_path: Path, plugin: str = "mypypi-server", **settings: str) -> Iterator[Place]:
+def deploy(tmp_path: Path, plugin: str = "mypypi-server", **settings: str) -> Iterator[Deployment]:
     env = {f"MYPYPI_{name}": text for name, text in settings.items()} | {"WORKERS": "1"}
     with FakeIndex() as index, daemons(index.url, tmp_path / "data") as start:
-        yield Place(index, start(plugin, env=env), tmp_path / "data")
+        yield Deployment(index, start(plugin, env=env), tmp_path / "data")
 
 
 class TestRedis:
-    """What is in Redis are pages and the queue: files are found without it."""
+    """Tests failures of Redis, which has the pages and the queue. Files are found without it."""
 
     @pytest.fixture
     def redis(self) -> Iterator[Redis]:
         with Redis() as redis:
             yield redis
 
-    def test_gone_at_the_start(self, redis: Redis, tmp_path: Path) -> None:
-        """It serves, and uses Redis as soon as there is one."""
+    def test_down_at_the_start(self, redis: Redis, tmp_path: Path) -> None:
+        """A daemon that starts without Redis uses it once Redis runs."""
         redis.kill()
-        with place_of(tmp_path, REDIS_URL=redis.url) as place:
-            one, two = place.publish(), place.publish()
-            assert place.serves(one, two, one)
-            place.is_degraded("redis", "can't be reached")
-            assert value(scrape(place.daemon), "queue_jobs", state="waiting") is None
+        with deploy(tmp_path, REDIS_URL=redis.url) as deployment:
+            one, two = deployment.publish(), deployment.publish()
+            assert deployment.serves(one, two, one)
+            deployment.assert_degraded("redis", "can't be reached")
+            assert value(scrape(deployment.daemon), "queue_jobs", state="waiting") is None
             redis.start()
-            place.is_well()
-            assert place.serves(one, two, place.publish())
-            assert value(scrape(place.daemon), "queue_jobs", state="waiting") == 0
-            assert (place.logged("serving without it"), place.logged("is back")) == (1, 1)
+            deployment.assert_recovered()
+            assert deployment.serves(one, two, deployment.publish())
+            assert value(scrape(deployment.daemon), "queue_jobs", state="waiting") == 0
+            assert (deployment.count_logged("serving without it"), deployment.count_logged("is back")) == (1, 1)
 
-    def test_gone_later(self, redis: Redis, tmp_path: Path) -> None:
-        """What was there before, and what is new."""
-        with place_of(tmp_path, REDIS_URL=redis.url, CACHE_TIME="1") as place:
-            one, two = place.publish(), place.publish()
-            assert place.serves(one)
+    def test_down_later(self, redis: Redis, tmp_path: Path) -> None:
+        """Known and new packages are served without Redis."""
+        with deploy(tmp_path, REDIS_URL=redis.url, CACHE_TIME="1") as deployment:
+            one, two = deployment.publish(), deployment.publish()
+            assert deployment.serves(one)
             redis.kill()
-            assert place.serves(one, two, one)
-            place.is_degraded("redis", "can't be reached")
+            assert deployment.serves(one, two, one)
+            deployment.assert_degraded("redis", "can't be reached")
             redis.start()
-            place.is_well()
-            assert place.serves(one, two, place.publish())
-            assert (place.logged("serving without it"), place.logged("is back")) == (1, 1)
+            deployment.assert_recovered()
+            assert deployment.serves(one, two, deployment.publish())
+            assert (deployment.count_logged("serving without it"), deployment.count_logged("is back")) == (1, 1)
 
     def test_slow(self, redis: Redis, tmp_path: Path) -> None:
-        """A Redis whose answers come after seconds costs a moment, and then nothing until it is quick again."""
-        with SlowLink(redis.port) as link, place_of(tmp_path, REDIS_URL=f"redis://127.0.0.1:{link.port}") as place:
-            one, two, three = (place.publish() for _ in range(3))
-            assert place.serves(one)
+        """
+        A slow Redis delays only the first requests.
+
+        Its answers take seconds. The daemon then serves without it until it is fast again.
+        """
+        with SlowLink(redis.port) as link, deploy(tmp_path, REDIS_URL=f"redis://127.0.0.1:{link.port}") as deployment:
+            one, two, three = (deployment.publish() for _ in range(3))
+            assert deployment.serves(one)
             link.delay = 4.0
             asked_at = time.monotonic()
-            assert place.serves(two)
-            assert time.monotonic() - asked_at < 10  # pip waits for 15 seconds for each of the two
+            assert deployment.serves(two)
+            assert time.monotonic() - asked_at < 10  # pip's timeout is 15 seconds for each of the two
             asked_at = time.monotonic()
-            assert place.serves(one, two, three)
+            assert deployment.serves(one, two, three)
             assert time.monotonic() - asked_at < 4
-            place.is_degraded("redis", "")
+            deployment.assert_degraded("redis", "")
             eventually(lambda: link.delayed, bool)
             link.delay = 0.0
-            place.is_well()
-            assert place.serves(one, two, three, place.publish())
-            assert (place.logged("serving without it"), place.logged("is back")) == (1, 1)
+            deployment.assert_recovered()
+            assert deployment.serves(one, two, three, deployment.publish())
+            assert (deployment.count_logged("serving without it"), deployment.count_logged("is back")) == (1, 1)
 
     @pytest.mark.parametrize("when", ["at the start", "later"])
     def test_out_of_memory(self, redis: Redis, tmp_path: Path, when: str) -> None:
-        """It refuses to keep anything, and answers all else: the log and the health say what is to be done."""
+        """
+        A full Redis refuses writes and is reported as degraded.
+
+        It still executes all other commands. The log and the health say what to do.
+        """
 
         def fill() -> None:
             redis.call("CONFIG", "SET", "maxmemory-policy", "noeviction")
@@ -163,127 +170,152 @@ class TestRedis:
 
         if when == "at the start":
             fill()
-        with place_of(tmp_path, REDIS_URL=redis.url) as place:
-            one, two = place.publish(), place.publish()
+        with deploy(tmp_path, REDIS_URL=redis.url) as deployment:
+            one, two = deployment.publish(), deployment.publish()
             if when == "later":
-                assert place.serves(one)
+                assert deployment.serves(one)
                 fill()
-            assert place.serves(one, two, one, two)
-            place.is_degraded("redis", "OOM")
+            assert deployment.serves(one, two, one, two)
+            deployment.assert_degraded("redis", "OOM")
             redis.call("CONFIG", "SET", "maxmemory", "0")
-            place.daemon.wait_for_log("executes commands again")
-            place.is_well()
-            assert place.serves(one, two, place.publish())
-            assert (place.logged("refused a command"), place.logged("executes commands again")) == (1, 1)
-            assert place.logged("OOM") >= 1
+            deployment.daemon.wait_for_log("executes commands again")
+            deployment.assert_recovered()
+            assert deployment.serves(one, two, deployment.publish())
+            assert (
+                deployment.count_logged("refused a command"),
+                deployment.count_logged("executes commands again"),
+            ) == (1, 1)
+            assert deployment.count_logged("OOM") >= 1
 
 
 class TestDisk:
-    """The one on which drafts and files lie: clients get from upstream what can't be kept."""
+    """Tests failures of the disk that has the drafts and files. Clients get from upstream what can't be stored."""
 
     @pytest.fixture
-    def place(self, tmp_path: Path) -> Iterator[Place]:
-        with Redis() as redis, place_of(tmp_path, REDIS_URL=redis.url) as place:
-            yield place
+    def deployment(self, tmp_path: Path) -> Iterator[Deployment]:
+        with Redis() as redis, deploy(tmp_path, REDIS_URL=redis.url) as deployment:
+            yield deployment
 
     @pytest.fixture
-    def small(self, tmp_path: Path) -> Iterator[Place]:
-        """With a disk of four megabytes for drafts and files."""
+    def small_disk(self, tmp_path: Path) -> Iterator[Deployment]:
+        """A deployment whose data directory is a disk of four megabytes."""
         (tmp_path / "data").mkdir()
         with ExitStack() as ending:
             ending.enter_context(mounted(tmp_path / "data"))
             redis = ending.enter_context(Redis())
-            yield ending.enter_context(place_of(tmp_path, REDIS_URL=redis.url))
+            yield ending.enter_context(deploy(tmp_path, REDIS_URL=redis.url))
 
-    def test_full(self, small: Place) -> None:
-        """What is stored is served, and all else from upstream, until there is room."""
-        one = small.publish(100_000)
-        assert small.serves(one)
-        small.wait_stored(1)
-        filling = small.data / "filling"
+    def test_full(self, small_disk: Deployment) -> None:
+        """A full disk serves its files; others come from upstream. Files are stored again when there is space."""
+        one = small_disk.publish(100_000)
+        assert small_disk.serves(one)
+        small_disk.wait_stored(1)
+        filling = small_disk.data / "filling"
         fill(filling)
-        two, three = small.publish(100_000), small.publish(100_000)
-        assert small.serves(one, two, three, two)
-        small.is_degraded("storage", "No space left")
+        two, three = small_disk.publish(100_000), small_disk.publish(100_000)
+        assert small_disk.serves(one, two, three, two)
+        small_disk.assert_degraded("storage", "No space left")
         filling.unlink()
-        assert small.serves(two, three)
-        small.wait_stored(3)
-        small.is_well()
-        assert (small.logged("files can't be stored"), small.logged("files can be stored again")) == (1, 1)
-        assert list((small.data / "drafts").iterdir()) == []
+        assert small_disk.serves(two, three)
+        small_disk.wait_stored(3)
+        small_disk.assert_recovered()
+        assert (
+            small_disk.count_logged("files can't be stored"),
+            small_disk.count_logged("files can be stored again"),
+        ) == (1, 1)
+        assert list((small_disk.data / "drafts").iterdir()) == []
 
-    def test_full_while_a_file_arrives(self, small: Place) -> None:
-        """No client gets a short file for a whole one; what asks again is served, and nothing is left of it."""
-        one = small.publish(LARGE)
-        fill(small.data / "filling", leave=1_000_000)
-        answer = small.file(one)
+    def test_full_while_a_file_arrives(self, small_disk: Deployment) -> None:
+        """
+        No client gets a short file as a complete one.
+
+        A repeated request is served, and nothing of the failed fetch is left.
+        """
+        one = small_disk.publish(LARGE)
+        fill(small_disk.data / "filling", leave=1_000_000)
+        answer = small_disk.get_file(one)
         assert answer.body == one.content or not answer.complete
-        assert small.file(one).body == one.content
-        (small.data / "filling").unlink()
-        assert small.serves(one)
-        small.wait_stored(1)
-        small.is_well()
+        assert small_disk.get_file(one).body == one.content
+        (small_disk.data / "filling").unlink()
+        assert small_disk.serves(one)
+        small_disk.wait_stored(1)
+        small_disk.assert_recovered()
 
-    def test_read_only(self, small: Place) -> None:
-        """As after an error of the disk: what is stored is read."""
-        one = small.publish()
-        assert small.serves(one)
-        small.wait_stored(1)
-        two = small.publish()
-        eventually(lambda: remounted(small.data, "ro"), bool)  # nothing may be open for writing
-        assert small.serves(one, two, one, two)
-        small.is_degraded("storage", "Read-only file system")
-        assert remounted(small.data, "rw")
-        assert small.serves(one, two)
-        small.wait_stored(2)
-        small.is_well()
-        assert (small.logged("files can't be stored"), small.logged("files can be stored again")) == (1, 1)
+    def test_read_only(self, small_disk: Deployment) -> None:
+        """A read-only disk serves the files that it has. A disk error may cause that state."""
+        one = small_disk.publish()
+        assert small_disk.serves(one)
+        small_disk.wait_stored(1)
+        two = small_disk.publish()
+        eventually(lambda: remount(small_disk.data, "ro"), bool)  # fails while a file is open for writing
+        assert small_disk.serves(one, two, one, two)
+        small_disk.assert_degraded("storage", "Read-only file system")
+        assert remount(small_disk.data, "rw")
+        assert small_disk.serves(one, two)
+        small_disk.wait_stored(2)
+        small_disk.assert_recovered()
+        assert (
+            small_disk.count_logged("files can't be stored"),
+            small_disk.count_logged("files can be stored again"),
+        ) == (1, 1)
 
-    @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="the limit of another process is Linux's")
-    def test_nothing_can_be_written(self, place: Place) -> None:
-        """Without a disk of its own, for whoever may not mount one: no file may have a byte in it."""
-        one, two = place.publish(), place.publish()
-        assert place.serves(one)
-        place.wait_stored(1)
-        with unwritable(place.daemon):
+    @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux sets limits of another process")
+    def test_nothing_can_be_written(self, deployment: Deployment) -> None:
+        """
+        Stored files are served while no byte can be written.
+
+        The test limits the size of files, so it needs no right to mount a disk.
+        """
+        one, two = deployment.publish(), deployment.publish()
+        assert deployment.serves(one)
+        deployment.wait_stored(1)
+        with unwritable(deployment.daemon):
             for _ in range(3):
-                answer = place.file(two)
+                answer = deployment.get_file(two)
                 assert answer.body == two.content or not answer.complete
-                assert place.serves(one)
-            place.is_degraded("storage", os.strerror(errno.EFBIG))
-        assert place.serves(one, two)
-        place.wait_stored(2)
-        place.is_well()
+                assert deployment.serves(one)
+            deployment.assert_degraded("storage", os.strerror(errno.EFBIG))
+        assert deployment.serves(one, two)
+        deployment.wait_stored(2)
+        deployment.assert_recovered()
 
-    @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="the limit of another process is Linux's")
-    def test_a_disk_that_fails_is_told_by_the_first_file(self, place: Place) -> None:
-        """It says that there is room, and takes nothing, as broken ones do: clients get files all the same."""
-        one, two = place.publish(), place.publish()
-        with unwritable(place.daemon):
-            assert place.serves(one, two, one)
-        assert place.serves(one, two)
-        place.wait_stored(2)
+    @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux sets limits of another process")
+    def test_a_disk_that_fails_at_the_first_file(self, deployment: Deployment) -> None:
+        """
+        Clients get files although the first write fails.
 
-    def test_a_storage_that_fails(self, place: Place) -> None:
-        """Drafts can be written, and not be stored: something else lies where files should."""
-        one, two, three = (place.publish() for _ in range(3))
-        assert place.serves(one)
-        place.wait_stored(1)
-        files = place.data / "files"
-        files.rename(place.data / "elsewhere")
+        A broken disk may report free space and still refuse writes.
+        """
+        one, two = deployment.publish(), deployment.publish()
+        with unwritable(deployment.daemon):
+            assert deployment.serves(one, two, one)
+        assert deployment.serves(one, two)
+        deployment.wait_stored(2)
+
+    def test_a_storage_that_fails(self, deployment: Deployment) -> None:
+        """
+        Clients get files while drafts can be written but not stored.
+
+        A file replaces the directory of the storage.
+        """
+        one, two, three = (deployment.publish() for _ in range(3))
+        assert deployment.serves(one)
+        deployment.wait_stored(1)
+        files = deployment.data / "files"
+        files.rename(deployment.data / "elsewhere")
         files.write_bytes(b"")
-        assert place.serves(one, two, three, two)
-        place.is_degraded("storage", "the file storage can't be written")
+        assert deployment.serves(one, two, three, two)
+        deployment.assert_degraded("storage", "the file storage can't be written")
         files.unlink()
-        (place.data / "elsewhere").rename(files)
-        assert place.serves(one, two, three)
-        place.wait_stored(3)
-        place.is_well()
+        (deployment.data / "elsewhere").rename(files)
+        assert deployment.serves(one, two, three)
+        deployment.wait_stored(3)
+        deployment.assert_recovered()
 
 
 @contextmanager
 def unwritable(daemon: Daemon) -> Iterator[None]:
-    """No file of this daemon's may grow."""
+    """Keep the daemon's files from growing inside the block."""
     limits = resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, (0, limits[1]))
     try:
@@ -294,7 +326,7 @@ def unwritable(daemon: Daemon) -> Iterator[None]:
 
 @contextmanager
 def mounted(directory: Path) -> Iterator[None]:
-    """A small disk in memory at this directory. Skips the test where there can be none."""
+    """Mount a small disk in memory at this directory. Skips the test where mounting is not possible."""
     try:
         subprocess.run(
             ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(directory)],  # noqa: S607 - as root
@@ -309,14 +341,14 @@ def mounted(directory: Path) -> Iterator[None]:
         subprocess.run(["umount", str(directory)], check=True)  # noqa: S607 - as above
 
 
-def remounted(directory: Path, how: str) -> bool:
-    """Whether the disk at this directory could be made ``ro`` or ``rw``."""
+def remount(directory: Path, how: str) -> bool:
+    """Remount the disk ``ro`` or ``rw``. Return whether that succeeded."""
     command = ["mount", "-o", f"remount,{how}", str(directory)]
     return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
 def fill(path: Path, leave: int = 0) -> None:
-    """Take all the room there is on this disk, but for some bytes. Fails where it could not be filled."""
+    """Fill this disk except for `leave` bytes. Fails if the disk could not be filled."""
     with path.open("wb", buffering=0) as file:
         with pytest.raises(OSError, match="No space left"):
             file.writelines(repeat(b"a" * 4096))

@@ -1,4 +1,7 @@
-"""One fetch per file for all processes of a host, and for all hosts that share a Redis and a bucket."""
+"""Tests that all processes and hosts share one fetch per file.
+
+Processes share the disk of their host. Hosts share Redis and a bucket.
+"""
 
 from __future__ import annotations
 
@@ -17,39 +20,43 @@ from tests.rig.load import Outcome, Storm
 from tests.rig.packages import Artifact
 from tests.support.cluster import Cluster
 
-#: The file that everybody asks for at once, and the pace at which upstream serves it.
+#: The size of the file that all clients request (bytes), and the rate at which upstream sends it (bytes/s).
 LARGE = 50 * 1000 * 1000
-PACE = 20e6
+RATE = 20e6
 CLIENTS = 200
 MB = 1024 * 1024
 
 
 @pytest.fixture
 def local(cluster: Cluster) -> Cluster:
-    """Files are kept on the hosts' own disks."""
+    """A cluster whose hosts store files on their own disks."""
     cluster.settings |= {"FILE_STORAGE_DRIVER": "local"}
     return cluster
 
 
-def slow(cluster: Cluster, wheel: Artifact) -> Trickle:
-    """Upstream serves this file at its pace, and no faster."""
-    return cluster.index.fault(cluster.index.path_of(wheel.filename), Trickle(PACE, MB))
+def limit_rate(cluster: Cluster, wheel: Artifact) -> Trickle:
+    """Limit the rate at which upstream sends this file."""
+    return cluster.index.fault(cluster.index.path_of(wheel.filename), Trickle(RATE, MB))
 
 
 def storm(cluster: Cluster, wheel: Artifact, servers: Sequence[Daemon], clients: int, place: Path) -> Storm:
-    """So many clients ask these servers for the file, in turn."""
+    """Start clients that request the file from these servers in turn."""
     expected = place / "expected"
     expected.write_bytes(wheel.content)
     return Storm([servers[number % len(servers)].url + cluster.path(wheel) for number in range(clients)], expected)
 
 
 def ranges(cluster: Cluster, wheel: Artifact) -> list[str | None]:
-    """What each request that upstream got for the file asked for."""
+    """List the Range header of each request for the file that upstream got."""
     return [request.headers["Range"] for request in cluster.index.seen(cluster.index.path_of(wheel.filename))]
 
 
-def filler(cluster: Cluster) -> psutil.Process:
-    """The process that fills the one draft: the kernel knows who holds the lock of its note."""
+def fetching_process(cluster: Cluster) -> psutil.Process:
+    """
+    Find the process that fills the only draft.
+
+    It holds the lock on the draft's note, and the kernel lists the locks.
+    """
     (note,) = (cluster.data() / "drafts").glob("*.note")
     inode = note.stat().st_ino
     lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
@@ -57,59 +64,70 @@ def filler(cluster: Cluster) -> psutil.Process:
     return psutil.Process(pid)
 
 
-def _family(server: Daemon) -> list[psutil.Process]:
+def _processes_of(server: Daemon) -> list[psutil.Process]:
     process = psutil.Process(server.pid)
     return [process, *process.children(recursive=True)]
 
 
 def clients_of(process: psutil.Process, server: Daemon) -> int:
-    """How many clients are connected to this process of a server."""
+    """Count the clients that are connected to this process of a server."""
     return sum(
         each.status == psutil.CONN_ESTABLISHED and each.laddr.port == server.port
         for each in process.net_connections("tcp")
     )
 
 
-def are_whole(outcomes: Sequence[Outcome]) -> bool:
+def all_complete(outcomes: Sequence[Outcome]) -> bool:
     return all(each.whole for each in outcomes)
 
 
 class TestOneHost:
-    """``WORKERS=4`` over one socket, and one cold file that everybody wants."""
+    """Tests clients that request one cold file with ``WORKERS=4``. The processes share one socket."""
 
     def test_two_hundred_clients_make_one_request(self, local: Cluster, tmp_path: Path) -> None:
-        """Promise 3: each gets the same bytes, while they come; all processes together hardly grow."""
+        """
+        Promise 3: all clients get the same bytes from one fetch.
+
+        They get them while upstream sends, and the processes together hardly grow in memory.
+        """
         wheel = local.publish(LARGE)
-        trickle = slow(local, wheel)
+        trickle = limit_rate(local, wheel)
         server = local.server(WORKERS="4")
         get(f"{server.url}/-/health/ready")
         before = server.rss_bytes(children=True)
-        storming = storm(local, wheel, [server], CLIENTS, tmp_path)
+        clients = storm(local, wheel, [server], CLIENTS, tmp_path)
         trickle.wait_served()
-        eventually(lambda: clients_at_work(server), lambda working: working > 1)
+        eventually(lambda: processes_with_clients(server), lambda processes: processes > 1)
         grown = server.rss_bytes(children=True) - before
-        outcomes = storming.outcomes()
+        outcomes = clients.outcomes()
         grown = max(grown, server.rss_bytes(children=True) - before)
-        assert are_whole(outcomes), Counter(outcomes)
+        assert all_complete(outcomes), Counter(outcomes)
         assert ranges(local, wheel) == [None]
         assert grown < 150 * MB
         assert local.left_over() == []
 
-    @pytest.mark.skipif(not Path("/proc/locks").exists(), reason="who holds a lock is told by Linux alone")
+    @pytest.mark.skipif(not Path("/proc/locks").exists(), reason="only Linux lists the holders of locks")
     def test_the_process_that_fetches_is_killed(self, local: Cluster, tmp_path: Path) -> None:
-        """Promise 5: another one asks for the rest; only clients of the killed one notice more than a pause."""
+        """
+        Promise 5: another process resumes the fetch of a killed process.
+
+        Only clients of the killed process notice more than a pause.
+        """
         wheel = local.publish(LARGE)
         gate = local.index.fault(local.index.path_of(wheel.filename), Gate())
         server = local.server(WORKERS="4")
-        storming = storm(local, wheel, [server], CLIENTS, tmp_path)
+        clients = storm(local, wheel, [server], CLIENTS, tmp_path)
         gate.allow(LARGE // 2)
         gate.wait_sent(LARGE // 2)
-        doomed = filler(local)
-        eventually(lambda: sum(clients_of(each, server) for each in _family(server)), lambda all_: all_ == CLIENTS)
+        doomed = fetching_process(local)
+        eventually(
+            lambda: sum(clients_of(each, server) for each in _processes_of(server)),
+            lambda connected: connected == CLIENTS,
+        )
         its_clients = clients_of(doomed, server)
         doomed.kill()
         gate.allow_all()
-        outcomes = storming.outcomes()
+        outcomes = clients.outcomes()
         broken = [each for each in outcomes if not each.whole]
         assert not any(each.wrong for each in outcomes)
         assert len(broken) == its_clients
@@ -120,7 +138,11 @@ class TestOneHost:
         assert local.get(server, wheel).body == wheel.content
 
     def test_two_daemons_over_one_data_directory(self, local: Cluster) -> None:
-        """As two deployments that share a disk would be: one fetch, and a stop of one hands it to the other."""
+        """
+        Two daemons with one data directory share a fetch.
+
+        When the first stops, the second resumes it. Two deployments may share a disk like this.
+        """
         wheel = local.publish(2 * MB)
         gate = local.index.fault(local.index.path_of(wheel.filename), Gate())
         first, second = local.server(DRAIN_TIME="0"), local.server()
@@ -138,16 +160,20 @@ class TestOneHost:
         assert ranges(local, wheel) == [None, f"bytes={MB}-"]
 
 
-def clients_at_work(server: Daemon) -> int:
-    """How many processes of a server have clients."""
-    return sum(clients_of(process, server) > 0 for process in _family(server))
+def processes_with_clients(server: Daemon) -> int:
+    """Count the processes of a server that have clients."""
+    return sum(clients_of(process, server) > 0 for process in _processes_of(server))
 
 
 class TestHosts:
-    """Two servers with a disk each, one Redis, one bucket."""
+    """Tests two servers with a disk each, one Redis and one bucket."""
 
     def test_clients_of_the_other_host_are_sent_to_upstream(self, cluster: Cluster, tmp_path: Path) -> None:
-        """The hosts fetch once; when the file is in the bucket, both send their clients there."""
+        """
+        While one host fetches, the other redirects to upstream.
+
+        When the file is in the bucket, both redirect there.
+        """
         wheel = cluster.publish(LARGE // 5)
         gate = cluster.index.fault(cluster.index.path_of(wheel.filename), Gate())
         here, there = cluster.server("here"), cluster.server("there")
@@ -155,12 +181,12 @@ class TestHosts:
         gate.allow(MB)
         with SlowReader(here.url + cluster.path(wheel)) as first:
             first.read(1000)
-            storming = storm(cluster, wheel, [here], 40, tmp_path)
+            clients = storm(cluster, wheel, [here], 40, tmp_path)
             others = storm(cluster, wheel, [there], 40, tmp_path).outcomes()
             gate.allow_all()
             assert first.rest().complete
         assert {(each.status, each.location) for each in others} == {(302, cluster.index.url_of(wheel.filename))}
-        assert are_whole(storming.outcomes())
+        assert all_complete(clients.outcomes())
         assert ranges(cluster, wheel) == [None]
         eventually(cluster.objects, lambda names: names == [cluster.object_name(wheel)])
         for server in (here, there):
@@ -169,9 +195,13 @@ class TestHosts:
         assert ranges(cluster, wheel) == [None]
 
     def test_strict_clients_of_the_other_host_wait_for_the_bucket(self, cluster: Cluster, tmp_path: Path) -> None:
-        """Never a redirect to upstream, never a second fetch: they get the file from the bucket once it is there."""
+        """
+        Strict clients of the other host get the file from the bucket.
+
+        There is no redirect to upstream and no second fetch.
+        """
         wheel = cluster.publish(LARGE // 5)
-        slow(cluster, wheel)
+        limit_rate(cluster, wheel)
         cluster.settings |= {"UPSTREAM_STRICT": "true"}
         here, there = cluster.server("here"), cluster.server("there")
         cluster.workers(1, "here")
@@ -186,7 +216,11 @@ class TestHosts:
         assert cluster.follow(there, wheel).body == wheel.content
 
     def test_the_host_that_fetches_is_killed(self, cluster: Cluster) -> None:
-        """Its lease runs out: who asked elsewhere is told to come back, and when it does, the other host fetches."""
+        """
+        The other host fetches after the killed host's lease has expired.
+
+        Its clients get 503 with Retry-After until then.
+        """
         wheel = cluster.publish(MB)
         gate = cluster.index.fault(cluster.index.path_of(wheel.filename), Gate())
         gate.allow(MB // 2)

@@ -1,4 +1,4 @@
-"""One revalidation per page for all servers that share a Redis, and one pause: real daemons before a real upstream."""
+"""Tests that servers with one Redis share revalidations and back-off."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ from tests.rig.wire import BOUND
 from tests.support.cluster import Cluster
 
 CLIENTS = 40
-#: Seconds for which pages are fresh where that is meant to end within a test.
-BRIEFLY = 2
+#: Seconds for which a page is fresh if it has to become stale within a test.
+SHORT_CACHE_TIME = 2
 JSON = {"Accept": "application/vnd.pypi.simple.v1+json"}
 
 
 @pytest.fixture
 def local(cluster: Cluster) -> Cluster:
-    """Files are kept on the hosts' own disks; a test may take its time without a page being answered stale."""
+    """
+    A cluster that stores files on its hosts' own disks.
+
+    Its servers wait longer before they answer stale, so that a slow test gets no stale page.
+    """
     cluster.settings |= {"FILE_STORAGE_DRIVER": "local", "STALE_AFTER": "14"}
     return cluster
 
@@ -37,16 +41,20 @@ def page(server: Daemon, wheel: Artifact, timeout: float = BOUND) -> Answer:
 
 
 def connections_of(server: Daemon) -> int:
-    """How many clients are connected to it."""
+    """Count the clients that are connected to this server."""
     found = psutil.Process(server.pid).net_connections("tcp")
     return sum(each.status == psutil.CONN_ESTABLISHED and each.laddr.port == server.port for each in found)
 
 
-def ask_at_once(cluster: Cluster, servers: tuple[Daemon, Daemon], wheel: Artifact) -> list[Answer]:
-    """What as many clients get who ask the servers in turn, all of them before upstream answers anybody."""
+def request_at_once(cluster: Cluster, servers: tuple[Daemon, Daemon], wheel: Artifact) -> list[Answer]:
+    """
+    Request the page with many clients before upstream answers.
+
+    They ask the two servers in turn. Return their answers.
+    """
     hang = cluster.index.fault(page_path(wheel), Hang())
 
-    def ask(number: int) -> Answer:
+    def request(number: int) -> Answer:
         if number < CLIENTS:
             return page(servers[number % 2], wheel)
         eventually(lambda: sum(map(connections_of, servers)), lambda connected: connected >= CLIENTS)
@@ -54,13 +62,13 @@ def ask_at_once(cluster: Cluster, servers: tuple[Daemon, Daemon], wheel: Artifac
         hang.release()
         return page(servers[0], wheel)
 
-    answers = parallel(CLIENTS + 1, ask)
+    answers = parallel(CLIENTS + 1, request)
     assert hang.served == 1
     return answers
 
 
 def is_leased(cluster: Cluster, wheel: Artifact) -> bool:
-    """Whether a server has the page's lease."""
+    """Tell whether a server has the page's lease."""
     return bool(cluster.redis.keys(f"{cluster.name}:lease:*page:{page_path(wheel).strip('/')}"))
 
 
@@ -69,40 +77,44 @@ def wait_until(when: float) -> None:
 
 
 class TestOneRevalidation:
-    """Two servers with disks of their own, one Redis, and 40 clients at once."""
+    """Tests 40 concurrent clients of two servers with one Redis. The servers have disks of their own."""
 
-    def test_cold_page_is_asked_for_once(self, local: Cluster) -> None:
-        """All get the same page, and as a miss, whichever server they asked."""
+    def test_cold_page_is_requested_once(self, local: Cluster) -> None:
+        """All clients of both servers get the same page as a miss."""
         servers = local.server("one"), local.server("two")
         wheel = local.publish()
-        answers = ask_at_once(local, servers, wheel)
+        answers = request_at_once(local, servers, wheel)
         assert local.index.count(page_path(wheel)) == 1
         assert {(answer.status, answer.content) for answer in answers} == {(200, answers[0].content)}
         assert sum("fwd=miss" in answer.headers["Cache-Status"] for answer in answers) > CLIENTS / 2
         assert not is_leased(local, wheel)
 
-    def test_stale_page_is_asked_for_once(self, local: Cluster) -> None:
-        """Both servers hold it, and all clients get what upstream has now."""
-        local.settings["CACHE_TIME"] = str(BRIEFLY)
+    def test_stale_page_is_requested_once(self, local: Cluster) -> None:
+        """All clients get upstream's new page. Both servers have the old one."""
+        local.settings["CACHE_TIME"] = str(SHORT_CACHE_TIME)
         servers = local.server("one"), local.server("two")
         wheel = local.publish()
         old = [page(server, wheel).content for server in servers]
-        stale_at = time.monotonic() + BRIEFLY
+        stale_at = time.monotonic() + SHORT_CACHE_TIME
         local.index.add(make_wheel(wheel.filename.partition("-")[0], "2.0"))
         before = local.index.count(page_path(wheel))
         wait_until(stale_at)
-        answers = ask_at_once(local, servers, wheel)
+        answers = request_at_once(local, servers, wheel)
         assert (before, local.index.count(page_path(wheel))) == (1, 2)
         assert {(answer.status, answer.content) for answer in answers} == {(200, answers[0].content)}
         assert answers[0].content not in old
 
-    def test_server_that_is_killed_while_it_asks_is_followed_by_the_other(self, local: Cluster) -> None:
-        """Its client is lost, the other one waits, and gets the page before it would give up reading, as pip does."""
+    def test_other_server_takes_over_when_the_revalidating_one_is_killed(self, local: Cluster) -> None:
+        """
+        The other server fetches the page after the first is killed.
+
+        Its client gets the page within pip's read timeout; the client of the killed server loses its connection.
+        """
         doomed, other = local.server("one"), local.server("two")
         wheel = local.publish()
         hang = local.index.fault(page_path(wheel), Hang(), times=1)
 
-        def ask(number: int) -> Answer | None:
+        def request(number: int) -> Answer | None:
             if number == 0:
                 return page(doomed, wheel)
             hang.wait_served()
@@ -112,17 +124,21 @@ class TestOneRevalidation:
             doomed.kill()
             return None
 
-        lost, found, _ = parallel(3, ask)
+        lost, found, _ = parallel(3, request)
         assert lost is not None
         assert found is not None
         assert (lost.complete, found.status, local.index.count(page_path(wheel))) == (False, 200, 2)
 
 
-class TestOnePause:
-    """What one server has found, the other one does not find out again."""
+class TestSharedBackoff:
+    """Tests that servers share the back-off after upstream's failures."""
 
     def test_breaker_is_open_for_all(self, local: Cluster) -> None:
-        """A page that is here is answered at once by both, another one is a clear 503, and health says why."""
+        """
+        Both servers stop requests to upstream after one failure.
+
+        They answer a known page at once and an unknown one with 503; their health gives the reason.
+        """
         local.settings |= {"CACHE_TIME": "0"}
         first = local.server("one")
         known, unknown = local.publish(), local.publish()
@@ -140,7 +156,7 @@ class TestOnePause:
         assert fault.served == 1
 
     def test_breaker_closes_for_all(self, local: Cluster) -> None:
-        """Soon after upstream has healed, whoever tries it first."""
+        """Both servers work soon after upstream has recovered, in either order."""
         servers = local.server("one"), local.server("two")
         fault = local.index.fault("/simple/", Status(500))
         for _ in range(5):

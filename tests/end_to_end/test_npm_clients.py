@@ -1,4 +1,7 @@
-"""npm installs through a daemon, as its users do, from a registry that is then gone; and asks it what else it asks."""
+"""Tests npm, which installs through a daemon and sends it other queries.
+
+Many tests repeat the command while the registry refuses connections.
+"""
 
 from __future__ import annotations
 
@@ -28,15 +31,15 @@ OLD_LIB = make_tarball("@scope/lib", "1.0.0")
 NEXT_LIB = make_tarball("@scope/lib", "2.0.0-rc.1")
 LEAF = make_tarball("leaf")
 
-#: What installing app brings, from a registry with all of these.
+#: The packages that an install of app results in.
 ALL = {"app": "1.0.0", "@scope/lib": "1.1.0", "leaf": "1.0.0"}
 WANTED = [APP, LIB, LEAF]
 
-#: Asks upstream about every page anew, so that what is served without it is served though it failed.
+#: Revalidates every page, so that an install without upstream uses stale pages.
 SETTINGS = {"MYPYPI_PACKAGE_TYPE": "npm", "MYPYPI_CACHE_TIME": "0"}
 
-#: npm asks Sigstore's own server first whether that has the keys of this registry. It has none but the public one's,
-#: and here it can't be asked: this is what it would say.
+#: npm first asks Sigstore's server for the keys of its registry. That server has the keys of the npm registry only, and
+#: tests can't reach it. This module gives npm the server's answer: it has no such keys.
 NO_KEYS_AT_SIGSTORE = """
 const Module = require('node:module')
 const load = Module._load
@@ -48,31 +51,31 @@ Module._load = function (name, ...rest) {
 
 
 def publish(registry: FakeRegistry, at: FileHost | None = None) -> None:
-    """Let upstream have all the packages above, their tarballs there or `at` another host."""
+    """Publish all the packages above, with their tarballs upstream or `at` another host."""
     for tarball in [APP, OLD_LIB, LIB, LEAF]:
         registry.add(tarball, at=at)
     registry.add(NEXT_LIB, at=at, tag="next")
 
 
 def fetched(host: FileHost) -> list[str]:
-    """The tarballs that were asked for there, once for each time."""
+    """List the tarballs that were requested from this host, once per request."""
     return sorted(path for request in host.requests if (path := request.path).endswith(".tgz"))
 
 
 def path_of(tarball: Tarball) -> str:
-    """Where a tarball lies, here and upstream."""
+    """Return a tarball's path on the daemon and upstream."""
     return f"/{tarball.name}/-/{tarball.filename}"
 
 
 def resolved(project: Path) -> set[str]:
-    """The addresses of tarballs in a project's lock file."""
+    """Return the addresses of tarballs in a project's lock file."""
     packages = json.loads((project / "package-lock.json").read_bytes())["packages"]
     return {package["resolved"] for package in packages.values() if "resolved" in package}
 
 
 @pytest.fixture(scope="class")
 def registry() -> Iterator[FakeRegistry]:
-    """The registry behind the daemon of this class, with all the packages above."""
+    """The upstream registry of this class, with all the packages above."""
     with FakeRegistry() as fresh:
         publish(fresh)
         yield fresh
@@ -91,12 +94,15 @@ def npm(tmp_path: Path) -> Npm:
 
 
 class TestInstall:
+    """Tests npm installs."""
+
     def test_with_dependencies_cold_then_warm(self, npm: Npm, registry: FakeRegistry, daemon: Daemon) -> None:
         """
-        Scoped and unscoped, no pre-release; then the same without upstream and with an empty cache, anew and from the
-        lock file.
+        Installs with and without upstream give the same packages.
 
-        Each tarball that is installed came from upstream once, and no other.
+        They are scoped and unscoped packages, and no pre-release. The installs without upstream start with an empty npm
+        cache, once in a new project and once from the lock file. Each installed tarball is fetched once, and no other
+        tarball is fetched.
         """
         project = npm.project(daemon.url)
         npm.run("install", "--prefix", project, "app")
@@ -110,22 +116,26 @@ class TestInstall:
         assert fetched(registry) == sorted(path_of(tarball) for tarball in WANTED)
 
     def test_a_pre_release_by_its_tag(self, npm: Npm, daemon: Daemon) -> None:
-        """Tags are upstream's."""
+        """A pre-release is installed by upstream's tag."""
         assert npm.install(daemon.url, "@scope/lib@next") == {"@scope/lib": "2.0.0-rc.1"}
 
     def test_a_deprecated_version(self, npm: Npm, registry: FakeRegistry, daemon: Daemon) -> None:
-        """It is installed, and whoever does is told why not to."""
+        """A deprecated version is installed, and npm shows the warning."""
         registry.add(make_tarball("old"), extra={"deprecated": "it eats data"})
         assert npm.install(daemon.url, "old") == {"old": "1.0.0"}
         assert "it eats data" in npm.last
 
     def test_a_version_without_integrity(self, npm: Npm, registry: FakeRegistry, daemon: Daemon) -> None:
-        """What was published before there was any has a shasum."""
+        """
+        A version that has only a shasum is installed.
+
+        Versions from before the integrity field have no other digest.
+        """
         registry.add(make_tarball("ancient"), dist={"integrity": None})
         assert npm.install(daemon.url, "ancient") == {"ancient": "1.0.0"}
 
     def test_a_tarball_on_another_host(self, npm: Npm, registry: FakeRegistry, daemon: Daemon) -> None:
-        """The daemon asks that host, npm does not: all that it knows of is here."""
+        """The daemon fetches the tarball from the other host. npm knows only the daemon's address."""
         afar = make_tarball("@far/away")
         with FileHost() as files:
             registry.add(afar, at=files, path="/some/where/else.tgz")
@@ -138,7 +148,7 @@ class TestInstall:
                 assert npm.install(daemon.url, "@far/away") == {"@far/away": "1.0.0"}
 
     def test_a_tarball_with_a_wrong_integrity(self, npm: Npm, registry: FakeRegistry, daemon: Daemon) -> None:
-        """The install fails, nothing is kept, and it works as soon as upstream is mended."""
+        """The install fails, and nothing is stored. It works once upstream is repaired."""
         broken = make_tarball("broken")
         registry.add(broken)
         fault = registry.fault(path_of(broken), WrongBytes())
@@ -149,20 +159,18 @@ class TestInstall:
         registry.mend()
         assert npm.install(daemon.url, "broken") == {"broken": "1.0.0"}
 
-    def test_a_version_that_there_is_not(self, npm: Npm, daemon: Daemon) -> None:
-        """It is said to be that."""
+    def test_a_version_that_does_not_exist(self, npm: Npm, daemon: Daemon) -> None:
+        """The error says that no version matches."""
         assert "No matching version found for leaf@9" in npm.fail(
             "install", "--prefix", npm.project(daemon.url), "leaf@9"
         )
 
-    def test_a_package_that_there_is_not(self, npm: Npm, daemon: Daemon) -> None:
-        """It is not found, and nothing is said to have failed."""
+    def test_a_package_that_does_not_exist(self, npm: Npm, daemon: Daemon) -> None:
+        """The error is E404, and no failure is reported."""
         assert "E404" in npm.fail("install", "--prefix", npm.project(daemon.url), "@scope/nothing-of-the-kind")
 
-    def test_a_package_that_nobody_asked_for_while_upstream_is_gone(
-        self, npm: Npm, registry: FakeRegistry, daemon: Daemon
-    ) -> None:
-        """It is not said to be missing: npm says who can't be reached."""
+    def test_an_unknown_package_while_upstream_is_down(self, npm: Npm, registry: FakeRegistry, daemon: Daemon) -> None:
+        """The error is E503 with the reason, not that the package is missing."""
         registry.add(make_tarball("unseen"))
         with registry.refusing():
             failure = npm.fail("install", "--prefix", npm.project(daemon.url), "unseen")
@@ -170,11 +178,11 @@ class TestInstall:
         assert "upstream can't be reached: connection was refused" in failure
         assert npm.install(daemon.url, "unseen") == {"unseen": "1.0.0"}
 
-    def test_while_upstream_says_nothing(self, npm: Npm, registry: FakeRegistry, daemon: Daemon) -> None:
+    def test_while_upstream_hangs(self, npm: Npm, registry: FakeRegistry, daemon: Daemon) -> None:
         """
-        An install that reads page after page waits once, not for each of them.
+        An install of a chain of packages waits for the timeout once.
 
-        npm learns of each of these from the one before.
+        npm learns of each package from the one before it, so it requests the pages in turn.
         """
         chain = [
             make_tarball(f"link{number}", dependencies={f"link{number + 1}": "1"} if number < 5 else None)
@@ -189,25 +197,35 @@ class TestInstall:
         registry.mend()
         assert 0 < hanging.served < len(chain) // 2
 
-    def test_from_a_lesser_registry(self, npm: Npm, tmp_path: Path) -> None:
-        """One without validators, abbreviated packuments or an audit."""
-        with FakeRegistry(plain=True) as lesser, daemons(lesser.url, tmp_path / "data") as start:
-            publish(lesser)
+    def test_from_a_registry_with_few_features(self, npm: Npm, tmp_path: Path) -> None:
+        """
+        Installs work with a registry that has few features.
+
+        It has no validators, no abbreviated packuments and no audit.
+        """
+        with FakeRegistry(plain=True) as plain_registry, daemons(plain_registry.url, tmp_path / "data") as start:
+            publish(plain_registry)
             url = start(env=SETTINGS).url
             assert npm.install(url, "app") == ALL
-            with lesser.refusing():
+            with plain_registry.refusing():
                 assert npm.install(url, "app") == ALL
 
 
 class TestLockFiles:
-    def test_name_this_address(self, npm: Npm, daemon: Daemon) -> None:
-        """In the conventional form, as the registry's own addresses are."""
+    """Tests the lock files that npm writes and reads."""
+
+    def test_have_the_daemons_address(self, npm: Npm, daemon: Daemon) -> None:
+        """
+        A lock file has the daemon's address in the conventional form.
+
+        The registry's own addresses have the same paths.
+        """
         project = npm.project(daemon.url, ALL)
         npm.run("install", "--prefix", project)
         assert resolved(project) == {daemon.url + path_of(tarball) for tarball in WANTED}
 
-    def test_name_none_where_that_is_wanted(self, npm: Npm, daemon: Daemon) -> None:
-        """Such a lock file serves everybody."""
+    def test_can_omit_the_address(self, npm: Npm, daemon: Daemon) -> None:
+        """A lock file without addresses can be installed from any server."""
         project = npm.project(daemon.url, ALL)
         npm.run("install", "--prefix", project, "--omit-lockfile-registry-resolved")
         assert resolved(project) == set()
@@ -215,8 +233,12 @@ class TestLockFiles:
         npm.run("ci", "--prefix", other)
         assert installed_modules(other) == ALL
 
-    def test_made_with_upstream_itself(self, npm: Npm, registry: FakeRegistry, daemon: Daemon) -> None:
-        """Told to, npm asks here for the tarballs that it names, which are found."""
+    def test_made_with_upstream_work_with_the_daemon(self, npm: Npm, registry: FakeRegistry, daemon: Daemon) -> None:
+        """
+        The daemon has the tarballs that upstream's lock file names.
+
+        An option makes npm request them from the daemon.
+        """
         project = npm.project(registry.url, ALL)
         npm.run("install", "--prefix", project)
         assert resolved(project) == {registry.url + path_of(tarball) for tarball in WANTED}
@@ -229,9 +251,11 @@ class TestLockFiles:
             assert installed_modules(other) == ALL
 
 
-class TestQuestions:
+class TestQueries:
+    """Tests npm commands that query the registry."""
+
     def test_view(self, npm: Npm, daemon: Daemon) -> None:
-        """Versions, tags and any field of a version."""
+        """``npm view`` shows versions, tags and any field of a version."""
         project = npm.project(daemon.url)
         view = npm.run("view", "--prefix", project, "--json", "@scope/lib", "versions", "dist-tags")
         assert json.loads(view) == {
@@ -243,32 +267,32 @@ class TestQuestions:
         ]  # fmt: skip
 
     def test_outdated(self, npm: Npm, daemon: Daemon) -> None:
-        """It tells what is newer by the registry's tags."""
+        """``npm outdated`` finds newer versions by the registry's tags."""
         project = npm.project(daemon.url, {"@scope/lib": "1.0.0", "leaf": "1.0.0"})
         npm.run("install", "--prefix", project)
         outdated = json.loads(npm.fail("outdated", "--prefix", project, "--json"))
         assert {name: each["latest"] for name, each in outdated.items()} == {"@scope/lib": "1.1.0"}
 
     def test_dist_tag_ls(self, npm: Npm, daemon: Daemon) -> None:
-        """As the registry has them."""
+        """``npm dist-tag ls`` lists the registry's tags."""
         tags = npm.run("dist-tag", "ls", "@scope/lib", "--prefix", npm.project(daemon.url))
         assert tags.splitlines() == ["latest: 1.1.0", "next: 2.0.0-rc.1"]
 
     def test_search(self, npm: Npm, daemon: Daemon) -> None:
-        """The registry's own answer."""
+        """``npm search`` shows the registry's own result."""
         found = json.loads(npm.run("search", "--prefix", npm.project(daemon.url), "--json", "lib"))
         assert [package["name"] for package in found] == ["@scope/lib"]
 
     def test_ping(self, npm: Npm, daemon: Daemon) -> None:
-        """Somebody is there."""
+        """``npm ping`` gets an answer."""
         assert "PONG" in npm.run("ping", "--prefix", npm.project(daemon.url))
 
     def test_whoami(self, npm: Npm, daemon: Daemon) -> None:
-        """Nobody, even with a token that is good elsewhere."""
+        """``npm whoami`` fails, even with a token. The token may be valid elsewhere."""
         assert "E401" in npm.fail("whoami", "--prefix", project_with_token(npm, daemon))
 
     def test_publish(self, npm: Npm, registry: FakeRegistry, daemon: Daemon) -> None:
-        """It fails with a sentence, and upstream hears nothing of it, the token least of all."""
+        """``npm publish`` fails with a reason. Upstream gets neither the request nor the token."""
         project = project_with_token(npm, daemon)
         (project / "package.json").write_text(json.dumps({"name": "mine", "version": "1.0.0"}))
         failure = npm.fail("publish", str(project), "--prefix", project)
@@ -279,7 +303,7 @@ class TestQuestions:
 
 
 def project_with_token(npm: Npm, daemon: Daemon) -> Path:
-    """A new project whose user is logged in, as far as npm knows."""
+    """Create a project whose user is logged in, as far as npm knows."""
     project = npm.project(daemon.url)
     with (project / ".npmrc").open("a") as settings:
         settings.write(f"//127.0.0.1:{daemon.port}/:_authToken=made-up\n")
@@ -287,8 +311,10 @@ def project_with_token(npm: Npm, daemon: Daemon) -> Path:
 
 
 class TestAudit:
-    def test_is_upstreams(self, npm: Npm, registry: FakeRegistry, daemon: Daemon) -> None:
-        """The question, which npm encodes with gzip, goes upstream as it is each time, and the answer comes back."""
+    """Tests ``npm audit``."""
+
+    def test_is_answered_by_upstream(self, npm: Npm, registry: FakeRegistry, daemon: Daemon) -> None:
+        """Upstream gets each audit unchanged and answers it. npm encodes the audit with gzip."""
         registry.add(make_tarball("holey"))
         registry.advise("holey", "<2")
         project = npm.project(daemon.url, {"holey": "1", "leaf": "1"})
@@ -302,22 +328,28 @@ class TestAudit:
         assert asked.headers["Content-Encoding"] == "gzip"
         assert json.loads(gzip.decompress(asked.body)) == {"holey": ["1.0.0"], "leaf": ["1.0.0"]}
 
-    def test_does_not_keep_an_install_from_working(self, npm: Npm, registry: FakeRegistry, daemon: Daemon) -> None:
-        """There is one with each install, and none where upstream is gone."""
+    def test_that_fails_does_not_fail_an_install(self, npm: Npm, registry: FakeRegistry, daemon: Daemon) -> None:
+        """
+        An install works although its audit fails.
+
+        npm sends an audit with each install, which fails while upstream is down.
+        """
         assert npm.install(daemon.url, "leaf") == {"leaf": "1.0.0"}
         with registry.refusing():
             assert npm.install(daemon.url, "leaf") == {"leaf": "1.0.0"}
 
 
 class TestSignatures:
+    """Tests ``npm audit signatures``."""
+
     @pytest.fixture
     def npm(self, tmp_path: Path) -> Npm:
         stand_in = tmp_path / "sigstore.js"
         stand_in.write_text(NO_KEYS_AT_SIGSTORE)
         return Npm(tmp_path, stand_in)
 
-    def test_of_packages_signed_right(self, npm: Npm, registry: FakeRegistry, daemon: Daemon) -> None:
-        """They are verified with the registry's key, here too when the registry is gone."""
+    def test_that_are_valid(self, npm: Npm, registry: FakeRegistry, daemon: Daemon) -> None:
+        """Signatures are verified with the registry's key, also without upstream."""
         project = npm.project(daemon.url, {"app": "1"})
         npm.run("install", "--prefix", project, "--no-audit")
         assert "3 packages have verified registry signatures" in npm.run("audit", "signatures", "--prefix", project)
@@ -325,8 +357,8 @@ class TestSignatures:
         with registry.refusing():
             assert "3 packages have verified registry signatures" in npm.run("audit", "signatures", "--prefix", project)
 
-    def test_of_a_package_signed_wrong(self, npm: Npm, registry: FakeRegistry, daemon: Daemon) -> None:
-        """It is reported: what upstream wrote is not touched."""
+    def test_that_are_invalid(self, npm: Npm, registry: FakeRegistry, daemon: Daemon) -> None:
+        """An invalid signature is reported, since the daemon does not change it."""
         of_another = registry.package("leaf").versions["1.0.0"].signature
         registry.add(make_tarball("forged"), dist={"signatures": [dict(of_another)]})
         project = npm.project(daemon.url, {"forged": "1", "leaf": "1"})
@@ -339,19 +371,21 @@ class TestSignatures:
 
 @pytest.fixture
 def public_registry() -> str:
-    """The address of the public registry, where it can be reached."""
+    """The address of the npm registry. Skips the test if it can't be reached."""
     url = default_upstream("npm")
     try:
         urllib.request.urlopen(f"{url}/ms", timeout=20).close()  # noqa: S310 - it is https
     except URLError as error:
-        pytest.skip(f"the public registry can't be reached: {error.reason}")
+        pytest.skip(f"the npm registry can't be reached: {error.reason}")
     return url
 
 
 @pytest.mark.live
 class TestPublicRegistry:
+    """Tests packages from the npm registry."""
+
     def test_real_packages_cold_then_warm(self, npm: Npm, public_registry: str, tmp_path: Path) -> None:
-        """What was installed once is installed again by a daemon on the same data that has no upstream any more."""
+        """A daemon without upstream installs the same packages from the same data."""
         trust = {name: os.environ[name] for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if name in os.environ}
         wanted = ["debug", "@types/ms", "semver"]
         with daemons(public_registry, tmp_path / "data") as start:

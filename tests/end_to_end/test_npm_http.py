@@ -1,4 +1,7 @@
-"""What is promised of npm registries over HTTP, with a real daemon before a registry on loopback."""
+"""Tests the promises about npm registries over HTTP, with a real daemon.
+
+Upstream is a registry on loopback.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +35,11 @@ from tests.support.site import Site
 
 _NUMBERS = count(1)
 
-#: What npm 6 and 8, pnpm, yarn 1 and bun send.
+#: The Accept header of npm 6 and 8, pnpm, yarn 1 and bun.
 INSTALLER = f"{ABBREVIATED}; q=1.0, {FULL}; q=0.8, */*"
-#: The three ways in which clients write the slash after a scope.
+#: How clients write the slash after a scope.
 SLASHES = ["/", "%2f", "%2F"]
+#: The daemon's limit for the body of a query; bytes.
 LARGEST_BODY = 8 * 1024 * 1024
 
 
@@ -51,7 +55,7 @@ def document(answer: Answer) -> dict[str, Any]:
 
 
 def reason(answer: Answer) -> str:
-    """The sentence of an error, which is JSON, as npm shows it."""
+    """Return the message of an error. The error is JSON, and npm shows the message."""
     found = answer.json()
     assert isinstance(found, dict)
     assert (answer.headers["Content-Type"], answer.headers["Cache-Control"]) == (FULL, "no-store")
@@ -59,8 +63,12 @@ def reason(answer: Answer) -> str:
     return str(found["error"])
 
 
-def pointing_to(base: str, packument: Mapping[str, Any]) -> dict[str, Any]:
-    """The packument with each tarball link in the conventional form below this address; all else as it is."""
+def with_links_to(base: str, packument: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Return the packument with its tarball links below `base`, in the conventional form.
+
+    All other fields are unchanged.
+    """
     name = packument["name"]
     there: dict[str, Any] = json.loads(json.dumps(packument))
     for number, version in there["versions"].items():
@@ -76,7 +84,7 @@ def registry(site: Site) -> FakeRegistry:
 
 @pytest.fixture
 def name() -> str:
-    """Of a package that this test alone knows."""
+    """The name of a package that only this test uses."""
     return f"thing-{next(_NUMBERS):03}"
 
 
@@ -86,17 +94,17 @@ def scoped(name: str) -> str:
 
 
 class OverHTTP:
-    """What the classes below have in common: each has one registry, and one daemon before it."""
+    """Base of the classes below. The tests of a class share one registry and one daemon."""
 
     kind = NPMKind()
 
 
 class TestPackuments(OverHTTP):
-    """In full or abbreviated: as upstream wrote them, but for the links."""
+    """Tests packuments in full and abbreviated form. Except for the links, they are upstream's."""
 
     @pytest.fixture
-    def eventful(self, registry: FakeRegistry, name: str) -> str:
-        """A package with all that a packument may have."""
+    def detailed(self, registry: FakeRegistry, name: str) -> str:
+        """A package whose packument has every kind of field."""
         registry.add(make_tarball(name, "1.0.0", funding="https://money.example"), extra={"deprecated": "use 1.1.0"})
         registry.add(make_tarball(name, "1.1.0", dependencies={"tarball": "^1.0.0"}, scripts={"install": "x"}))
         registry.add(make_tarball(name, "2.0.0-rc.1"), tag="next", attested=True)
@@ -106,74 +114,84 @@ class TestPackuments(OverHTTP):
 
     @pytest.mark.parametrize("accept", [FULL, None, "*/*", "text/html,application/xhtml+xml,*/*;q=0.8", f"{FULL}, */*"])
     def test_npm_10_and_yarn_4_get_the_full_one(
-        self, site: Site, registry: FakeRegistry, eventful: str, accept: str
+        self, site: Site, registry: FakeRegistry, detailed: str, accept: str
     ) -> None:
-        """And whoever does not ask for the other one by its name: signatures, attestations, time and all."""
-        answer = ask(site, f"/{eventful}", **({"Accept": accept} if accept else {}))
+        """
+        Clients that do not name the abbreviated form get the full one.
+
+        It includes signatures, attestations and times.
+        """
+        answer = ask(site, f"/{detailed}", **({"Accept": accept} if accept else {}))
         assert answer.headers["Content-Type"] == FULL
-        assert document(answer) == pointing_to(site.daemon.url, registry.package(eventful).full())
+        assert document(answer) == with_links_to(site.daemon.url, registry.package(detailed).full())
 
     @pytest.mark.parametrize("accept", [INSTALLER, ABBREVIATED, f"{FULL};q=0.5, {ABBREVIATED};q=0.9"])
     def test_installers_get_the_abbreviated_one(
-        self, site: Site, registry: FakeRegistry, eventful: str, accept: str
+        self, site: Site, registry: FakeRegistry, detailed: str, accept: str
     ) -> None:
-        """Made here, of the full one: the same as upstream's own."""
-        answer = ask(site, f"/{eventful}", Accept=accept)
+        """The daemon abbreviates the full form, with the same result as upstream."""
+        answer = ask(site, f"/{detailed}", Accept=accept)
         assert answer.headers["Content-Type"] == ABBREVIATED
-        assert document(answer) == pointing_to(site.daemon.url, registry.package(eventful).abbreviated())
-        assert [request.headers["Accept"] for request in registry.seen(f"/{eventful}")] == [FULL]
+        assert document(answer) == with_links_to(site.daemon.url, registry.package(detailed).abbreviated())
+        assert [request.headers["Accept"] for request in registry.seen(f"/{detailed}")] == [FULL]
 
-    def test_a_registry_that_sends_nothing_but_the_body_is_served_in_both(
-        self, site: Site, registry: FakeRegistry, eventful: str, monkeypatch: pytest.MonkeyPatch
+    def test_a_registry_without_validators_is_served_in_both_forms(
+        self, site: Site, registry: FakeRegistry, detailed: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """With an ETag and a date all the same."""
+        """Both forms have an ETag and a date that upstream did not send."""
         monkeypatch.setattr(registry, "plain", True)
-        package = registry.package(eventful)
+        package = registry.package(detailed)
         for accept, expected in ((FULL, package.full()), (INSTALLER, package.abbreviated())):
-            answer = ask(site, f"/{eventful}", Accept=accept)
-            assert document(answer) == pointing_to(site.daemon.url, expected)
+            answer = ask(site, f"/{detailed}", Accept=accept)
+            assert document(answer) == with_links_to(site.daemon.url, expected)
             assert answer.headers["Last-Modified"] == format_datetime(package.modified, usegmt=True)
             assert answer.headers["ETag"]
 
-    def test_the_two_forms_have_etags_of_their_own(self, site: Site, eventful: str) -> None:
-        """Or a cache between us and the clients would take the one for the other."""
-        full, short = (ask(site, f"/{eventful}", Accept=accept) for accept in (FULL, INSTALLER))
+    def test_each_form_has_an_etag_of_its_own(self, site: Site, detailed: str) -> None:
+        """Each form has its own ETag. Otherwise a cache between daemon and client would confuse the two."""
+        full, short = (ask(site, f"/{detailed}", Accept=accept) for accept in (FULL, INSTALLER))
         assert full.headers["ETag"] != short.headers["ETag"]
         assert full.headers["Vary"] == short.headers["Vary"] == "Accept, Accept-Encoding"
-        assert ask(site, f"/{eventful}", **{"Accept": INSTALLER, "If-None-Match": full.headers["ETag"]}).status == 200
-        assert ask(site, f"/{eventful}", **{"Accept": INSTALLER, "If-None-Match": short.headers["ETag"]}).status == 304
+        assert ask(site, f"/{detailed}", **{"Accept": INSTALLER, "If-None-Match": full.headers["ETag"]}).status == 200
+        assert ask(site, f"/{detailed}", **{"Accept": INSTALLER, "If-None-Match": short.headers["ETag"]}).status == 304
 
-    def test_a_head_says_when_it_was_changed(self, site: Site, registry: FakeRegistry, eventful: str) -> None:
-        """So asks pnpm 12 for each package of a frozen lock file, cold ones included."""
-        answer = head(f"{site.daemon.url}/{eventful}", {"Accept": INSTALLER})
-        modified = format_datetime(registry.package(eventful).modified, usegmt=True)
+    def test_a_head_has_the_date_of_the_last_change(self, site: Site, registry: FakeRegistry, detailed: str) -> None:
+        """
+        HEAD has a Last-Modified, also for a cold package.
+
+        pnpm 12 sends it for each package of a frozen lock file.
+        """
+        answer = head(f"{site.daemon.url}/{detailed}", {"Accept": INSTALLER})
+        modified = format_datetime(registry.package(detailed).modified, usegmt=True)
         assert (answer.status, answer.body, answer.headers["Last-Modified"]) == (200, b"", modified)
 
-    def test_who_has_it_since_it_was_changed_gets_304(self, site: Site, registry: FakeRegistry, eventful: str) -> None:
-        """By date, where the client names no etag (RFC 9110, section 13.2.2)."""
-        package = registry.package(eventful)
+    def test_a_client_with_the_date_of_the_last_change_gets_304(
+        self, site: Site, registry: FakeRegistry, detailed: str
+    ) -> None:
+        """If-Modified-Since counts if the client names no ETag (RFC 9110, section 13.2.2)."""
+        package = registry.package(detailed)
         then, before = (
             format_datetime(each, usegmt=True) for each in (package.modified, package.versions["1.0.0"].published)
         )
         for since, status in ((then, 304), (before, 200), ("yesterday", 200)):
-            answer = ask(site, f"/{eventful}", **{"If-Modified-Since": since})
+            answer = ask(site, f"/{detailed}", **{"If-Modified-Since": since})
             assert (answer.status, answer.headers["Last-Modified"]) == (status, then)
         other = {"If-None-Match": '"other"', "If-Modified-Since": then}
-        assert ask(site, f"/{eventful}", **other).status == 200
+        assert ask(site, f"/{detailed}", **other).status == 200
 
     @pytest.mark.parametrize("slash", SLASHES)
-    def test_of_scoped_packages_are_found_however_the_slash_is_written(
+    def test_of_scoped_packages_are_found_for_each_spelling_of_the_slash(
         self, site: Site, registry: FakeRegistry, scoped: str, slash: str
     ) -> None:
-        """And upstream is asked as npm would, once for all the ways."""
+        """Every spelling of the slash finds the packument. Upstream is asked once, in npm's spelling."""
         registry.add(make_tarball(scoped))
         first = ask(site, f"/{scoped}")
         again = ask(site, f"/{scoped.replace('/', slash)}")
-        assert document(again) == pointing_to(site.daemon.url, registry.package(scoped).full())
+        assert document(again) == with_links_to(site.daemon.url, registry.package(scoped).full())
         assert (again.headers["ETag"], registry.count(f"/{scoped.replace('/', '%2f')}")) == (first.headers["ETag"], 1)
 
-    def test_of_legacy_names_are_found_under_their_capitals_alone(self, site: Site, registry: FakeRegistry) -> None:
-        """They are other packages than those without."""
+    def test_of_legacy_names_are_case_sensitive(self, site: Site, registry: FakeRegistry) -> None:
+        """Names with capitals are packages of their own."""
         registry.add(make_tarball("JSONStream"))
         assert document(ask(site, "/JSONStream"))["name"] == "JSONStream"
         assert ask(site, "/jsonstream").status == 404
@@ -181,13 +199,13 @@ class TestPackuments(OverHTTP):
     def test_are_found_with_a_slash_or_a_query_after_the_name(
         self, site: Site, registry: FakeRegistry, name: str
     ) -> None:
-        """Which some clients write."""
+        """A slash or a query after the name is ignored. Some clients add one."""
         registry.add(make_tarball(name))
         assert [document(ask(site, f"/{name}{end}"))["name"] for end in ("/", "?write=true")] == [name, name]
 
 
 class TestAddresses(OverHTTP):
-    """Links lead to the address by which the client knows this server."""
+    """Tests the server's address in links. It is the address by which the client knows the server."""
 
     FORWARDED = (
         {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "npm.example", "X-Forwarded-Prefix": "/cache"},
@@ -196,7 +214,7 @@ class TestAddresses(OverHTTP):
 
     @pytest.mark.parametrize("accept", [FULL, INSTALLER])
     def test_the_host_of_the_request_is_in_the_links(self, site: Site, name: str, accept: str) -> None:
-        """Of each request its own, under an etag of its own."""
+        """Each request has its own Host in the links, and its own ETag."""
         self.kind.publish(site.upstream, name, "1.0.0")
         answers = {host: ask(site, f"/{name}", Host=host, Accept=accept) for host in ("one.example", "two.example:81")}
         for host, answer in answers.items():
@@ -204,14 +222,18 @@ class TestAddresses(OverHTTP):
         assert len({answer.headers["ETag"] for answer in answers.values()}) == 2
 
     @pytest.mark.parametrize("headers", FORWARDED)
-    def test_what_a_stranger_forwards_is_not(self, site: Site, name: str, headers: dict[str, str]) -> None:
-        """Nobody is trusted by default."""
+    def test_forwarded_headers_of_an_untrusted_peer_are_ignored(
+        self, site: Site, name: str, headers: dict[str, str]
+    ) -> None:
+        """Forwarded headers are ignored, since no peer is trusted by default."""
         self.kind.publish(site.upstream, name, "1.0.0")
         assert self._link(site, name, headers) == f"{site.daemon.url}/{name}/-/{name}-1.0.0.tgz"
 
     @pytest.mark.parametrize("headers", FORWARDED)
-    def test_what_a_trusted_proxy_forwards_is(self, sites: Sites, name: str, headers: dict[str, str]) -> None:
-        """MYPYPI_TRUSTED_PROXIES names it; a peer that it does not name is a stranger."""
+    def test_forwarded_headers_of_a_trusted_proxy_are_used(
+        self, sites: Sites, name: str, headers: dict[str, str]
+    ) -> None:
+        """Forwarded headers count only from peers in MYPYPI_TRUSTED_PROXIES."""
         trusting, doubting = (
             sites(self.kind, TRUSTED_PROXIES=each) for each in ("192.0.2.1, 127.0.0.0/8", "192.0.2.1")
         )
@@ -220,15 +242,15 @@ class TestAddresses(OverHTTP):
         assert self._link(trusting, name, headers) == f"https://npm.example/cache/{name}/-/{name}-1.0.0.tgz"
         assert self._link(doubting, name, headers) == f"{doubting.daemon.url}/{name}/-/{name}-1.0.0.tgz"
 
-    def test_the_public_url_is_where_that_is_set(self, sites: Sites, name: str) -> None:
-        """MYPYPI_PUBLIC_URL is the one address, whatever a request says."""
+    def test_the_public_url_is_in_the_links_if_it_is_set(self, sites: Sites, name: str) -> None:
+        """MYPYPI_PUBLIC_URL overrides the Host of every request."""
         site = sites(self.kind, PUBLIC_URL="https://npm.example/cache", TRUSTED_PROXIES="127.0.0.1")
         self.kind.publish(site.upstream, name, "1.0.0")
         for headers in ({}, {"Host": "other.example"}, {"X-Forwarded-Host": "other.example"}):
             assert self._link(site, name, headers) == f"https://npm.example/cache/{name}/-/{name}-1.0.0.tgz"
 
-    def test_what_is_no_address_is_a_bad_request(self, site: Site, name: str) -> None:
-        """Nothing but an address gets into a link."""
+    def test_an_invalid_host_is_a_bad_request(self, site: Site, name: str) -> None:
+        """An invalid Host gets 400, so that links have valid addresses only."""
         self.kind.publish(site.upstream, name, "1.0.0")
         answer = ask(site, f"/{name}", Host='x"><script>')
         assert (answer.status, "Host" in answer.text) == (400, True)
@@ -239,7 +261,7 @@ class TestAddresses(OverHTTP):
 
 
 class TestVersionsAndTags(OverHTTP):
-    """What is cut out of a packument."""
+    """Tests the parts of a packument that have their own addresses."""
 
     @pytest.fixture(params=["{}", "@acme/{}"])
     def tagged(self, registry: FakeRegistry, name: str, request: pytest.FixtureRequest) -> str:
@@ -262,28 +284,28 @@ class TestVersionsAndTags(OverHTTP):
     def test_a_version_is_found_by_number_and_by_tag(
         self, site: Site, registry: FakeRegistry, tagged: str, wanted: str, number: str, slash: str
     ) -> None:
-        """It is the packument's own, for which upstream is asked."""
+        """A version is the packument's own entry. Upstream is asked for the packument."""
         found = document(ask(site, f"/{tagged.replace('/', slash)}/{wanted}"))
-        assert found == pointing_to(site.daemon.url, registry.package(tagged).full())["versions"][number]
+        assert found == with_links_to(site.daemon.url, registry.package(tagged).full())["versions"][number]
         assert get(found["dist"]["tarball"]).body == registry.package(tagged).versions[number].tarball.content
 
     @pytest.mark.parametrize("slash", SLASHES)
     def test_the_tags_are_those_of_the_packument(self, site: Site, tagged: str, slash: str) -> None:
-        """``npm dist-tag ls``"""
+        """The tags have an address of their own, for ``npm dist-tag ls``."""
         found = document(ask(site, f"/-/package/{tagged.replace('/', slash)}/dist-tags"))
         assert found == {"latest": "1.0.0", "next": "2.0.0-rc.1+b"}
 
     @pytest.mark.parametrize("path", ["/{}/next", "/-/package/{}/dist-tags"])
     def test_a_part_has_an_etag_of_its_own(self, site: Site, tagged: str, path: str) -> None:
-        """And is zipped, and has a HEAD, as the whole is and has."""
+        """A part of a packument has its own ETag, gzip body and HEAD."""
         whole, part = ask(site, f"/{tagged}"), ask(site, path.format(tagged))
         assert part.headers["ETag"] != whole.headers["ETag"]
         assert ask(site, path.format(tagged), **{"If-None-Match": part.headers["ETag"]}).status == 304
         assert ask(site, path.format(tagged), **{"Accept-Encoding": "gzip"}).content == part.body
         assert ask(site, path.format(tagged), "HEAD").headers["Content-Length"] == str(len(part.body))
 
-    def test_a_moved_tag_is_moved_here_too(self, sites: Sites, name: str) -> None:
-        """At once where nothing counts as fresh."""
+    def test_a_moved_tag_appears(self, sites: Sites, name: str) -> None:
+        """A moved tag appears at once if the cache time is 0."""
         site = sites(self.kind, CACHE_TIME="0")
         registry = site.upstream
         assert isinstance(registry, FakeRegistry)
@@ -301,20 +323,24 @@ class TestVersionsAndTags(OverHTTP):
 
 
 class TestTarballs(OverHTTP):
-    """Found by their conventional path wherever upstream has them, and checked against what the packument says."""
+    """
+    Tests tarballs under their conventional paths.
 
-    def test_of_scoped_packages_are_found_however_the_slash_is_written(
+    They are found wherever upstream has them, and checked against the packument.
+    """
+
+    def test_of_scoped_packages_are_found_for_each_spelling_of_the_slash(
         self, site: Site, registry: FakeRegistry, scoped: str
     ) -> None:
-        """For yarn 4 encodes it in tarballs' paths too."""
+        """Every spelling of the slash finds the tarball. yarn 4 encodes it in a tarball's path too."""
         tarball = make_tarball(scoped)
         registry.add(tarball)
         paths = [f"/{scoped.replace('/', slash)}/-/{tarball.filename}" for slash in SLASHES]
         assert [ask(site, path).body for path in paths] == [tarball.content] * 3
         assert registry.count(f"/{scoped}/-/{tarball.filename}") == 1
 
-    def test_are_told_by_their_path_whatever_is_accepted(self, site: Site, registry: FakeRegistry, name: str) -> None:
-        """For pnpm and yarn 1 send a packument's Accept with them."""
+    def test_are_recognised_by_their_path(self, site: Site, registry: FakeRegistry, name: str) -> None:
+        """A tarball is sent for any Accept header. pnpm and yarn 1 send that of a packument."""
         tarball = make_tarball(name)
         registry.add(tarball)
         answer = ask(site, f"/{name}/-/{tarball.filename}", Accept=INSTALLER, **{"Accept-Encoding": "gzip, br"})
@@ -330,10 +356,10 @@ class TestTarballs(OverHTTP):
         ],
     )
     @pytest.mark.parametrize("elsewhere", [True, False])
-    def test_on_another_host_port_or_path_are_served_all_the_same(
+    def test_on_another_host_port_or_path_are_served(
         self, site: Site, registry: FakeRegistry, name: str, path: str, *, elsewhere: bool
     ) -> None:
-        """Under the conventional link; and from here when upstream is gone."""
+        """Every tarball has the conventional link. Once it is stored, it is served without upstream."""
         tarball = make_tarball(name)
         with FileHost() as other:
             host = other if elsewhere else registry
@@ -346,10 +372,12 @@ class TestTarballs(OverHTTP):
         with registry.refusing():
             assert get(link).body == tarball.content
 
-    def test_are_found_by_the_name_that_upstream_gives_them(
-        self, site: Site, registry: FakeRegistry, scoped: str
-    ) -> None:
-        """Which a lock file that was written against upstream has; no page was asked for before."""
+    def test_are_found_by_upstreams_filename(self, site: Site, registry: FakeRegistry, scoped: str) -> None:
+        """
+        A tarball is found by upstream's filename, without an earlier page request.
+
+        A lock file that was written with upstream has that name.
+        """
         tarball = make_tarball(scoped)
         registry.add(tarball, path=f"/{scoped}/-/acme-odd_name-v1.tgz")
         assert ask(site, f"/{scoped}/-/acme-odd_name-v1.tgz").body == tarball.content
@@ -357,10 +385,10 @@ class TestTarballs(OverHTTP):
         assert registry.count(f"/{scoped}/-/acme-odd_name-v1.tgz") == 1
 
     @pytest.mark.parametrize("plus", ["+", "%2B", "%2b"])
-    def test_with_a_plus_in_their_name_are_found_however_it_is_written(
+    def test_with_a_plus_in_their_name_are_found_for_each_spelling(
         self, site: Site, registry: FakeRegistry, name: str, plus: str
     ) -> None:
-        """Build metadata of a version."""
+        """Every spelling of the plus in build metadata finds the tarball."""
         tarball = make_tarball(name, "1.0.0+build.7")
         registry.add(tarball)
         assert ask(site, f"/{name}/-/{tarball.filename.replace('+', plus)}").body == tarball.content
@@ -379,10 +407,14 @@ class TestTarballs(OverHTTP):
             ({"integrity": None, "shasum": "0" * 40}, False),
         ],
     )
-    def test_are_checked_against_the_strongest_digest_that_the_version_has(
+    def test_are_checked_against_the_strongest_digest_of_the_version(
         self, site: Site, registry: FakeRegistry, name: str, says: dict[str, object], *, agrees: bool
     ) -> None:
-        """Its integrity, else its shasum: where that is wrong, the transfer breaks, and nothing is kept."""
+        """
+        A tarball is checked against its integrity, or else its shasum.
+
+        A wrong digest aborts the transfer, and nothing is stored.
+        """
         tarball = make_tarball(name, padding=50_000)
         registry.add(tarball, dist=says)
         path = f"/{name}/-/{tarball.filename}"
@@ -396,10 +428,10 @@ class TestTarballs(OverHTTP):
             assert registry.count(path) == (1 if agrees else times)
         assert bool(list(site.data.glob(f"files/**/{tarball.filename}/*"))) == agrees
 
-    def test_that_upstream_lost_are_404_and_the_others_are_there(
+    def test_that_upstream_lost_are_404_and_others_are_served(
         self, site: Site, registry: FakeRegistry, name: str
     ) -> None:
-        """A missing version is upstream's own 404."""
+        """A tarball that upstream lost is 404, as it is upstream."""
         there, lost = make_tarball(name, "1.0.0"), make_tarball(name, "2.0.0")
         registry.add(there)
         registry.add(lost)
@@ -408,10 +440,10 @@ class TestTarballs(OverHTTP):
         assert ask(site, f"/{name}/-/{lost.filename}").status == 404
         assert ask(site, f"/{name}/-/{there.filename}").body == there.content
 
-    def test_that_no_version_has_are_404_without_asking_for_them(
+    def test_that_no_version_lists_are_404_without_an_upstream_request(
         self, site: Site, registry: FakeRegistry, name: str
     ) -> None:
-        """Though upstream would serve it: only what is listed can be fetched through here."""
+        """Only listed tarballs can be fetched, although upstream would serve others."""
         registry.add(make_tarball(name))
         registry.put(f"/{name}/-/secret.tgz", b"nobody lists me")
         answer = ask(site, f"/{name}/-/secret.tgz")
@@ -420,13 +452,17 @@ class TestTarballs(OverHTTP):
 
 
 class TestSignatures(OverHTTP):
-    """What ``npm audit signatures`` needs."""
+    """Tests the data that ``npm audit signatures`` needs."""
 
     @pytest.mark.parametrize("package", ["{}", "@acme/{}"])
-    def test_verify_with_the_keys_that_are_served_here(
+    def test_are_valid_for_the_keys_of_the_daemon(
         self, site: Site, registry: FakeRegistry, name: str, package: str
     ) -> None:
-        """The signature is over name, version and integrity ("ECDSA registry signatures"), all read from here."""
+        """
+        Signatures can be verified with data from the daemon alone.
+
+        A signature is over name, version and integrity (npm's documentation, "ECDSA registry signatures").
+        """
         registry.add(make_tarball(package.format(name)))
         keys = {key["keyid"]: key["key"] for key in document(ask(site, "/-/npm/v1/keys"))["keys"]}
         version = document(ask(site, f"/{package.format(name)}"))["versions"]["1.0.0"]
@@ -437,7 +473,11 @@ class TestSignatures(OverHTTP):
         key.verify(base64.b64decode(signature["sig"]), message, ec.ECDSA(SHA256()))
 
     def test_keys_and_attestations_are_cached(self, site: Site, registry: FakeRegistry, name: str, scoped: str) -> None:
-        """One request upstream for each, and none once upstream is gone; the scope's slash in any form."""
+        """
+        Keys and attestations are requested from upstream once. They are then served without upstream.
+
+        The scope's slash may have any spelling.
+        """
         for package in (name, scoped):
             registry.add(make_tarball(package), attested=True)
         paths = ["/-/npm/v1/keys", f"/-/npm/v1/attestations/{name}@1.0.0"]
@@ -459,32 +499,40 @@ class TestSignatures(OverHTTP):
             assert answer.status == 404
             assert reason(answer)
 
-    def test_a_registry_without_keys_has_none_here(self, sites: Sites) -> None:
-        """404, as npm expects of it."""
+    def test_keys_of_a_registry_without_keys_are_404(self, sites: Sites) -> None:
+        """A registry without keys answers 404, as npm expects."""
         site = sites(self.kind, CACHE_TIME="299")
         assert isinstance(site.upstream, FakeRegistry)
         site.upstream.plain = True
         assert ask(site, "/-/npm/v1/keys").status == 404
 
 
-class TestQuestions(OverHTTP):
-    """Search and audits are passed on: each answer is for one question, and old ones mislead."""
+class TestQueries(OverHTTP):
+    """
+    Tests searches and audits, which the daemon passes on.
+
+    They are not cached: each answer is for one query, and an old answer misleads.
+    """
 
     AUDITS = ("advisories/bulk", "audits/quick", "audits")
 
     @staticmethod
-    def _audit(site: Site, kind: str, question: bytes, **headers: str) -> Answer:
+    def _audit(site: Site, kind: str, query: bytes, **headers: str) -> Answer:
         url = f"{site.daemon.url}/-/npm/v1/security/{kind}"
-        return post(url, question, {"Content-Type": FULL, **headers})
+        return post(url, query, {"Content-Type": FULL, **headers})
 
     @pytest.mark.parametrize("encoding", ["identity", "gzip"])
     @pytest.mark.parametrize("kind", AUDITS)
     def test_an_audit_is_passed_on_as_it_is_and_never_cached(
         self, site: Site, registry: FakeRegistry, name: str, kind: str, encoding: str
     ) -> None:
-        """As gzip by npm and bun; an advisory of this minute is in the next answer."""
-        question = {name: ["1.0.0"]} if kind == "advisories/bulk" else {"dependencies": {name: {"version": "1.0.0"}}}
-        body = json.dumps(question).encode()
+        """
+        An audit reaches upstream unchanged and is never cached.
+
+        npm and bun send it as gzip. A new advisory is in the next answer.
+        """
+        query = {name: ["1.0.0"]} if kind == "advisories/bulk" else {"dependencies": {name: {"version": "1.0.0"}}}
+        body = json.dumps(query).encode()
         if encoding == "gzip":
             body = gzip.compress(body, mtime=0)
         send = partial(self._audit, site, kind, body, **{"Content-Encoding": encoding})
@@ -492,7 +540,7 @@ class TestQuestions(OverHTTP):
         registry.advise(name, "<2.0.0")
         after = send()
         assert ("<2.0.0" in before.text, "<2.0.0" in after.text) == (False, True)
-        assert registry.audits[-2:] == [question, question]
+        assert registry.audits[-2:] == [query, query]
         asked = registry.seen(f"/-/npm/v1/security/{kind}")[-2:]
         assert [(request.body, request.headers["Content-Encoding"]) for request in asked] == [(body, encoding)] * 2
         for answer in (before, after):
@@ -500,7 +548,7 @@ class TestQuestions(OverHTTP):
             assert (answer.headers["Content-Type"], answer.headers["Cache-Control"]) == (FULL, "no-store")
 
     def test_a_search_is_passed_on_with_its_query(self, site: Site, registry: FakeRegistry, name: str) -> None:
-        """And never cached."""
+        """A search reaches upstream with its query and is never cached."""
         query = f"text={name}&size=20&from=0&quality=0.65&popularity=0.98&maintenance=0.5"
         found = []
         for number in ("1.0.0", "2.0.0"):
@@ -511,8 +559,8 @@ class TestQuestions(OverHTTP):
         assert found == ["1.0.0", "2.0.0"]
         assert [request.query for request in registry.seen("/-/v1/search")][-2:] == [query, query]
 
-    def test_what_a_client_says_of_itself_stays_here(self, site: Site, registry: FakeRegistry, name: str) -> None:
-        """Tokens and cookies are for this server, and not for upstream; what the question is in goes along."""
+    def test_a_clients_credentials_are_not_passed_on(self, site: Site, registry: FakeRegistry, name: str) -> None:
+        """The client's tokens and cookies do not reach upstream. Headers that describe the query do."""
         private = {
             "Authorization": "Bearer s3cret",
             "Cookie": "a=b",
@@ -524,8 +572,8 @@ class TestQuestions(OverHTTP):
         assert [headers[each] for each in private] == [None] * 4
         assert [headers[each] for each in ("User-Agent", "Accept", "Content-Type")] == ["npm/11.19.0", "*/*", FULL]
 
-    def test_the_credentials_of_upstream_go_along(self, sites: Sites, name: str) -> None:
-        """A private registry answers its own questions only to those it knows."""
+    def test_upstreams_credentials_are_sent(self, sites: Sites, name: str) -> None:
+        """A private registry gets upstream's credentials with each query."""
         site = sites(self.kind, auth=("someone", "s3cret-word"))
         self.kind.publish(site.upstream, name)
         assert [each["package"]["name"] for each in document(ask(site, f"/-/v1/search?text={name}"))["objects"]] == [
@@ -534,8 +582,12 @@ class TestQuestions(OverHTTP):
         assert document(self._audit(site, "advisories/bulk", b"{}")) == {}
 
     @pytest.mark.parametrize("status", [400, 404, 429, 500])
-    def test_upstreams_answer_is_the_answer(self, sites: Sites, status: int) -> None:
-        """Whatever it is; a time to come again included, which is kept: others do not share this daemon."""
+    def test_upstreams_status_is_passed_on(self, sites: Sites, status: int) -> None:
+        """
+        The client gets upstream's status and Retry-After.
+
+        The daemon remembers the Retry-After, so each test has its own daemon.
+        """
         site = sites(self.kind, NEGATIVE_CACHE_TIME=str(status))
         fault = site.upstream.fault("/-/npm/v1/security/advisories/bulk", Status(status, retry_after=7), times=1)
         answer = self._audit(site, "advisories/bulk", b"{}")
@@ -543,15 +595,19 @@ class TestQuestions(OverHTTP):
         assert (answer.status, answer.headers["Retry-After"]) == (status, "7")
 
     @pytest.mark.parametrize("kind", AUDITS)
-    def test_a_large_audit_goes_through(self, site: Site, registry: FakeRegistry, kind: str) -> None:
-        """Of a project with tens of thousands of packages."""
+    def test_a_large_audit_is_passed_on(self, site: Site, registry: FakeRegistry, kind: str) -> None:
+        """An audit of a project with 50,000 packages is passed on."""
         names = {f"package-{number}": ["1.0.0"] for number in range(50_000)}
-        question = names if kind == "advisories/bulk" else {"dependencies": names}
-        assert self._audit(site, kind, json.dumps(question).encode()).status == 200
-        assert registry.audits[-1] == question
+        query = names if kind == "advisories/bulk" else {"dependencies": names}
+        assert self._audit(site, kind, json.dumps(query).encode()).status == 200
+        assert registry.audits[-1] == query
 
-    def test_a_question_that_is_too_large_is_413(self, site: Site, registry: FakeRegistry) -> None:
-        """Announced or not, and read by a client that waits as by one that sends it all; upstream never sees it."""
+    def test_a_query_that_is_too_large_is_413(self, site: Site, registry: FakeRegistry) -> None:
+        """
+        Upstream never gets a query that is too large.
+
+        Its length may be announced or not. The client may wait for the answer or send the whole body.
+        """
         before = registry.connections
         body = bytes(LARGEST_BODY + 1024 * 1024)
         start = b"POST /-/npm/v1/security/advisories/bulk HTTP/1.1\r\nHost: here\r\n"
@@ -563,21 +619,21 @@ class TestQuestions(OverHTTP):
             assert answer.count(b"HTTP/1.1") == answer.count(b'{"error":') == 1
         assert registry.connections == before
 
-    def test_ping_is_answered_here(self, site: Site, registry: FakeRegistry) -> None:
-        """Also while upstream is gone."""
+    def test_ping_is_answered_by_the_daemon(self, site: Site, registry: FakeRegistry) -> None:
+        """A ping works while upstream is down."""
         with registry.refusing():
             assert document(ask(site, "/-/ping?write=true")) == {}
 
     @pytest.mark.parametrize("path", ["/-/whoami", "/-/npm/v1/user", "/-/npm/v1/tokens"])
-    def test_nobody_is_logged_in(self, site: Site, registry: FakeRegistry, path: str) -> None:
-        """401, and upstream is not asked who it might be."""
+    def test_requests_for_users_are_401(self, site: Site, registry: FakeRegistry, path: str) -> None:
+        """The daemon answers 401 itself, since it has no users."""
         answer = ask(site, path, Authorization="Bearer s3cret")
         assert (answer.status, "no users" in reason(answer)) == (401, True)
         assert registry.count(path) == 0
 
 
 class TestRefusals(OverHTTP):
-    """What is not done here is said so, in JSON and with a sentence."""
+    """Tests refused requests, which get JSON with a reason."""
 
     @pytest.mark.parametrize(
         ("method", "path"),
@@ -598,14 +654,14 @@ class TestRefusals(OverHTTP):
         ],
     )
     def test_every_write_is_405(self, site: Site, registry: FakeRegistry, method: str, path: str) -> None:
-        """This registry is read-only; upstream never hears of it."""
+        """A write is refused, since the registry is read-only. Upstream gets no request."""
         before = registry.connections
         answer = get(site.daemon.url + path, {"Content-Type": FULL}, method=method, body=b"{}")
         assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD")
         assert "read-only" in reason(answer)
         assert registry.connections == before
 
-    @pytest.mark.parametrize("kind", TestQuestions.AUDITS)
+    @pytest.mark.parametrize("kind", TestQueries.AUDITS)
     def test_an_audit_that_is_not_posted_is_405(self, site: Site, kind: str) -> None:
         answer = ask(site, f"/-/npm/v1/security/{kind}")
         assert (answer.status, answer.headers["Allow"], "POST" in reason(answer)) == (405, "POST", True)
@@ -640,8 +696,8 @@ class TestRefusals(OverHTTP):
             "/thing/-/a%2fb.tgz",
         ],
     )
-    def test_a_name_that_none_can_be_is_400(self, site: Site, registry: FakeRegistry, path: str) -> None:
-        """Upstream is not asked, and the log has the request alone."""
+    def test_an_invalid_name_is_400(self, site: Site, registry: FakeRegistry, path: str) -> None:
+        """An invalid name is refused without a request to upstream. The log has only the request's line."""
         before, start = registry.connections, len(site.daemon.log)
         answer = ask(site, path)
         assert (answer.status, registry.connections) == (400, before)
@@ -650,7 +706,7 @@ class TestRefusals(OverHTTP):
         assert "Traceback" not in site.daemon.log[start:]
 
     def test_an_unknown_package_is_404(self, site: Site, registry: FakeRegistry, name: str, scoped: str) -> None:
-        """As JSON, for every way to ask for it; upstream is asked once."""
+        """Every address of an unknown package is 404, with JSON. Upstream is asked once."""
         for package in (name, scoped):
             for path in (
                 f"/{package}",
@@ -676,37 +732,39 @@ class TestRefusals(OverHTTP):
             "/-/v1/search?text={}",
         ],
     )
-    def test_an_upstream_that_is_gone_is_503_and_never_404(
+    def test_an_upstream_that_is_down_is_503_and_never_404(
         self, site: Site, registry: FakeRegistry, name: str, path: str
     ) -> None:
-        """With a time to come again: for 404 a client would give the package up."""
+        """
+        Every address is 503 with Retry-After while upstream is down.
+
+        A client would take 404 to mean that there is no package.
+        """
         with registry.refusing():
             answer = ask(site, path.format(name, name))
         assert (answer.status, int(answer.headers["Retry-After"]) > 0) == (503, True)
         assert "upstream can't be reached" in reason(answer)
 
-    @pytest.mark.parametrize("kind", TestQuestions.AUDITS)
-    def test_an_audit_of_an_upstream_that_is_gone_is_503(self, site: Site, registry: FakeRegistry, kind: str) -> None:
-        """With a time to come again; an install goes on without it."""
+    @pytest.mark.parametrize("kind", TestQueries.AUDITS)
+    def test_an_audit_while_upstream_is_down_is_503(self, site: Site, registry: FakeRegistry, kind: str) -> None:
+        """An audit is 503 with Retry-After while upstream is down. An install continues without its audit."""
         with registry.refusing():
             answer = post(f"{site.daemon.url}/-/npm/v1/security/{kind}", b"{}", {"Content-Type": FULL})
         assert (answer.status, int(answer.headers["Retry-After"]) > 0) == (503, True)
         assert reason(answer)
 
     @pytest.mark.parametrize("path", ["/thing/-/x/y", "/-/v1/unheard-of", "/-/npm/v1/security"])
-    def test_an_address_that_nobody_knows_is_said_to_be_none(self, site: Site, path: str) -> None:
+    def test_an_unknown_address_is_refused(self, site: Site, path: str) -> None:
         answer = get(site.daemon.url + path, method="POST" if path.endswith("security") else "GET")
         assert answer.status in (404, 405)
         assert reason(answer)
 
 
 class TestLargePackuments(OverHTTP):
-    """Some have tens of megabytes."""
+    """Tests packuments of tens of megabytes."""
 
-    def test_one_of_20_mb_is_served_right_and_small_ones_meanwhile(
-        self, site: Site, registry: FakeRegistry, name: str
-    ) -> None:
-        """While it is taken in, nobody waits for it but who asked for it."""
+    def test_one_of_20_mb_does_not_delay_small_ones(self, site: Site, registry: FakeRegistry, name: str) -> None:
+        """Small packuments are served while a large one is processed."""
         for number in range(400):
             tarball = make_tarball(name, f"1.{number}.0")
             registry.add(tarball, extra={"notes": incompressible(25_000, tarball.version).hex()})
@@ -721,12 +779,12 @@ class TestLargePackuments(OverHTTP):
                 began = time.monotonic()
                 assert ask(site, f"/{small}", Accept=FULL).status == 200
                 waits.append(time.monotonic() - began)
-        assert len(waits) >= 3, "it was taken in before anybody could have waited for it"
+        assert len(waits) >= 3, "the large packument was processed before any small request could wait"
         assert max(waits) < 1
         answer = large.result()
         assert len(answer.body) > 20_000_000
-        assert document(answer) == pointing_to(site.daemon.url, registry.package(name).full())
+        assert document(answer) == with_links_to(site.daemon.url, registry.package(name).full())
         short = ask(site, f"/{name}", **{"Accept": INSTALLER, "Accept-Encoding": "gzip"})
-        assert document(short) == pointing_to(site.daemon.url, registry.package(name).abbreviated())
+        assert document(short) == with_links_to(site.daemon.url, registry.package(name).abbreviated())
         (link, *_) = self.kind.file_links("", document(short))
         assert get(link).body == registry.package(name).versions["1.0.0"].tarball.content

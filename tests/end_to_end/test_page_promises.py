@@ -1,4 +1,7 @@
-"""What is promised of pages in every ecosystem, with real daemons before an upstream that misbehaves on demand."""
+"""Tests the promises about pages, for every ecosystem, with real daemons.
+
+The upstream of each daemon misbehaves on demand.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +39,10 @@ from tests.support.kinds import Kind, NPMKind, Published, PyPIKind
 from tests.support.redis_server import free_port, redis_binary
 from tests.support.site import Site
 
-#: Seconds for which pages are fresh where that is meant to end within a test.
-_BRIEFLY = 2
-#: From a client that knows the daemon by a name, which outlives its port: a page may have that address in its links.
+#: Seconds for which a page is fresh if it has to become stale within a test.
+_SHORT_CACHE_TIME = 2
+#: The Host header of a client that knows the daemon by a name. A page may have that address in its links, and the name
+#: stays the same when the daemon's port changes.
 BY_NAME = {"Host": "packages.example"}
 
 _NUMBERS = count(1)
@@ -46,7 +50,7 @@ _NUMBERS = count(1)
 
 @frozen
 class Package:
-    """A package that one test alone knows: upstream, and here as clients of its kind see it."""
+    """A package that one test alone uses. It is published upstream and requested from the daemon."""
 
     site: Site
     name: str
@@ -59,11 +63,11 @@ class Package:
         return self.site.kind.publish(self.site.upstream, self.name, version)
 
     def misbehave(self, fault: FaultT) -> FaultT:
-        """Let upstream misbehave so whenever it is asked for the page."""
+        """Make upstream misbehave at each request for the page."""
         return self.site.upstream.fault(self._upstream_path, fault)
 
     def heal(self) -> None:
-        """Let upstream behave again."""
+        """End upstream's misbehaviour."""
         self.site.upstream.mend()
 
     @property
@@ -72,11 +76,11 @@ class Package:
         return self.site.upstream.seen(self._upstream_path)
 
     def page(self, headers: Mapping[str, str] | None = None, *, method: str = "GET") -> Answer:
-        """Ask for the page here."""
+        """Request the page from the daemon."""
         return get(self.url, {"Accept": self.site.kind.accept, **(headers or {})}, method=method)
 
     def links(self) -> list[str]:
-        """The addresses of the files that the page here lists."""
+        """Return the addresses of the files on the daemon's page."""
         page = self.page().json()
         assert isinstance(page, dict)
         return self.site.kind.file_links(self.url, page)
@@ -98,19 +102,19 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 
 @pytest.fixture
 def kept(sites: Sites, kind: Kind) -> Package:
-    """Its page is fresh for longer than any test takes."""
+    """A package whose page stays fresh for the whole test."""
     return Package.new(sites(kind, CACHE_TIME="300", NEGATIVE_CACHE_TIME="60"))
 
 
 @pytest.fixture
 def brief(sites: Sites, kind: Kind) -> Package:
-    """Its page is fresh for a moment."""
-    return Package.new(sites(kind, CACHE_TIME=str(_BRIEFLY)))
+    """A package whose page is fresh for a moment."""
+    return Package.new(sites(kind, CACHE_TIME=str(_SHORT_CACHE_TIME)))
 
 
 @pytest.fixture
 def volatile(sites: Sites, kind: Kind) -> Iterator[Package]:
-    """Its page is never fresh, and upstream soon tries the daemon's patience."""
+    """A package whose page is never fresh. Its daemon waits one second for upstream."""
     site = sites(kind, CACHE_TIME="0", NEGATIVE_CACHE_TIME="0", UPSTREAM_TIMEOUT="1")
     yield Package.new(site)
     site.upstream.mend()
@@ -124,7 +128,7 @@ def max_age(answer: Answer) -> int:
 
 @contextmanager
 def redis_at(port: int, directory: Path) -> Iterator[None]:
-    """A redis-server on loopback."""
+    """Run a redis-server on this port of loopback."""
     command = [redis_binary(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(directory)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         try:
@@ -140,10 +144,11 @@ def crash_and_recover(site: Site) -> None:
     site.recover()
 
 
-#: A page of no files, in any ecosystem, in a gzip that decodes without an error and has no end.
+#: A page without files, for any ecosystem, in a gzip whose end is missing. It decodes without an error.
 _ENDLESS = gzip.compress(b'{"meta":{"api-version":"1.0"},"name":"a","files":[],"versions":{},"dist-tags":{}}')[:-8]
 
-#: What upstream does to the page, and the status of whoever has no older page to be given: 503 for what may pass.
+#: What upstream does with the page, and the status for clients if the daemon has no older page: 503 for failures that
+#: may pass.
 MISBEHAVIOUR: dict[str, tuple[Callable[[], Fault], int]] = {
     "hangs before the head": (Hang, 503),
     "stalls in the body": (lambda: Stall(after=40), 503),
@@ -151,32 +156,32 @@ MISBEHAVIOUR: dict[str, tuple[Callable[[], Fault], int]] = {
     "closes after the head": (lambda: CloseEarly(after=0), 503),
     "announces more than it sends": (lambda: WrongLength(by=100), 503),
     "announces less than it sends": (lambda: WrongLength(by=-20), 502),
-    "says 500": (lambda: Status(500), 503),
-    "says 504": (lambda: Status(504), 503),
-    "says 429": (lambda: Status(429), 503),
-    "says 401": (lambda: Status(401), 502),
-    "says 403": (lambda: Status(403), 502),
-    "says 418": (lambda: Status(418), 502),
+    "answers 500": (lambda: Status(500), 503),
+    "answers 504": (lambda: Status(504), 503),
+    "answers 429": (lambda: Status(429), 503),
+    "answers 401": (lambda: Status(401), 502),
+    "answers 403": (lambda: Status(403), 502),
+    "answers 418": (lambda: Status(418), 502),
     "sends garbage": (lambda: Instead(b"\x00\xff garbage"), 502),
     "sends another document": (lambda: Instead(b'["a", "list"]'), 502),
     "sends nothing": (lambda: Instead(b""), 502),
-    "sends what is not gzip as gzip": (lambda: Instead(b"garbage", {"Content-Encoding": "gzip"}), 502),
+    "labels garbage as gzip": (lambda: Instead(b"garbage", {"Content-Encoding": "gzip"}), 502),
     "sends a gzip that ends early": (lambda: Instead(_ENDLESS, {"Content-Encoding": "gzip"}), 502),
-    "sends an encoding nobody asked for": (lambda: Instead(b"garbage", {"Content-Encoding": "br"}), 502),
+    "sends an unrequested encoding": (lambda: Instead(b"garbage", {"Content-Encoding": "br"}), 502),
     "redirects in circles": (lambda: Redirect("{path}"), 502),
     "redirects to nowhere": (lambda: Redirect("file:///etc/passwd"), 502),
 }
 
 
 class PagePromises:
-    """The tests. A subclass says of which kind of package."""
+    """The tests, which a subclass runs for one ecosystem."""
 
     kind: Kind
 
     # Freshness
 
     def test_a_fresh_page_is_served_without_asking_upstream(self, kept: Package) -> None:
-        """Also when upstream has changed it meanwhile."""
+        """A fresh page is served even if upstream has changed it."""
         kept.publish()
         first = kept.page()
         kept.publish("2.0")
@@ -184,22 +189,26 @@ class PagePromises:
         assert (first.status, again.status, len(kept.asked)) == (200, 200, 1)
         assert (again.content, again.headers["ETag"]) == (first.content, first.headers["ETag"])
 
-    def test_every_file_that_a_page_lists_can_be_fetched_from_here(self, kept: Package) -> None:
-        """Promise 9: the links lead here, and to the bytes that upstream has."""
+    def test_every_file_that_a_page_lists_can_be_fetched(self, kept: Package) -> None:
+        """Promise 9: the links lead to the daemon, and to upstream's bytes."""
         published = [kept.publish(version) for version in ("1.0", "1.10", "2.0rc1")]
         links = kept.links()
         assert all(link.startswith(f"{kept.site.daemon.url}/") for link in links)
         assert sorted(get(link).body for link in links) == sorted(each.content for each in published)
 
     def test_max_age_is_the_freshness_left_and_then_a_change_appears(self, brief: Package) -> None:
-        """A client that keeps a page for as long as it may never adds anything to the cache time."""
+        """
+        A client that caches a page for max-age sees changes in time.
+
+        Its cache never adds to the daemon's cache time.
+        """
         brief.publish()
         brief.page()
-        stale_at = time.monotonic() + _BRIEFLY
+        stale_at = time.monotonic() + _SHORT_CACHE_TIME
         brief.publish("2.0")
         ages = []
 
-        def keep_asking() -> Answer:
+        def request() -> Answer:
             asked_at = time.monotonic()
             answer = brief.page()
             if "hit" in answer.headers["Cache-Status"]:
@@ -207,14 +216,18 @@ class PagePromises:
                 ages.append(max_age(answer))
             return answer
 
-        fresh = eventually(keep_asking, lambda answer: "fwd=stale" in answer.headers["Cache-Status"])
+        fresh = eventually(request, lambda answer: "fwd=stale" in answer.headers["Cache-Status"])
         assert ages == sorted(ages, reverse=True)
         assert {1, 0} <= set(ages)
         assert max_age(fresh) >= 1
         assert (len(brief.links()), len(brief.asked)) == (2, 2)
 
-    def test_cache_status_tells_how_the_page_was_had(self, kept: Package, volatile: Package) -> None:
-        """RFC 9211: where upstream was asked, why; and the seconds of freshness left."""
+    def test_cache_status_says_where_the_page_came_from(self, kept: Package, volatile: Package) -> None:
+        """
+        Cache-Status gives the reason for an upstream request (RFC 9211).
+
+        It also has the freshness left, in seconds.
+        """
         for package in (kept, volatile):
             package.publish()
         fresh = [kept.page().headers["Cache-Status"] for _ in range(2)]
@@ -225,10 +238,10 @@ class PagePromises:
         volatile.misbehave(Status(500))
         assert re.fullmatch(r"MyPyPi; hit; ttl=-?\d+; detail=stale", volatile.page().headers["Cache-Status"])
 
-    # Asking upstream again
+    # Revalidation
 
     def test_revalidation_sends_upstreams_validators_and_a_304_keeps_the_page(self, volatile: Package) -> None:
-        """Nothing is transferred where nothing changed."""
+        """An unchanged page is not transferred again."""
         volatile.publish()
         first, again = volatile.page(), volatile.page()
         assert [(request.status, request.headers["If-None-Match"] is not None) for request in volatile.asked] == [
@@ -240,7 +253,11 @@ class PagePromises:
     def test_an_unchanged_page_without_validators_keeps_its_etag(
         self, volatile: Package, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """An upstream that knows no ETag sends it all again; clients that have it are still told 304."""
+        """
+        Clients that have the page get 304 without upstream's help.
+
+        An upstream without ETags sends the page again at each revalidation.
+        """
         monkeypatch.setattr(volatile.site.upstream, "plain", True)
         volatile.publish()
         first = volatile.page()
@@ -249,7 +266,7 @@ class PagePromises:
         assert (first.status, again.status, again.headers["ETag"]) == (200, 304, first.headers["ETag"])
 
     def test_a_changed_page_has_another_etag(self, volatile: Package) -> None:
-        """It appears with the first request after the cache time, which is none here."""
+        """A change appears with the first request after the cache time. The cache time is 0 in this test."""
         volatile.publish()
         first = volatile.page()
         volatile.publish("2.0")
@@ -257,13 +274,13 @@ class PagePromises:
         assert (changed.status, len(volatile.links())) == (200, 2)
         assert changed.headers["ETag"] != first.headers["ETag"]
 
-    def test_clients_that_ask_at_once_for_a_cold_page_make_one_upstream_request(self, kept: Package) -> None:
-        """All of them wait for it, and get the same."""
+    def test_concurrent_clients_of_a_cold_page_make_one_upstream_request(self, kept: Package) -> None:
+        """All clients wait for one request and get its page."""
         kept.publish()
         hang = kept.misbehave(Hang())
         clients = 20
 
-        def ask(number: int) -> Answer:
+        def request(number: int) -> Answer:
             if number < clients:
                 return kept.page()
             eventually(lambda: connections_of(kept.site.daemon), lambda connected: connected >= clients)
@@ -271,16 +288,20 @@ class PagePromises:
             hang.release()
             return kept.page()
 
-        answers = parallel(clients + 1, ask)
+        answers = parallel(clients + 1, request)
         assert (hang.served, len(kept.asked)) == (1, 1)
         assert {(answer.status, answer.content) for answer in answers} == {(200, answers[0].content)}
         waited = ["fwd=miss" in answer.headers["Cache-Status"] for answer in answers]
         assert sum(waited) > 1
 
-    # Representations
+    # Encodings and conditional requests
 
-    def test_gzip_and_identity_hold_the_same_under_etags_of_their_own(self, kept: Package) -> None:
-        """A cache between us and the client must not take one for the other: strong ETags, and Vary."""
+    def test_gzip_and_identity_have_the_same_content_and_different_etags(self, kept: Package) -> None:
+        """
+        Each encoding has a strong ETag, and Vary names the header.
+
+        A cache between daemon and client must not confuse the two.
+        """
         kept.publish()
         plain, zipped = kept.page(), kept.page({"Accept-Encoding": "gzip, deflate"})
         assert (plain.headers["Content-Encoding"], zipped.headers["Content-Encoding"]) == (None, "gzip")
@@ -290,15 +311,15 @@ class PagePromises:
         assert {each.headers["Vary"] for each in (plain, zipped)} == {"Accept, Accept-Encoding"}
 
     @pytest.mark.parametrize("encoding", ["identity", "gzip;q=0", "br, zstd", "identity;q=1, *;q=0", ""])
-    def test_gzip_is_sent_to_nobody_who_does_not_take_it(self, kept: Package, encoding: str) -> None:
+    def test_gzip_is_sent_only_to_clients_that_accept_it(self, kept: Package, encoding: str) -> None:
         kept.publish()
         answer = kept.page({"Accept-Encoding": encoding})
         assert (answer.status, answer.headers["Content-Encoding"]) == (200, None)
 
     @pytest.mark.parametrize("encoding", ["identity", "gzip"])
     @pytest.mark.parametrize("condition", ["{}", "W/{}", '"other", {}', '{} , W/"other"', "*"])
-    def test_who_has_the_page_gets_304(self, kept: Package, encoding: str, condition: str) -> None:
-        """With the headers that a 200 would have had (RFC 9110, section 15.4.5), and without a body."""
+    def test_a_client_that_has_the_page_gets_304(self, kept: Package, encoding: str, condition: str) -> None:
+        """A 304 has the headers of a 200, and no body (RFC 9110, section 15.4.5)."""
         kept.publish()
         page = kept.page({"Accept-Encoding": encoding})
         headers = {"Accept-Encoding": encoding, "If-None-Match": condition.format(page.headers["ETag"])}
@@ -307,13 +328,13 @@ class PagePromises:
         assert [again.headers[name] for name in ("ETag", "Vary")] == [page.headers[name] for name in ("ETag", "Vary")]
         assert max_age(again) > 0
 
-    def test_who_has_another_page_gets_this_one(self, kept: Package) -> None:
+    def test_a_client_that_has_another_page_gets_200(self, kept: Package) -> None:
         kept.publish()
         assert kept.page({"If-None-Match": '"other", W/"another"'}).status == 200
 
     @pytest.mark.parametrize("encoding", ["identity", "gzip"])
     def test_head_is_get_without_the_body(self, kept: Package, encoding: str) -> None:
-        """The length included; for a page that nobody has asked for as well."""
+        """HEAD has the headers of GET, including the length. This is true for a cold page as well."""
         kept.publish()
         head = kept.page({"Accept-Encoding": encoding}, method="HEAD")
         page = kept.page({"Accept-Encoding": encoding})
@@ -322,17 +343,21 @@ class PagePromises:
             assert head.headers[name] == page.headers[name]
         assert int(head.headers["Content-Length"]) == len(page.body)
 
-    # Pages that are not there
+    # Missing pages
 
     def test_an_unknown_page_is_404_and_upstream_is_asked_once(self, kept: Package) -> None:
-        """A typo in a hundred builds is one request."""
+        """
+        Repeated requests for an unknown page make one upstream request.
+
+        A typo in a hundred builds is then one request.
+        """
         answers = [kept.page() for _ in range(3)]
         assert [answer.status for answer in answers] == [404] * 3
         assert kept.name in answers[0].text
         assert len(kept.asked) == 1
 
-    def test_that_there_is_no_page_is_believed_for_the_negative_cache_time_only(self, sites: Sites, kind: Kind) -> None:
-        """Here 1 second: not less, and the page appears after it although nobody sent word."""
+    def test_a_404_is_cached_for_the_negative_cache_time_only(self, sites: Sites, kind: Kind) -> None:
+        """A new page appears after one second, and not earlier. Nothing tells the daemon about the page."""
         package = Package.new(sites(kind, CACHE_TIME="300", NEGATIVE_CACHE_TIME="1"))
         assert package.page().status == 404
         package.publish()
@@ -346,8 +371,8 @@ class PagePromises:
         assert volatile.page().status == 200
 
     @pytest.mark.parametrize("status", [404, 410])
-    def test_a_page_that_upstream_took_away_is_404(self, volatile: Package, status: int) -> None:
-        """Upstream is to be believed when it says so; nothing else of what it may say is."""
+    def test_a_page_that_upstream_removed_is_404(self, volatile: Package, status: int) -> None:
+        """Only upstream's 404 or 410 removes a page that was served before."""
         volatile.publish()
         assert volatile.page().status == 200
         gone = volatile.misbehave(Status(status))
@@ -360,7 +385,7 @@ class PagePromises:
 
     @pytest.mark.parametrize("misbehaviour", MISBEHAVIOUR)
     def test_a_page_that_was_seen_is_served_while_upstream(self, volatile: Package, misbehaviour: str) -> None:
-        """Promise 7: the page as it was."""
+        """Promise 7: the last page is served for every kind of upstream failure."""
         volatile.publish()
         seen = volatile.page()
         volatile.publish("2.0")
@@ -372,10 +397,14 @@ class PagePromises:
         volatile.heal()
 
     @pytest.mark.parametrize("misbehaviour", MISBEHAVIOUR)
-    def test_a_page_that_was_never_seen_is_an_error_that_says_why_while_upstream(
+    def test_a_page_that_was_never_seen_is_an_error_with_a_reason_while_upstream(
         self, volatile: Package, misbehaviour: str
     ) -> None:
-        """Never 404, for which clients give up a package; and once upstream has healed, the next request works."""
+        """
+        An unknown page is an error with a reason, and never 404.
+
+        A client would take 404 to mean that there is no package. The next request works once upstream has recovered.
+        """
         volatile.publish()
         make, status = MISBEHAVIOUR[misbehaviour]
         fault = volatile.misbehave(make())
@@ -387,7 +416,7 @@ class PagePromises:
         assert volatile.page().status == 200
 
     def test_an_upstream_that_refuses_connections(self, volatile: Package) -> None:
-        """The page that was seen is there, another one is an error, and after that both are."""
+        """A known page is served, and an unknown one is an error. Both work once upstream accepts connections."""
         unseen = Package.new(volatile.site)
         volatile.publish()
         unseen.publish()
@@ -398,16 +427,16 @@ class PagePromises:
         assert_explained(error)
         assert (unseen.page().status, volatile.page().status) == (200, 200)
 
-    def test_a_304_that_nobody_asked_for_is_no_page(self, volatile: Package) -> None:
-        """There is nothing that could be meant by it."""
+    def test_an_unrequested_304_is_an_error(self, volatile: Package) -> None:
+        """A 304 to a request without a condition is answered with 502."""
         fault = volatile.misbehave(Status(304))
         answer = volatile.page()
         fault.wait_served()
         assert answer.status == 502
         assert_explained(answer)
 
-    def test_retry_after_is_what_upstream_asked_for(self, sites: Sites, kind: Kind) -> None:
-        """Where a client has to come again, upstream knows best when; nobody asks it before."""
+    def test_retry_after_is_the_one_from_upstream(self, sites: Sites, kind: Kind) -> None:
+        """Clients get upstream's own Retry-After. The daemon does not ask upstream before that time."""
         site = sites(kind, CACHE_TIME="0", STALE_AFTER="2")
         busy, other = Package.new(site), Package.new(site)
         fault = busy.misbehave(Status(429, retry_after=7))
@@ -418,24 +447,28 @@ class PagePromises:
         assert 5 <= int(error.headers["Retry-After"] or 0) <= 7
         assert_explained(error)
 
-    def test_an_upstream_that_hangs_costs_a_few_seconds_and_not_the_answer(self, sites: Sites, kind: Kind) -> None:
-        """The page as it was after some 3 s, while upstream is still being asked; what it says at last is taken in."""
-        patient = Package.new(sites(kind, CACHE_TIME="0"))
-        patient.publish()
-        seen = patient.page()
-        patient.publish("2.0")
-        hang = patient.misbehave(Hang())
+    def test_an_upstream_that_hangs_delays_a_known_page_by_a_few_seconds(self, sites: Sites, kind: Kind) -> None:
+        """The stale page is served after about 3 s. The revalidation continues, and its result is stored."""
+        package = Package.new(sites(kind, CACHE_TIME="0"))
+        package.publish()
+        seen = package.page()
+        package.publish("2.0")
+        hang = package.misbehave(Hang())
         asked_at = time.monotonic()
-        answer = patient.page()
+        answer = package.page()
         assert time.monotonic() - asked_at < 8
         assert (hang.served, answer.status, answer.content) == (1, 200, seen.content)
-        patient.heal()
-        patient.site.upstream.wait_for(lambda: patient.asked[1].done)
-        assert (patient.asked[1].status, patient.asked[1].broken) == (200, False)
-        eventually(patient.links, lambda links: len(links) == 2)
+        package.heal()
+        package.site.upstream.wait_for(lambda: package.asked[1].done)
+        assert (package.asked[1].status, package.asked[1].broken) == (200, False)
+        eventually(package.links, lambda links: len(links) == 2)
 
-    def test_an_upstream_that_fails_is_left_alone_for_a_moment_and_then_asked_again(self, volatile: Package) -> None:
-        """Not each request for a page that is here hits a struggling upstream; a new version appears all the same."""
+    def test_an_upstream_that_fails_is_asked_again_after_a_pause(self, volatile: Package) -> None:
+        """
+        Few of the requests for a known page reach a failing upstream.
+
+        A new version appears once upstream has recovered.
+        """
         volatile.publish()
         volatile.page()
         volatile.misbehave(Status(500))
@@ -446,8 +479,8 @@ class PagePromises:
         volatile.publish("2.0")
         eventually(volatile.links, lambda links: len(links) == 2)
 
-    def test_a_failing_upstream_is_one_line_in_the_log(self, volatile: Package) -> None:
-        """And another one when it has recovered."""
+    def test_a_failing_upstream_is_logged_once(self, volatile: Package) -> None:
+        """The log has one line for the failure and one for the recovery."""
         volatile.publish()
         volatile.page()
         start = len(volatile.site.daemon.log)
@@ -461,7 +494,7 @@ class PagePromises:
 
     @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
     def test_a_redirect_to_another_host_is_followed(self, volatile: Package, code: int) -> None:
-        """The page is read from there, and what it lists can be had."""
+        """The page is read from the other host, and its files can be fetched."""
         with volatile.site.kind.upstream() as elsewhere:
             published = volatile.site.kind.publish(elsewhere, volatile.name)
             redirect = volatile.misbehave(Redirect(f"{elsewhere.url}{{path}}", code))
@@ -469,11 +502,11 @@ class PagePromises:
             redirect.wait_served()
             assert get(link).body == published.content
 
-    # What is kept where
+    # Restarts and Redis
 
     @pytest.mark.parametrize("end", [Site.restart, crash_and_recover])
-    def test_pages_survive_the_daemon(self, volatile: Package, end: Callable[[Site], None]) -> None:
-        """Ended in order or not, with upstream gone: whoever comes next over the same data has them."""
+    def test_pages_survive_the_end_of_the_daemon(self, volatile: Package, end: Callable[[Site], None]) -> None:
+        """A new daemon with the same data serves the pages without upstream. The old daemon was stopped or killed."""
         volatile.publish()
         headers = BY_NAME | {"Accept-Encoding": "gzip"}
         seen = volatile.page(headers)
@@ -482,8 +515,8 @@ class PagePromises:
             after = volatile.page(headers)
         assert (after.status, after.body, after.headers["ETag"]) == (200, seen.body, seen.headers["ETag"])
 
-    def test_pages_survive_that_redis_is_emptied(self, kept: Package) -> None:
-        """They are asked of upstream anew, and kept again: for the next daemon too."""
+    def test_pages_survive_an_emptied_redis(self, kept: Package) -> None:
+        """Pages are fetched and saved again, and the next daemon has them."""
         kept.publish()
         read = partial(kept.page, BY_NAME)
         seen = read()
@@ -496,8 +529,8 @@ class PagePromises:
         assert {answer.content for answer in (seen, again, after)} == {seen.content}
         assert len(kept.asked) == 2
 
-    def test_redis_is_not_needed_to_start_and_used_when_it_comes(self, kind: Kind, tmp_path: Path) -> None:
-        """Promise 8: pages come from upstream meanwhile, and the log says so once."""
+    def test_redis_is_not_needed_to_start_and_used_once_it_runs(self, kind: Kind, tmp_path: Path) -> None:
+        """Promise 8: without Redis, pages come from upstream. The log says so once."""
         port = free_port()
         env = {
             "MYPYPI_PACKAGE_TYPE": kind.package_type,
@@ -526,7 +559,7 @@ class PagePromises:
     # Credentials
 
     def test_upstream_credentials_reach_upstream_and_no_other_host(self, sites: Sites, kind: Kind) -> None:
-        """A redirect's target gets none, whoever that is; and neither the log nor an answer ever has them."""
+        """A redirect's target gets no credentials. No log line and no response contains them."""
         user, password = "someone", "s3cret-word"
         token = base64.b64encode(f"{user}:{password}".encode()).decode()
         site = sites(kind, auth=(user, password), CACHE_TIME="0")
@@ -546,18 +579,18 @@ class PagePromises:
         answers.append(Package.new(site).page())
         assert [answer.status for answer in answers[2:]] == [503, 502]
         assert "credentials" in answers[-1].text
-        told = [*(answer.text for answer in answers), str(site.health()), site.daemon.log]
-        assert [secret for secret in (password, token) for text in told if secret in text] == []
+        texts = [*(answer.text for answer in answers), str(site.health()), site.daemon.log]
+        assert [secret for secret in (password, token) for text in texts if secret in text] == []
 
 
 def connections_of(daemon: Daemon) -> int:
-    """How many clients are connected to it."""
+    """Count the clients that are connected to this daemon."""
     found = psutil.Process(daemon.pid).net_connections("tcp")
     return sum(each.status == psutil.CONN_ESTABLISHED and each.laddr.port == daemon.port for each in found)
 
 
 def assert_explained(error: Answer) -> None:
-    """It has a sentence for a person, and for a client, where it is worth trying again, when."""
+    """Check that the error has a readable reason. An error that may pass also has a Retry-After."""
     document = error.json()
     assert isinstance(document, dict)
     assert re.fullmatch(r"[^<>{}\n]{20,300}", document["error"])

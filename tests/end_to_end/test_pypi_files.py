@@ -1,6 +1,6 @@
-"""What is promised of package files in pypi mode alone: their metadata, their links, the names they may have.
+"""Tests the promises about package files that only PyPI mode has, with real processes.
 
-With real processes, as `tests/test_file_promises.py`.
+They are about metadata, links and names. See also test_file_promises.py.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ MIB = 1024 * 1024
 
 @pytest.fixture
 def index(site: Site) -> FakeIndex:
-    """The upstream of the site."""
+    """The upstream index of the site."""
     assert isinstance(site.upstream, FakeIndex)
     return site.upstream
 
 
 def entries(site: Site, project: str) -> list[dict[str, Any]]:
-    """The files that a project's page here lists, with absolute links."""
+    """List the files on a project's page, with absolute links."""
     page_url = f"{site.daemon.url}/simple/{project}/"
     page: Any = get(page_url, {"Accept": JSON}).json()
     return [{**file, "url": urljoin(page_url, file["url"])} for file in page["files"]]
 
 
 def link(site: Site, project: str) -> str:
-    """The link of the one file that a project has."""
+    """Return the link of a project's only file."""
     (entry,) = entries(site, project)
     return str(entry["url"])
 
 
 class TestMetadata:
-    """The ``.metadata`` beside a wheel (PEP 658)."""
+    """Tests the ``.metadata`` file beside a wheel (PEP 658)."""
 
     kind = PyPIKind()
 
     def test_metadata_is_served_byte_for_byte(self, site: Site, index: FakeIndex) -> None:
-        """With the digest that the page gives, in no encoding, and without upstream once it is stored."""
+        """Metadata has the page's digest and no content encoding. Once stored, it is served without upstream."""
         wheel = make_wheel("described", requires=["other>=2"])
         path = urlsplit(index.add(wheel)).path
         (entry,) = entries(site, "described")
@@ -66,8 +66,8 @@ class TestMetadata:
         assert index.count(f"{path}.metadata") == 1
         assert index.count(path) == 0
 
-    def test_wrong_metadata_is_not_kept(self, site: Site, index: FakeIndex) -> None:
-        """A client sees a broken transfer, and the next one gets the right bytes."""
+    def test_wrong_metadata_is_not_stored(self, site: Site, index: FakeIndex) -> None:
+        """Wrong metadata aborts the transfer, and the next request works."""
         wheel = make_wheel("mistold")
         fault = index.fault(f"{urlsplit(index.add(wheel)).path}.metadata", WrongBytes(), 1)
         url = link(site, "mistold") + ".metadata"
@@ -76,8 +76,12 @@ class TestMetadata:
         assert (answer.status, answer.complete) == (200, False)
         assert get(url).body == wheel.metadata
 
-    def test_metadata_that_upstream_lacks_is_advertised_no_longer(self, site: Site, index: FakeIndex) -> None:
-        """It is 404, and gone from the page in both forms, also after a restart; the wheel itself is there."""
+    def test_metadata_that_upstream_lacks_is_no_longer_advertised(self, site: Site, index: FakeIndex) -> None:
+        """
+        Missing metadata is 404 and disappears from both forms of the page.
+
+        It stays away after a restart. The wheel itself is served.
+        """
         wheel = make_wheel("undescribed")
         index.drop(f"{urlsplit(index.add(wheel)).path}.metadata")
         (before,) = entries(site, "undescribed")
@@ -93,8 +97,8 @@ class TestMetadata:
             site.restart()
         assert get(after["url"].replace(urlsplit(after["url"]).netloc, f"127.0.0.1:{site.daemon.port}")).status == 200
 
-    def test_metadata_that_upstream_fails_to_give_is_advertised_on(self, site: Site, index: FakeIndex) -> None:
-        """An error is not a 404."""
+    def test_metadata_is_still_advertised_after_an_upstream_error(self, site: Site, index: FakeIndex) -> None:
+        """Only a 404 removes metadata from the page, not an error."""
         fault = index.fault(f"{urlsplit(index.add(make_wheel('unlucky'))).path}.metadata", Status(500), 1)
         (before,) = entries(site, "unlucky")
         assert get(before["url"] + ".metadata").status == 503
@@ -103,7 +107,7 @@ class TestMetadata:
 
 
 class TestLinks:
-    """Files whatever they are called and wherever they lie."""
+    """Tests files with unusual names and addresses."""
 
     kind = PyPIKind()
 
@@ -118,7 +122,11 @@ class TestLinks:
     def test_odd_addresses_are_asked_for_as_they_were_listed(
         self, site: Site, index: FakeIndex, path: str, request: pytest.FixtureRequest
     ) -> None:
-        """Percent-encoding, ``~``, ``@`` and a query reach upstream as its page wrote them."""
+        """
+        Upstream gets each address exactly as its page has it.
+
+        This covers percent-encoding, ``~``, ``@`` and a query.
+        """
         wheel = make_wheel(f"odd{request.node.callspec.indices['path']}")
         listed, _, query = path.format(wheel.project).partition("?")
         index.add(wheel, extra={"url": f"{index.url}{path.format(wheel.project)}"})
@@ -129,8 +137,12 @@ class TestLinks:
         assert (asked.path, asked.query) == (listed, query)
 
     @pytest.mark.parametrize("form", [":", "%3A"])
-    def test_files_of_another_host_are_served_from_here(self, site: Site, index: FakeIndex, form: str) -> None:
-        """The port is in the link; clients that quote its colon anew, as pip does, find it as well."""
+    def test_files_of_another_host_are_served_by_the_daemon(self, site: Site, index: FakeIndex, form: str) -> None:
+        """
+        A link to another host's file includes the port.
+
+        Clients that quote its colon, as pip does, find the file as well.
+        """
         wheel = make_wheel(f"remote{len(form)}")
         with FileHost() as files:
             url = index.add(wheel, at=files)
@@ -142,7 +154,7 @@ class TestLinks:
             assert files.count("/packages/") == 1
 
     def test_files_of_another_host_are_asked_for_without_credentials(self, sites: Sites) -> None:
-        """Those are upstream's alone, and another port of its host is not upstream."""
+        """Only upstream gets the credentials. Another port of its host is not upstream."""
         site = sites(self.kind, auth=("someone", "s3cret-word"))
         assert isinstance(site.upstream, FakeIndex)
         wheel = make_wheel("remoteprivate")
@@ -163,15 +175,19 @@ class TestLinks:
     def test_sdists_with_legacy_names_are_found_without_their_page(
         self, site: Site, index: FakeIndex, project: str, filename: str
     ) -> None:
-        """By a client that has the address from a lock file."""
+        """A client with the address from a lock file gets the sdist. It does not request the page."""
         sdist = Artifact(filename, make_sdist(project).content)
         path = urlsplit(index.add(sdist)).path
         answer = get(f"{site.daemon.url}/file/http/{index.host}:{index.port}{path}")
         assert (answer.status, answer.body) == (200, sdist.content)
         assert index.count(f"/simple/{project}/") == 1
 
-    def test_a_file_whose_name_tells_no_project_is_found(self, site: Site, index: FakeIndex) -> None:
-        """Once its page was seen, even by a daemon that has not seen it itself; never before."""
+    def test_a_file_without_a_project_in_its_name_is_found(self, site: Site, index: FakeIndex) -> None:
+        """
+        Such a file is found once its page was read, and never before.
+
+        A daemon that has not read the page since its start finds it as well.
+        """
         wheel = make_wheel("stray")
         index.put("/blobs/1234", wheel.content)
         index.add(wheel, extra={"url": f"{index.url}/blobs/1234"})
@@ -182,8 +198,12 @@ class TestLinks:
         answer = get(site.daemon.url + path)
         assert (answer.status, answer.body) == (200, wheel.content)
 
-    def test_an_sdist_that_is_said_to_be_encoded_stays_as_it_is(self, site: Site, index: FakeIndex) -> None:
-        """Servers call a .tar.gz gzip-encoded by its name: it reaches the client as the digest wants it."""
+    def test_an_sdist_labelled_as_encoded_is_not_decoded(self, site: Site, index: FakeIndex) -> None:
+        """
+        The client gets the sdist with the bytes that have its digest.
+
+        Servers label a .tar.gz as gzip-encoded because of its name.
+        """
         sdist = make_sdist("mislabelled", padding=LARGE)
         fault = index.fault(urlsplit(index.add(sdist)).path, Mislabelled())
         answer = get(link(site, "mislabelled"))
@@ -191,8 +211,13 @@ class TestLinks:
         fault.wait_served()
 
     @pytest.mark.parametrize("chunked", [True, False])
-    def test_a_size_that_nobody_gives_is_not_missed(self, site: Site, index: FakeIndex, *, chunked: bool) -> None:
-        """Neither the page nor upstream's answer: HTTP/1.1 clients see the end, and older ones a length."""
+    def test_a_file_may_have_no_known_size(self, site: Site, index: FakeIndex, *, chunked: bool) -> None:
+        """
+        A file is served completely without a known size.
+
+        Neither the page nor upstream's response gives the size. HTTP/1.1 clients see the end of the body, and HTTP/1.0
+        clients get a length.
+        """
         for version in ("1.1", "1.0"):
             wheel = make_wheel(f"unsized{chunked}{version[-1]}", padding=LARGE)
             fault = index.fault(urlsplit(index.add(wheel, extra={"size": None})).path, Unsized(chunked=chunked))
@@ -208,8 +233,8 @@ class TestLinks:
                 assert f"content-length: {len(body)}" in headers.decode().lower().splitlines()
             fault.wait_served()
 
-    def test_wrong_bytes_of_an_unknown_size_are_seen_to_be_broken(self, site: Site, index: FakeIndex) -> None:
-        """A chunked answer without its last chunk is not complete."""
+    def test_wrong_bytes_of_an_unknown_size_abort_the_transfer(self, site: Site, index: FakeIndex) -> None:
+        """A chunked response without its last chunk is incomplete."""
         wheel = make_wheel("unsizedwrong", padding=LARGE)
         false = {"size": None, "hashes": {"sha256": "0" * 64}}
         fault = index.fault(urlsplit(index.add(wheel, extra=false)).path, Unsized())
@@ -217,10 +242,8 @@ class TestLinks:
         fault.wait_served()
         assert (answer.status, answer.complete) == (200, False)
 
-    def test_a_wrong_size_on_the_page_does_not_matter_where_the_digest_agrees(
-        self, site: Site, index: FakeIndex
-    ) -> None:
-        """The file is whole and right: it is fetched once, and kept."""
+    def test_a_wrong_size_on_the_page_does_not_matter_if_the_digest_matches(self, site: Site, index: FakeIndex) -> None:
+        """A file that matches its digest is fetched once and stored."""
         wheel = make_wheel("missized", padding=LARGE)
         path = urlsplit(index.add(wheel, extra={"size": 1000})).path
         url = link(site, "missized")
@@ -229,8 +252,8 @@ class TestLinks:
         assert get(url).body == wheel.content
         assert index.count(path) == 1
 
-    def test_a_file_that_has_no_digest_is_served_with_its_own(self, site: Site, index: FakeIndex) -> None:
-        """There is nothing to check it against but its size: its etag appears when it is stored."""
+    def test_a_file_without_a_digest_gets_one_when_it_is_stored(self, site: Site, index: FakeIndex) -> None:
+        """A file without a digest gets an ETag once it is stored. Before that, it can be checked only by its size."""
         wheel = make_wheel("undigested")
         index.add(wheel, extra={"hashes": {}})
         url = link(site, "undigested")
@@ -241,7 +264,7 @@ class TestLinks:
 
 
 class TestMadeUpAddresses:
-    """Only what upstream's pages list can be had: nobody can make the server connect anywhere else."""
+    """Tests that the server connects only to listed addresses."""
 
     kind = PyPIKind()
 
@@ -249,7 +272,11 @@ class TestMadeUpAddresses:
         "name", ["known-1.0-py3-none-any.whl", "known-1.0.tar.gz", "unheard_of-1.0-py3-none-any.whl", "README", "x.whl"]
     )
     def test_a_made_up_host_is_never_connected_to(self, site: Site, index: FakeIndex, name: str) -> None:
-        """Though it has the file, and whatever the file's name tells: 404. At most upstream's page is asked for."""
+        """
+        A made-up host is 404, and at most upstream's page is requested.
+
+        The host has the file, whose name may name a project.
+        """
         index.add(make_wheel("known"))
         assert entries(site, "known")
         with FileHost() as other:
@@ -260,8 +287,12 @@ class TestMadeUpAddresses:
         assert index.count(f"/{name}") == 0
 
     @pytest.mark.parametrize("name", ["known-6.6-py3-none-any.whl", "README", "known.whl", "a" * 300 + "-1.0.tar.gz"])
-    def test_a_name_that_no_page_could_list_anew_asks_nobody(self, site: Site, index: FakeIndex, name: str) -> None:
-        """The project's page is fresh, or there is no project to ask for: no connection at all."""
+    def test_an_unlisted_name_causes_no_connection(self, site: Site, index: FakeIndex, name: str) -> None:
+        """
+        The server makes no connection for an unlisted file.
+
+        The project's page is fresh, or the name has no project.
+        """
         index.add(make_wheel("known"))
         assert entries(site, "known")
         index.put(f"/{name}", b"nobody lists me")
@@ -273,32 +304,44 @@ class TestMadeUpAddresses:
         "path",
         ["/file/", "/file/http", "/file/http/host", "/file/ftp/host/x-1.0.zip", "/file/http/user@host/x-1.0.zip"],
     )
-    def test_what_is_no_address_of_a_file_is_not_there(self, site: Site, index: FakeIndex, path: str) -> None:
-        """Too short, another scheme, credentials in it: 404, and nobody is asked."""
+    def test_an_invalid_file_address_is_404(self, site: Site, index: FakeIndex, path: str) -> None:
+        """
+        An invalid address is 404, and upstream is not asked.
+
+        The address is too short, has another scheme or has credentials.
+        """
         before = index.connections
         assert get(site.daemon.url + path).status == 404
         assert index.connections == before
 
 
 class TestLargeFiles:
-    """Files larger than what there is room for."""
+    """Tests files that exceed the disk space or the memory."""
 
     kind = PyPIKind()
 
-    def test_a_file_that_the_disk_can_not_hold_is_left_to_upstream(self, site: Site, index: FakeIndex) -> None:
-        """Whether its page or upstream's answer says how large it is: the client is sent there."""
+    def test_a_file_that_the_disk_can_not_hold_is_redirected(self, site: Site, index: FakeIndex) -> None:
+        """
+        The client is redirected if the disk is too small.
+
+        The size comes from the page or from upstream's response.
+        """
         listed = index.add(make_wheel("listedhuge"), extra={"size": 10**17})
         answered = index.add(make_wheel("answeredhuge"), extra={"size": None})
         index.fault(urlsplit(answered).path, WrongLength(10**17), 1)
         for project, url in (("listedhuge", listed), ("answeredhuge", answered)):
             answer = get(link(site, project))
             assert (answer.status, answer.headers["Location"]) == (302, url)
-        # The second redirect shows that the fault was met: nothing else says how large that file is. It can't count
-        # itself where the daemon hangs up before it has written.
+        # The second redirect shows that the fault was met, since only the fault gives that size. The fault can't count
+        # itself if the daemon disconnects before the whole body is written.
         assert site.drafts == []
 
     def test_memory_does_not_grow_with_the_size_of_a_file(self, site: Site, index: FakeIndex) -> None:
-        """200 MB to five clients, one of which does not read: within 40 MB of idle, and each gets the right bytes."""
+        """
+        The daemon serves 200 MB with less than 40 MB above idle.
+
+        There are five clients; one does not read, and the others get the right bytes.
+        """
         large = Artifact("large-1.0-py3-none-any.whl", incompressible(MIB, "large") * 200)
         path = urlsplit(index.add(large)).path
         url = link(site, "large")
@@ -318,7 +361,7 @@ class TestLargeFiles:
 
 
 def _sha256_of(url: str) -> str:
-    """Of what is there, without keeping it."""
+    """Hash the body of a response without keeping it."""
     parts = urlsplit(url)
     connection = HTTPConnection(parts.netloc, timeout=60)
     hasher = hashlib.sha256()
@@ -333,5 +376,5 @@ def _sha256_of(url: str) -> str:
 
 
 def _decoded(path: str) -> str:
-    """A path as `FileHost` knows it."""
+    """Decode a path in the way in which `FileHost` compares it."""
     return path.replace("%2B", "+").replace("%7E", "~").replace("%20", " ")

@@ -1,4 +1,7 @@
-"""What is promised of Python package indexes over HTTP, with a real daemon before an upstream on loopback."""
+"""Tests the promises about Python indexes over HTTP, with a real daemon.
+
+Upstream is an index on loopback.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ POETRY = f"{JSON}, */*;q=0.1"
 
 @frozen
 class Project:
-    """A project that one test alone knows, with a wheel and an sdist."""
+    """A project that one test alone uses, with a wheel and an sdist."""
 
     site: Site
     name: str
@@ -59,19 +62,19 @@ class Project:
         return document(self.page())
 
     def file(self, artifact: Artifact) -> dict[str, Any]:
-        """How its page here lists a file in JSON."""
+        """Return the JSON entry of a file on the project's page."""
         (entry,) = [each for each in self.document()["files"] if each["filename"] == artifact.filename]
         assert isinstance(entry, dict)
         return entry
 
     def anchor(self, artifact: Artifact) -> dict[str, str | None]:
-        """The attributes with which its page here lists a file in HTML."""
+        """Return the HTML attributes of a file on the project's page."""
         (anchor,) = [each for text, each in read(self.page(TEXT)).anchors if text == artifact.filename]
         return anchor
 
 
 class Html(HTMLParser):
-    """What a client reads from a page: its metas, and its anchors' texts and attributes."""
+    """Reads an HTML page: its metas, and the text and attributes of its anchors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +108,7 @@ def document(answer: Answer) -> dict[str, Any]:
 
 
 def reason(answer: Answer) -> str:
-    """The sentence of an error."""
+    """Return the message of an error."""
     found = answer.json()
     assert isinstance(found, dict)
     assert answer.headers["Cache-Control"] == "no-store"
@@ -122,13 +125,13 @@ def project(site: Site) -> Project:
 
 
 class OverHTTP:
-    """What the classes below have in common: each has one upstream, and one daemon before it."""
+    """Base of the classes below. The tests of a class share one upstream and one daemon."""
 
     kind = _KIND
 
 
 class TestNegotiation(OverHTTP):
-    """PEP 691: each client gets the form it likes best of those it takes."""
+    """Tests that clients get the form that they prefer (PEP 691)."""
 
     @pytest.mark.parametrize(
         ("accept", "form"),
@@ -152,7 +155,7 @@ class TestNegotiation(OverHTTP):
         ],
     )
     def test_the_form_is_chosen_by_the_accept_header(self, project: Project, accept: str | None, form: str) -> None:
-        """And the answer says what it is by its name and version, never "latest"."""
+        """The response names its form and version, never "latest"."""
         answer = project.page(accept)
         assert (answer.status, answer.headers["Content-Type"]) == (200, form)
         assert (answer.text.startswith("{"), answer.text.startswith("<!DOCTYPE html>")) == (form == JSON, form != JSON)
@@ -161,8 +164,8 @@ class TestNegotiation(OverHTTP):
         "accept",
         ["image/png", f"{JSON};q=0", "*/*;q=0", "application/vnd.pypi.simple.v2+json", "text/html;q=many", ";;;", "x"],
     )
-    def test_who_takes_none_of_the_forms_gets_406(self, project: Project, accept: str) -> None:
-        """With the forms that there are."""
+    def test_a_client_that_accepts_no_form_gets_406(self, project: Project, accept: str) -> None:
+        """A client that accepts no form gets 406 with the available forms."""
         answer = project.page(accept)
         assert answer.status == 406
         assert JSON in reason(answer)
@@ -178,7 +181,7 @@ class TestNegotiation(OverHTTP):
         assert (answer.status, TEXT in reason(answer)) == (406, True)
 
     def test_each_form_has_an_etag_of_its_own(self, project: Project) -> None:
-        """Or a cache would take the one for the other."""
+        """Each form has its own ETag. Otherwise a cache would confuse the forms."""
         html, made = project.page(TEXT), project.page(JSON)
         assert html.headers["ETag"] != made.headers["ETag"]
         assert project.page(TEXT, **{"If-None-Match": made.headers["ETag"]}).status == 200
@@ -186,13 +189,13 @@ class TestNegotiation(OverHTTP):
 
 
 class TestForms(OverHTTP):
-    """One parsed page in every form, whatever upstream speaks."""
+    """Tests that each form of a page has all of upstream's data."""
 
     @pytest.mark.parametrize("speaks", ["json_only", "html_only", "plain", "everything"])
     def test_every_upstream_is_served_in_both_forms(
         self, project: Project, speaks: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """With the same files under the same addresses, their digests, and what they require."""
+        """Both forms have the same files, addresses, digests and requirements."""
         if speaks != "everything":
             monkeypatch.setattr(project.index, speaks, True)
         for artifact in (project.wheel, project.sdist):
@@ -203,7 +206,7 @@ class TestForms(OverHTTP):
             assert get(urljoin(project.url, entry["url"])).body == artifact.content
 
     def test_every_field_of_upstreams_json_is_kept(self, project: Project) -> None:
-        """Those that nobody has invented yet as well."""
+        """Every JSON field is kept, also those that no standard has yet."""
         invented = {"invented": {"deep": [1, 2.5, None, "ü"]}, "size-on-mars": 3}
         status = {"status": "archived", "reason": "all done"}
         listed = make_wheel(project.name, "2.0")
@@ -215,8 +218,8 @@ class TestForms(OverHTTP):
             del file["url"]
         assert here == upstream
 
-    def test_html_shows_what_html_has_a_place_for(self, project: Project) -> None:
-        """PEP 503, 592, 658, 714, 740 and 792, with what is in it escaped."""
+    def test_html_has_the_fields_that_peps_define_for_html(self, project: Project) -> None:
+        """HTML has the fields of PEP 503, 592, 658, 714, 740 and 792. Their values are escaped."""
         listed = make_wheel(project.name, "2.0", requires_python=">3 & <4")
         project.index.add(listed, yanked='it "<breaks>"', extra={"provenance": "https://files.example/p?a=1&b=2"})
         project.index.describe(project.name, {"project-status": {"status": "quarantined", "reason": "<why>"}})
@@ -236,14 +239,18 @@ class TestForms(OverHTTP):
         assert ("pypi:project-status-reason", "<why>") in metas
 
     def test_the_metadata_that_is_advertised_can_be_fetched(self, project: Project) -> None:
-        """PEP 658: beside the wheel, byte for byte."""
+        """Advertised metadata is served beside its wheel, byte for byte (PEP 658)."""
         answer = get(urljoin(project.url, project.file(project.wheel)["url"]) + ".metadata")
         assert (answer.status, answer.body) == (200, project.wheel.metadata)
 
     @pytest.mark.parametrize("base", ["https://mirror.example/", "http://127.0.0.1:99/deep/prefix/"])
     @pytest.mark.parametrize("form", [JSON, TEXT])
     def test_links_are_relative(self, project: Project, base: str, form: str) -> None:
-        """So a page reads the same behind any scheme, host and path prefix: the body does not depend on them."""
+        """
+        Links are relative, so the body is the same for every address.
+
+        The page works behind any scheme, host and path prefix.
+        """
         page = project.page(form, Host=urlsplit(base).netloc)
         assert page.body == project.page(form).body
         links = (
@@ -259,7 +266,7 @@ class TestForms(OverHTTP):
 
 
 class TestNames(OverHTTP):
-    """PEP 503: one spelling of a name has the page, the others lead there."""
+    """Tests the spellings of a name (PEP 503). One spelling has the page, and the others redirect to it."""
 
     @pytest.mark.parametrize(
         ("asked", "location"),
@@ -277,7 +284,11 @@ class TestNames(OverHTTP):
     )
     @pytest.mark.parametrize("query", ["", "?format=text%2Fhtml&x=%20"])
     def test_another_spelling_is_redirected(self, site: Site, asked: str, location: str | None, query: str) -> None:
-        """Permanently, by a relative Location that keeps the query: right behind any host and prefix."""
+        """
+        The redirect is permanent, keeps the query and has a relative Location.
+
+        A relative Location is right behind any host and prefix.
+        """
         answer = get(f"{site.daemon.url}{asked}{query}")
         if location is None:
             assert answer.status == 400
@@ -294,11 +305,11 @@ class TestNames(OverHTTP):
 
 
 class TestProjectJson(OverHTTP):
-    """PyPI's own JSON: ``/pypi/{project}/json`` and ``/pypi/{project}/{version}/json``."""
+    """Tests PyPI's JSON pages, ``/pypi/{project}/json`` and ``/pypi/{project}/{version}/json``."""
 
     @pytest.mark.parametrize("version", ["", "/1.0"])
-    def test_links_point_here_and_work(self, project: Project, version: str) -> None:
-        """They can't be relative: clients take them as they are. All else is upstream's."""
+    def test_links_lead_to_the_daemon_and_work(self, project: Project, version: str) -> None:
+        """Links are absolute, since clients use them unchanged. All other fields are upstream's."""
         path = f"/pypi/{project.name}{version}/json"
         upstream, here = (document(get(base + path)) for base in (project.index.url, project.site.daemon.url))
         files = [*here["urls"], *(file for files in here.get("releases", {}).values() for file in files)]
@@ -311,40 +322,48 @@ class TestProjectJson(OverHTTP):
         assert json.loads(re.sub(links, r'"http://\1"', json.dumps(here))) == upstream
 
     @pytest.mark.parametrize("host", ["mirror.example", "mirror.example:8443", "[::1]:80"])
-    def test_links_name_the_host_that_was_asked(self, project: Project, host: str) -> None:
-        """Also when another client asked under another name before; with ETags of their own."""
+    def test_links_have_the_host_of_the_request(self, project: Project, host: str) -> None:
+        """Links have the Host of their request, not of an earlier one. Each Host has its own ETags."""
         url = f"{project.site.daemon.url}/pypi/{project.name}/json"
         first, second = get(url), get(url, {"Host": host})
         assert document(second)["urls"][0]["url"].startswith(f"http://{host}/file/http/127.0.0.1")
         assert first.headers["ETag"] != second.headers["ETag"]
         assert get(url, {"Host": host, "If-None-Match": second.headers["ETag"]}).status == 304
 
-    def test_links_name_the_public_url_where_one_is_set(self, sites: Sites) -> None:
-        """Whatever the request's own Host says."""
+    def test_links_have_the_public_url_if_one_is_set(self, sites: Sites) -> None:
+        """MYPYPI_PUBLIC_URL overrides the Host of the request."""
         site = sites(_KIND, PUBLIC_URL="https://mirror.example/some/prefix")
         thing = site.publish()
         answer = get(f"{site.daemon.url}/pypi/{thing.name}/json", {"Host": "other.example"})
         assert document(answer)["urls"][0]["url"] == f"https://mirror.example/some/prefix{unquote(thing.path)}"
 
     @pytest.mark.parametrize("host", ["", "a/b", "a b", 'a"b', "a@b", "a:b", "a<b>", "ü"])
-    def test_a_host_that_is_none_is_refused(self, project: Project, host: str) -> None:
-        """It would stand in the links of every client that gets the page from a cache."""
+    def test_an_invalid_host_is_refused(self, project: Project, host: str) -> None:
+        """
+        An invalid Host gets 400.
+
+        Otherwise it would be in the links of every client that gets the page from a cache.
+        """
         head_ = f"GET /pypi/{project.name}/json HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
         answer = raw("127.0.0.1", project.site.daemon.port, head_.encode())
         assert re.match(rb"HTTP/1\.1 400 ", answer)
         assert b'{"error":"' in answer
 
     @pytest.mark.parametrize("path", ["/pypi/no-such-project/json", "/pypi/no-such-project/1.0/json"])
-    def test_what_upstream_does_not_have_is_404(self, site: Site, path: str) -> None:
+    def test_an_unknown_project_is_404(self, site: Site, path: str) -> None:
         answer = get(site.daemon.url + path)
         assert (answer.status, "no-such-project" in reason(answer)) == (404, True)
 
 
 class TestRootList(OverHTTP):
-    """The list of all projects."""
+    """Tests the list of all projects."""
 
     def test_both_forms_name_every_project(self, site: Site) -> None:
-        """As upstream writes the names; in HTML with relative links to the normalised ones, and escaped."""
+        """
+        Both forms have upstream's spelling of the names.
+
+        HTML has relative links to the normalised names, and is escaped.
+        """
         index_of(site).add_all(make_wheel("some-project"))
         index_of(site).add_names(["Zope.Interface", "with-<tag>", "_", "Abc"])
         url = f"{site.daemon.url}/simple/"
@@ -361,7 +380,7 @@ class TestRootList(OverHTTP):
         assert get(urljoin(url, "some-project/")).status == 200
 
     def test_a_list_that_was_seen_is_served_while_upstream_fails(self, sites: Sites) -> None:
-        """As with any page; and there is no list but an error before."""
+        """A known list is served stale, like any page. Before that, the response is an error."""
         site = sites(_KIND, CACHE_TIME="0")
         url = f"{site.daemon.url}/simple/"
         site.upstream.fault("/simple/", Status(500))
@@ -373,17 +392,21 @@ class TestRootList(OverHTTP):
 
 
 class TestBigRootList(OverHTTP):
-    """PyPI's list has tens of megabytes, and is asked for like any other page."""
+    """Tests a list of tens of megabytes, like PyPI's. Clients request it like any other page."""
 
     names = tuple(f"some-project-number-{number}" for number in range(200_000))
 
-    def test_it_is_served_complete_without_being_held_for_each_request(self, site: Site) -> None:
-        """Clients get on meanwhile, also while it is being taken in; and memory does not grow with requests for it."""
+    def test_it_is_served_complete_and_not_copied_for_each_request(self, site: Site) -> None:
+        """
+        The list is complete, and requests for it cost no memory each.
+
+        Other clients are not delayed, also while the list is processed.
+        """
         index_of(site).add_names(self.names)
         index_of(site).add(make_wheel("small"))
         small, url = f"{site.daemon.url}/simple/small/", f"{site.daemon.url}/simple/"
         assert get(small).status == 200
-        self.is_taken_in_beside_other_requests(site, url, small)
+        self.check_that_other_requests_are_not_delayed(site, url, small)
         encodings = [{"Accept-Encoding": encoding} for encoding in ("identity", "gzip")]
         html = [get(url, encoding) for encoding in encodings]
         made = [get(url, {"Accept": JSON, **encoding}) for encoding in encodings]
@@ -393,9 +416,9 @@ class TestBigRootList(OverHTTP):
         for answer in made:
             assert [project["name"] for project in document(answer)["projects"]] == ["small", *self.names]
         assert site.upstream.count("/simple/") == 2
-        self.takes_no_memory_for_each_request(site, url, len(html[0].body))
+        self.check_that_memory_does_not_grow(site, url, len(html[0].body))
 
-    def is_taken_in_beside_other_requests(self, site: Site, url: str, small: str) -> None:
+    def check_that_other_requests_are_not_delayed(self, site: Site, url: str, small: str) -> None:
         gate = site.upstream.fault("/simple/", Gate())
         answers: list[Answer] = []
         first = Thread(target=lambda: answers.append(head(url)))
@@ -412,7 +435,7 @@ class TestBigRootList(OverHTTP):
         assert len(waits) > 10
         assert max(waits) < 1
 
-    def takes_no_memory_for_each_request(self, site: Site, url: str, size: int) -> None:
+    def check_that_memory_does_not_grow(self, site: Site, url: str, size: int) -> None:
         before = site.daemon.rss_bytes()
         for number in range(20):
             assert len(get(url, {"Accept-Encoding": ("identity", "gzip")[number % 2]}).content) == size
@@ -424,7 +447,7 @@ class TestBigRootList(OverHTTP):
             assert site.daemon.rss_bytes() - before < size
 
 
-#: A path that nobody means, or nobody may, and the status of what is answered.
+#: Invalid and forbidden paths, with the status of the response.
 BAD_PATHS = {
     "/simple/../../etc/passwd": 400,
     "/simple/%2e%2e/": 400,
@@ -467,7 +490,7 @@ BAD_PATHS = {
     "/-/nothing": 404,
 }
 
-#: What is sent, which is no request or none that can be read, and the status of what is answered.
+#: Malformed requests, with the status of the response.
 BAD_REQUESTS = {
     "nothing": (b"\r\n\r\n", 400),
     "one word": (b"nonsense\r\n\r\n", 400),
@@ -478,7 +501,7 @@ BAD_REQUESTS = {
     "control characters in the method": (b"G\x1bT / HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     "bytes in the path": (b"GET /simple/\xff\xfe/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     "a header without a colon": (b"GET / HTTP/1.1\r\nHost: a\r\nnonsense\r\n\r\n", 400),
-    "a length that is none": (b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: many\r\n\r\n", 400),
+    "a length that is no number": (b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: many\r\n\r\n", 400),
     "two lengths": (b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
     "a request line without end": (b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 431),
     "a header without end": (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 20_000 + b"\r\n\r\n", 431),
@@ -487,12 +510,20 @@ BAD_REQUESTS = {
 
 
 class TestBadInput(OverHTTP):
-    """A clear 4xx for what nobody can mean, no request upstream, and at most a line in the log."""
+    """
+    Tests malformed requests, which get a clear 4xx.
+
+    They cause no request to upstream and at most one line in the log.
+    """
 
     @pytest.fixture(autouse=True)
     def quiet(self, site: Site) -> Iterator[None]:
-        """No test here has more than its own request and one that checks in the log, nor asks upstream for anything."""
-        site.settle()  # what the test before this one asked for is in the log by now
+        """
+        Check that a test logs at most one line and asks upstream nothing.
+
+        The line of the health request of `settle` does not count.
+        """
+        site.settle()  # waits until the log has the requests of the test before this one
         start, asked = len(site.daemon.log), len(site.upstream.requests)
         yield
         site.settle()
@@ -503,29 +534,29 @@ class TestBadInput(OverHTTP):
         assert len(site.upstream.requests) == asked
 
     @pytest.mark.parametrize("path", BAD_PATHS)
-    def test_an_address_that_nobody_can_mean(self, site: Site, path: str) -> None:
+    def test_an_invalid_path(self, site: Site, path: str) -> None:
         head_ = f"GET {path} HTTP/1.1\r\nHost: index.example\r\nConnection: close\r\n\r\n"
-        status, text = answered(raw("127.0.0.1", site.daemon.port, head_.encode()))
+        status, text = parse_error(raw("127.0.0.1", site.daemon.port, head_.encode()))
         assert status == BAD_PATHS[path]
         assert "root:" not in text
 
     @pytest.mark.parametrize("what", BAD_REQUESTS)
-    def test_a_request_that_is_none(self, site: Site, what: str) -> None:
+    def test_a_malformed_request(self, site: Site, what: str) -> None:
         data, expected = BAD_REQUESTS[what]
-        assert answered(raw("127.0.0.1", site.daemon.port, data))[0] == expected
+        assert parse_error(raw("127.0.0.1", site.daemon.port, data))[0] == expected
 
     @pytest.mark.parametrize("path", ["/simple/thing/", "/", "/file/http/files.example/a-1.0.tar.gz", "/-/health/live"])
     @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PURGE"])
     def test_a_method_other_than_get_and_head(self, site: Site, method: str, path: str) -> None:
-        """Says which ones there are (RFC 9110, section 15.5.6)."""
+        """Other methods are 405 with the allowed ones (RFC 9110, section 15.5.6)."""
         answer = get(site.daemon.url + path, method=method)
         assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD")
         assert "read-only" in reason(answer)
 
-    def test_a_body_that_is_larger_than_anybodys(self, site: Site) -> None:
-        """Is not even read."""
+    def test_a_body_that_is_too_large(self, site: Site) -> None:
+        """A body that is too large is refused without reading it."""
         sent = b"POST /simple/ HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999\r\n\r\n"
-        assert answered(raw("127.0.0.1", site.daemon.port, sent))[0] == 413
+        assert parse_error(raw("127.0.0.1", site.daemon.port, sent))[0] == 413
 
     @pytest.mark.parametrize("form", ["yaml", "text/html%3Bq%3D0", "%00", "*", "a" * 1000])
     def test_an_unknown_format(self, site: Site, form: str) -> None:
@@ -534,15 +565,21 @@ class TestBadInput(OverHTTP):
 
 
 class TestConditions(OverHTTP):
+    """Tests conditional requests."""
+
     @pytest.mark.parametrize("condition", ["abc", '"abc', 'abc"', "W/abc", '"a" "b"', "", "'abc'", '*, "a"', '"a\tb"'])
     def test_an_if_none_match_that_names_no_etags_is_refused(self, project: Project, condition: str) -> None:
-        """Whoever sends that believes in a cache that never works: better told than served."""
+        """
+        A malformed If-None-Match gets 400.
+
+        The client's cache would never work, so an error is better than a page.
+        """
         answer = project.page(**{"If-None-Match": condition})
         assert (answer.status, "If-None-Match" in reason(answer)) == (400, True)
 
 
 class TestHealth(OverHTTP):
-    """What supervisors ask."""
+    """Tests the health endpoints, which supervisors request."""
 
     def test_live_and_ready_are_ok_to_begin_with(self, site: Site) -> None:
         live, ready = (get(f"{site.daemon.url}/-/health/{kind}") for kind in ("live", "ready"))
@@ -552,8 +589,12 @@ class TestHealth(OverHTTP):
         assert (checks["status"], set(checks["checks"].values())) == ("ok", {"ok"})
         assert {"redis", "storage", "upstream"} <= checks["checks"].keys()
 
-    def test_a_failing_upstream_is_told_with_the_reason_until_it_answers_again(self, project: Project) -> None:
-        """Degraded, and in service: what is here is served, and taking it away would turn trouble into an outage."""
+    def test_health_gives_the_reason_until_upstream_answers_again(self, project: Project) -> None:
+        """
+        The daemon is degraded, but in service, while upstream fails.
+
+        It serves known pages, so taking it out of service would cause an outage.
+        """
         site = project.site
         with site.upstream.refusing():
             assert project.page().status == 503
@@ -572,8 +613,8 @@ def index_of(site: Site) -> FakeIndex:
     return site.upstream
 
 
-def answered(data: bytes) -> tuple[int, str]:
-    """The status, and the sentence, of an error as it came over the wire."""
+def parse_error(data: bytes) -> tuple[int, str]:
+    """Return the status and the message of a raw error response."""
     head_, _, body = data.partition(b"\r\n\r\n")
     match = re.match(rb"HTTP/1\.[01] (\d{3}) ", head_)
     assert match, data

@@ -1,8 +1,7 @@
-"""
-Strict mode with real clients, whose settings are their own: a file that takes half a minute to arrive is installed.
+"""Tests strict mode with real clients in their own default settings.
 
-Each is told to come again, with 503 and a Retry-After. npm and pnpm do so after 10 and 60 s whatever that says, which
-is why these tests may take 90 s.
+Each client installs a file that takes half a minute to arrive, and first gets 503 with a Retry-After. npm and pnpm
+retry after 10 and 60 s in any case, so these tests may take 90 s.
 """
 
 from __future__ import annotations
@@ -28,20 +27,21 @@ from tests.rig.index import FakeIndex
 from tests.rig.packages import make_tarball, make_wheel
 from tests.rig.registry import FakeRegistry
 
+#: Size of each package file (bytes), and the time that upstream takes to send it (seconds).
 SIZE = 300_000
-SECONDS = 30
+TRANSFER_TIME = 30
 STRICT = {"MYPYPI_UPSTREAM_STRICT": "true"}
 
 
 @frozen
-class Side:
-    """One ecosystem: upstream, and a daemon before it that is strict."""
+class Ecosystem:
+    """One ecosystem: its upstream, and a strict daemon in front of it."""
 
     upstream: FileHost
     daemon: Daemon
 
     def publish(self, name: str) -> str:
-        """A package whose file takes `SECONDS` to arrive here; the path of the file upstream."""
+        """Publish a package whose file takes `TRANSFER_TIME` to arrive. Return the file's path upstream."""
         if isinstance(self.upstream, FakeIndex):
             wheel = make_wheel(name, padding=SIZE)
             self.upstream.add(wheel)
@@ -50,51 +50,56 @@ class Side:
             assert isinstance(self.upstream, FakeRegistry)
             tarball = make_tarball(name, padding=SIZE)
             path = self.upstream.add(tarball).removeprefix(self.upstream.url)
-        self.upstream.fault(path, Trickle(SIZE / SECONDS, piece=SIZE // 300))
+        self.upstream.fault(path, Trickle(SIZE / TRANSFER_TIME, piece=SIZE // 300))
         return path
 
     def statuses(self, path: str) -> list[int]:
-        """What the daemon answered to each request for this file, in order."""
+        """List the statuses of the daemon's responses for this file, in order."""
         name = re.escape(path.rpartition("/")[2])
         return [int(status) for status in re.findall(rf"\] \S+ (\d+) .* GET \S+/{name} ", self.daemon.log)]
 
 
 @pytest.fixture(scope="module")
-def pypi(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Side]:
+def pypi(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ecosystem]:
     with FakeIndex() as index, daemons(index.url, tmp_path_factory.mktemp("pypi") / "data") as start:
-        yield Side(index, start(env=STRICT))
+        yield Ecosystem(index, start(env=STRICT))
 
 
 @pytest.fixture(scope="module")
-def npm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Side]:
+def npm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ecosystem]:
     with FakeRegistry() as registry, daemons(registry.url, tmp_path_factory.mktemp("npm") / "data") as start:
-        yield Side(registry, start(env=STRICT | {"MYPYPI_PACKAGE_TYPE": "npm"}))
+        yield Ecosystem(registry, start(env=STRICT | {"MYPYPI_PACKAGE_TYPE": "npm"}))
 
 
-def install_all(clients: Mapping[str, tuple[Client, Side]]) -> dict[str, list[int]]:
+def install_all(clients: Mapping[str, tuple[Client, Ecosystem]]) -> dict[str, list[int]]:
     """
-    Each client installs a package of its own, all at the same time: what each was answered when it asked for the file.
+    Install a package with each client, all at the same time.
 
-    Each was told to come again, and has the file in the end; upstream was asked for it once.
+    Return the statuses that each client got for its file. Each first gets 503 and has the file in the end. Upstream is
+    asked for each file once.
     """
-    paths = {name: side.publish(f"for-{name}") for name, (_, side) in clients.items()}
+    paths = {name: ecosystem.publish(f"for-{name}") for name, (_, ecosystem) in clients.items()}
     with ThreadPoolExecutor(len(clients)) as pool:
         installing = {
-            name: pool.submit(client.install, side.daemon.url, f"for-{name}")
-            for name, (client, side) in clients.items()
+            name: pool.submit(client.install, ecosystem.daemon.url, f"for-{name}")
+            for name, (client, ecosystem) in clients.items()
         }
-    answered = {name: side.statuses(paths[name]) for name, (_, side) in clients.items()}
-    print(answered)  # noqa: T201 - pytest shows it when the test fails
-    for name, (_, side) in clients.items():
+    answered = {name: ecosystem.statuses(paths[name]) for name, (_, ecosystem) in clients.items()}
+    print(answered)  # noqa: T201 - pytest shows the output of a failed test
+    for name, (_, ecosystem) in clients.items():
         assert f"for-{name}" in installing[name].result()
         assert answered[name][0] == 503
         assert answered[name][-1] == 200
-        assert side.upstream.count(paths[name]) == 1
+        assert ecosystem.upstream.count(paths[name]) == 1
     return answered
 
 
-def test_clients_of_this_environment(pypi: Side, npm: Side, tmp_path: Path) -> None:
-    """pip, uv and npm; pip comes again when it was told to, and that is when the file is there."""
+def test_clients_of_this_environment(pypi: Ecosystem, npm: Ecosystem, tmp_path: Path) -> None:
+    """
+    The clients pip, uv and npm install the file.
+
+    pip retries after the time in Retry-After, when the file is stored.
+    """
     answered = install_all(
         {
             "pip": (Pip(tmp_path / "pip"), pypi),
@@ -106,19 +111,23 @@ def test_clients_of_this_environment(pypi: Side, npm: Side, tmp_path: Path) -> N
 
 
 def public(package_type: str, page: str) -> dict[str, str]:
-    """Settings for a daemon before the public index or registry, where that can be reached."""
+    """
+    Return settings for a daemon in front of PyPI or the npm registry.
+
+    Skips the test if the page can't be reached.
+    """
     url = f"{default_upstream(package_type)}/{page}"
     try:
         urllib.request.urlopen(url, timeout=20).close()  # noqa: S310 - it is https
     except URLError as error:
-        pytest.skip(f"what the public {package_type} has can't be reached: {error.reason}")
+        pytest.skip(f"the public {package_type} upstream can't be reached: {error.reason}")
     trust = {name: os.environ[name] for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if name in os.environ}
     return {"MYPYPI_PACKAGE_TYPE": package_type, "MYPYPI_UPSTREAM_URL": "", **trust}
 
 
 @pytest.fixture
 def poetry(tmp_path: Path) -> Poetry:
-    """The newest there is, installed through a daemon."""
+    """The newest poetry, installed through a daemon."""
     settings = public("pypi", "simple/poetry/")
     pip = Pip(tmp_path / "for-poetry")
     with daemons("", tmp_path / "for-poetry" / "data") as start:
@@ -128,7 +137,7 @@ def poetry(tmp_path: Path) -> Poetry:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A project with the newest pnpm and yarn there are, installed through a daemon."""
+    """A project with the newest pnpm and yarn, installed through a daemon."""
     settings = public("npm", "pnpm")
     npm = Npm(tmp_path / "for-project", patient=True)
     with daemons("", npm.place / "data") as start:
@@ -138,8 +147,10 @@ def project(tmp_path: Path) -> Path:
 
 
 @pytest.mark.live
-def test_clients_of_the_registries(pypi: Side, npm: Side, poetry: Poetry, project: Path, tmp_path: Path) -> None:
-    """poetry, pnpm and yarn, as they are now; poetry and yarn come again when they were told to."""
+def test_clients_of_the_registries(
+    pypi: Ecosystem, npm: Ecosystem, poetry: Poetry, project: Path, tmp_path: Path
+) -> None:
+    """The newest poetry, pnpm and yarn install the file. poetry and yarn retry after the time in Retry-After."""
     answered = install_all(
         {
             "poetry": (poetry, pypi),

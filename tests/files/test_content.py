@@ -1,4 +1,4 @@
-"""Bytes that arrive, and those who wait for them."""
+"""Tests of `Content`: bytes that arrive on disk, and the readers that wait for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DIGEST = sha256(b"")
 
 
 class ContentTest(MemoryTestCase):
-    """How much may be read, who hears of changes, and when the descriptor is closed."""
+    """The readable bytes, the watchers and the file descriptor of a content."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -26,8 +26,8 @@ class ContentTest(MemoryTestCase):
         while self.content.fd >= 0:
             self.content.close()
 
-    def test_last_bytes_are_held_back_until_the_digest_agrees(self) -> None:
-        """Promise 2: nobody can have the whole of what is not checked."""
+    def test_last_bytes_are_held_back_until_the_digest_is_checked(self) -> None:
+        """The last bytes are held back until the digest has been checked (promise 2)."""
         self.content.begin(None)
         self.content.grow(HELD_BACK)
         self.assertEqual(0, self.content.readable)
@@ -36,28 +36,28 @@ class ContentTest(MemoryTestCase):
         self.content.finish(DIGEST)
         self.assertEqual(HELD_BACK + 1000, self.content.readable)
 
-    def test_held_back_bytes_are_those_of_the_announced_end(self) -> None:
-        """An upstream that sends more than it announced does not loosen what is held."""
+    def test_held_back_bytes_are_counted_from_the_announced_size(self) -> None:
+        """Held-back bytes are counted from the announced size, even if upstream sends more."""
         self.content.begin(HELD_BACK + 10)
         self.content.grow(HELD_BACK + 500)
         self.assertEqual(10, self.content.readable)
 
-    def test_finished_content_knows_its_size_and_digest(self) -> None:
-        """Whatever was announced, or not."""
+    def test_finished_content_has_its_size_and_digest(self) -> None:
+        """Finished content has its size and digest, even if none was announced."""
         self.content.begin(None)
         self.content.grow(7)
         self.content.finish(DIGEST)
         self.assertEqual((7, True, True, DIGEST), (self.content.total, self.content.whole, self.content.ended, DIGEST))
 
-    def test_content_that_never_began_may_be_whole_all_the_same(self) -> None:
-        """An encoded body shows nothing until it is undone and checked."""
+    def test_content_can_finish_without_begin(self) -> None:
+        """Content can finish without `begin`. An encoded body has no readable bytes until it is decoded and checked."""
         self.content.grow(7)
         self.assertFalse(self.content.begun)
         self.content.finish(DIGEST)
         self.assertTrue(self.content.begun)
 
-    def test_first_ending_counts(self) -> None:
-        """What is whole does not fail any more; what failed keeps its reason."""
+    def test_first_end_counts(self) -> None:
+        """Whole content can't fail, and failed content keeps its first error."""
         self.content.finish(DIGEST)
         self.content.fail(UpstreamDown("too late"))
         self.assertIsNone(self.content.error)
@@ -66,12 +66,12 @@ class ContentTest(MemoryTestCase):
         other.fail(UpstreamDown("second"))
         self.assertEqual("first", str(other.error))
 
-    def test_watcher_hears_of_each_change(self) -> None:
-        """Until it asks not to."""
-        heard: list[int] = []
+    def test_watcher_is_called_after_each_change(self) -> None:
+        """A watcher is called after each change until it is removed."""
+        lengths: list[int] = []
 
         def watcher() -> None:
-            heard.append(self.content.length)
+            lengths.append(self.content.length)
 
         self.content.watch(watcher)
         self.content.begin(9)
@@ -80,10 +80,10 @@ class ContentTest(MemoryTestCase):
         self.content.unwatch(watcher)
         self.content.unwatch(watcher)
         self.content.finish(DIGEST)
-        self.assertEqual([0, 4, 9], heard)
+        self.assertEqual([0, 4, 9], lengths)
 
-    def test_waiting_ends_when_it_has_happened(self) -> None:
-        """At once where it has; each with a Deferred of its own, which takes nobody else along."""
+    def test_wait_until_fires_when_it_has_happened(self) -> None:
+        """Each call of `wait_until` has its own Deferred. Cancelling one does not affect others."""
         self.now(self.content.wait_until(lambda: True))
         leaving = self.content.wait_until(lambda: self.content.ended)
         staying = self.content.wait_until(lambda: self.content.ended)
@@ -95,8 +95,8 @@ class ContentTest(MemoryTestCase):
         self.now(staying)
         self.assertEqual([], self.content._watchers)
 
-    def test_one_who_waits_may_make_another_leave(self) -> None:
-        """A connection that ends because of what it hears may be another waiter's as well."""
+    def test_callback_may_cancel_another_wait(self) -> None:
+        """A callback may cancel another Deferred of `wait_until`. One closing connection may close another."""
         first = self.content.wait_until(lambda: self.content.ended)
         second = self.content.wait_until(lambda: self.content.ended)
         third = self.content.wait_until(lambda: self.content.ended)
@@ -105,8 +105,8 @@ class ContentTest(MemoryTestCase):
         self.failing(second, CancelledError)
         self.now(third)
 
-    def test_one_who_waits_may_cause_a_change(self) -> None:
-        """A change within a change is heard once."""
+    def test_callback_may_cause_a_change(self) -> None:
+        """A change during a change fires each Deferred once."""
         first = self.content.wait_until(lambda: self.content.length > 0)
         second = self.content.wait_until(lambda: self.content.length > 0)
         first.addCallback(lambda _: self.content.changed())
@@ -115,7 +115,7 @@ class ContentTest(MemoryTestCase):
         self.now(second)
 
     def test_last_user_closes_the_descriptor(self) -> None:
-        """Others go on reading until then."""
+        """The descriptor stays open until its last user closes it."""
         self.content.open()
         self.content.close()
         self.assertEqual(self.before + 1, open_descriptors())
@@ -123,7 +123,7 @@ class ContentTest(MemoryTestCase):
         self.assertEqual(self.before, open_descriptors())
 
     def test_stored_file_is_whole_from_the_start(self) -> None:
-        """Every byte may be read; one that is gone is an OSError."""
+        """All bytes of a stored file are readable. A missing file raises an OSError."""
         path = self.directory() / "file"
         path.write_bytes(b"12345")
         content = Content.stored(path, 5)

@@ -1,4 +1,4 @@
-"""Drafts: filled by one, followed by others, gone on with by whoever comes after, and swept when nobody does."""
+"""Tests of drafts: how processes fill, follow, continue and sweep them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def drafts(tmp_path: Path) -> Drafts:
 
 
 def abandoned(drafts: Drafts, name: str = NAME, *, since: float = ABANDONED_SECONDS + 1) -> Draft:
-    """A draft whose process has been gone for so many seconds: its lock went with it."""
+    """Return a draft whose process died this many seconds ago, and lost its lock."""
     draft = drafts.open(name)
     draft.write(b"half", 0)
     draft.close()
@@ -32,8 +32,8 @@ def abandoned(drafts: Drafts, name: str = NAME, *, since: float = ABANDONED_SECO
     return draft
 
 
-def test_draft_is_made_where_drafts_lie(drafts: Drafts, tmp_path: Path) -> None:
-    """In a directory that is made for it, readable for whoever may read stored files."""
+def test_draft_is_created_in_the_directory(drafts: Drafts, tmp_path: Path) -> None:
+    """A draft is created in the drafts' directory, which is created if needed. Other users can read it."""
     draft = drafts.open(NAME)
     assert draft.filling
     assert draft.path.parent == tmp_path / "below" / "drafts"
@@ -42,8 +42,8 @@ def test_draft_is_made_where_drafts_lie(drafts: Drafts, tmp_path: Path) -> None:
     draft.close()
 
 
-def test_draft_takes_bytes_at_any_offset(drafts: Drafts) -> None:
-    """Also where the system takes only a few at a time."""
+def test_bytes_are_written_at_any_offset(drafts: Drafts) -> None:
+    """All bytes are written at their offset, even if one system call writes only a few."""
     draft = drafts.open(NAME)
     pwrite = os.pwrite
     with mock.patch("os.pwrite", lambda fd, data, offset: pwrite(fd, bytes(data)[:3], offset)):
@@ -53,8 +53,8 @@ def test_draft_takes_bytes_at_any_offset(drafts: Drafts) -> None:
     draft.close()
 
 
-def test_dropped_draft_can_be_read_on(drafts: Drafts) -> None:
-    """It is out of sight; whoever has it open keeps it. Dropping twice is no error."""
+def test_dropped_draft_stays_readable(drafts: Drafts) -> None:
+    """A dropped draft stays readable for processes that have it open. Dropping it twice is no error."""
     draft = drafts.open(NAME)
     draft.write(b"bytes", 0)
     draft.drop()
@@ -64,8 +64,8 @@ def test_dropped_draft_can_be_read_on(drafts: Drafts) -> None:
     draft.close()
 
 
-def test_second_one_follows_the_first(drafts: Drafts) -> None:
-    """It sees the bytes as they come, and what is said of them; it has nothing new to see where nothing is new."""
+def test_second_process_follows_the_first(drafts: Drafts) -> None:
+    """A follower sees new bytes and notes, and whether anything is new."""
     filled, followed = drafts.open(NAME), drafts.open(NAME)
     assert (filled.filling, followed.filling) == (True, False)
     filled.write(b"hello ", 0)
@@ -84,8 +84,8 @@ def test_second_one_follows_the_first(drafts: Drafts) -> None:
         draft.close()
 
 
-def test_second_one_hears_what_went_wrong(drafts: Drafts) -> None:
-    """And does not go on with what is worth nothing."""
+def test_follower_sees_the_error(drafts: Drafts) -> None:
+    """A follower sees the error in the note, and can't take over the failed draft."""
     filled, followed = drafts.open(NAME), drafts.open(NAME)
     filled.write_failure(NotFound("upstream does not have this"))
     filled.drop()
@@ -96,8 +96,8 @@ def test_second_one_hears_what_went_wrong(drafts: Drafts) -> None:
     followed.close()
 
 
-def test_what_is_told_long_windedly_is_still_read(drafts: Drafts) -> None:
-    """A note has room for so much; a message that is longer is cut."""
+def test_long_error_message_is_truncated(drafts: Drafts) -> None:
+    """A long error message is truncated to fit into the note."""
     filled, followed = drafts.open(NAME), drafts.open(NAME)
     filled.write_failure(NotFound("…" * 5000))
     followed.refresh()
@@ -109,8 +109,8 @@ def test_what_is_told_long_windedly_is_still_read(drafts: Drafts) -> None:
         draft.close()
 
 
-def test_only_one_takes_over(drafts: Drafts) -> None:
-    """Once nobody fills it any more, and not before."""
+def test_only_one_process_takes_over(drafts: Drafts) -> None:
+    """One process takes over a draft, once no other process fills it."""
     filled, first, second = (drafts.open(NAME) for _ in range(3))
     filled.write(b"half", 0)
     filled.write_note(State(begun=True, total=8))
@@ -124,8 +124,8 @@ def test_only_one_takes_over(drafts: Drafts) -> None:
         draft.close()
 
 
-def test_what_a_process_left_behind_is_gone_on_with(drafts: Drafts) -> None:
-    """Whoever opens it next fills it, with what is there."""
+def test_abandoned_draft_is_continued(drafts: Drafts) -> None:
+    """A process that opens an abandoned draft continues with its bytes and its state."""
     draft = drafts.open(NAME)
     draft.write(b"half", 0)
     draft.write_note(State(begun=True, total=8))
@@ -137,8 +137,8 @@ def test_what_a_process_left_behind_is_gone_on_with(drafts: Drafts) -> None:
     again.close()
 
 
-def test_follower_without_a_file_waits_for_it(drafts: Drafts) -> None:
-    """Between the note and the draft, or after the draft was put where it belongs: it never makes one of its own."""
+def test_follower_does_not_create_the_file(drafts: Drafts) -> None:
+    """A follower never creates the draft's file. It may be missing before its creation and after the commit."""
     filled = drafts.open(NAME)
     filled.path.unlink()
     followed = drafts.open(NAME)
@@ -151,26 +151,26 @@ def test_follower_without_a_file_waits_for_it(drafts: Drafts) -> None:
     followed.close()
 
 
-def test_draft_that_nobody_fills_is_swept(drafts: Drafts) -> None:
-    """Promise 5: what a killed process left goes; what is being filled stays, in this process and in others."""
-    gone, living = abandoned(drafts), abandoned(drafts, "45ef")
-    living = drafts.open("45ef")
+def test_abandoned_draft_is_swept(drafts: Drafts) -> None:
+    """Abandoned drafts are swept (promise 5). Drafts that a process fills are kept."""
+    left, filled = abandoned(drafts), abandoned(drafts, "45ef")
+    filled = drafts.open("45ef")
     assert drafts.sweep() == 1
-    assert not gone.path.exists()
-    assert living.path.exists()
+    assert not left.path.exists()
+    assert filled.path.exists()
     assert drafts.sweep() == 0
-    living.close()
+    filled.close()
 
 
-def test_draft_is_left_for_a_while(drafts: Drafts) -> None:
-    """For those who may want to go on with it."""
+def test_draft_is_not_swept_at_once(drafts: Drafts) -> None:
+    """A draft is not swept at once, since another process may continue it."""
     young = abandoned(drafts, since=ABANDONED_SECONDS - 5)
     assert drafts.sweep() == 0
     assert young.path.exists()
 
 
 def test_other_files_are_not_swept(drafts: Drafts) -> None:
-    """Only drafts are, those without a note too; and without a directory there is nothing to do."""
+    """Only drafts are swept, with or without a note. A missing directory is no error."""
     assert drafts.sweep() == 0
     draft = abandoned(drafts)
     draft.path.with_suffix(".note").unlink()
@@ -182,12 +182,12 @@ def test_other_files_are_not_swept(drafts: Drafts) -> None:
 
 
 def test_draft_is_swept_under_its_lock(drafts: Drafts) -> None:
-    """Whoever opens it just then sees that it is gone, and makes another one."""
+    """A process that opens a draft during a sweep sees that it is gone."""
     draft = abandoned(drafts)
     unlink = Path.unlink
     opened: list[Draft] = []
 
-    def open_and_unlink(path: Path, missing_ok: bool = False) -> None:  # noqa: FBT001, FBT002 - as pathlib has it
+    def open_and_unlink(path: Path, missing_ok: bool = False) -> None:  # noqa: FBT001, FBT002 - pathlib's signature
         opened.append(drafts.open(NAME))
         unlink(path, missing_ok)
 
@@ -200,8 +200,8 @@ def test_draft_is_swept_under_its_lock(drafts: Drafts) -> None:
         each.close()
 
 
-def test_draft_that_was_swept_while_it_was_made_is_made_again(drafts: Drafts) -> None:
-    """A sweep may come between the making of the note and its lock."""
+def test_draft_swept_before_it_is_locked_is_created_again(drafts: Drafts) -> None:
+    """A draft that is swept before it is locked is created again."""
     flock = fcntl.flock
     swept: list[int] = []
     abandoned(drafts)
@@ -221,6 +221,6 @@ def test_draft_that_was_swept_while_it_was_made_is_made_again(drafts: Drafts) ->
     draft.close()
 
 
-def test_room_is_what_the_disk_has_left(drafts: Drafts) -> None:
-    """In bytes, for whoever may write there."""
+def test_room_is_the_free_space(drafts: Drafts) -> None:
+    """Without a limit, the room is the disk's free space in bytes."""
     assert 0 < drafts.room() < 2**63

@@ -1,1 +1,1 @@
-"""Requests, pages and conversations made up by Hypothesis, for a whole server in memory."""
+"""Fuzz tests: Hypothesis sends random requests, pages and conversations to an in-memory server."""

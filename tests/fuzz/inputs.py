@@ -1,7 +1,7 @@
-"""What the fuzz tests are fed with: requests as clients would never make them, and pages as no upstream should.
+"""Strategies for the fuzz tests: malformed requests and pages.
 
-Most of each input is right, so that it gets past the first check; one or two things in it are not. Knows Hypothesis,
-HTTP and the two ecosystems' formats. Must never know the server.
+Most of each input is valid, so that it passes the first check; one or two parts of it are not. Knows Hypothesis, HTTP
+and the two ecosystems' formats. Must never know the server.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from tests.fuzz.world import UPSTREAM, UPSTREAM_HOST
 
-#: Where a request alone must never lead.
-ELSEWHERE = ("evil.example", "169.254.169.254", "127.0.0.1:6379", "[::1]:80", "localhost", "up.example:8443")
-#: Where upstream's files may be.
+#: Hosts to which a request alone must never cause a connection.
+FORBIDDEN_HOSTS = ("evil.example", "169.254.169.254", "127.0.0.1:6379", "[::1]:80", "localhost", "up.example:8443")
+#: Hosts of upstream's files.
 FILE_HOSTS = ("files.example", "cdn.example:8080", UPSTREAM_HOST, "[2001:db8::1]:8443", "FILES.example:443")
 PROJECT = "holy-grail"
 WHEEL = "holy_grail-1.0-py3-none-any.whl"
@@ -29,7 +29,7 @@ Header = tuple[bytes, bytes]
 
 
 def often(usual: st.SearchStrategy[Any], odd: st.SearchStrategy[Any], share: int = 6) -> st.SearchStrategy[Any]:
-    """The usual but for one time in `share`."""
+    """The usual strategy, except for one time in `share`."""
     return st.integers(0, share - 1).flatmap(lambda number: odd if number == share - 1 else usual)
 
 
@@ -48,7 +48,7 @@ _SEGMENTS = (
     *("-", "npm", "v1", "security", "audits", "quick", "advisories", "bulk", "keys", "attestations", "package"),
     *("dist-tags", "search", "ping", "whoami", "health", "live", "ready", "metrics", "@acme", "@acme%2fthing"),
     *("thing",),
-    *(f"{PROJECT}@1.0.0", TARBALL, "thing-1.0.0.tgz", WHEEL, f"{WHEEL}.metadata", SDIST, *FILE_HOSTS, *ELSEWHERE),
+    *(f"{PROJECT}@1.0.0", TARBALL, "thing-1.0.0.tgz", WHEEL, f"{WHEEL}.metadata", SDIST, *FILE_HOSTS, *FORBIDDEN_HOSTS),
 )
 _ROUTES = (
     *("/", "/simple", "/simple/", "/simple/holy-grail/", "/simple/Holy_Grail/", "/pypi/holy-grail/json"),
@@ -77,21 +77,21 @@ _QUERY = often(
 )  # fmt: skip
 
 
-def _spoiled(path: str, at: int, what: str) -> str:
+def _with_segment(path: str, at: int, segment: str) -> str:
     segments = path.split("/")
-    segments[1 + at % max(1, len(segments) - 1) if len(segments) > 1 else 0] = what
+    segments[1 + at % max(1, len(segments) - 1) if len(segments) > 1 else 0] = segment
     return "/".join(segments)
 
 
 _PATHS = (
     st.sampled_from(_ROUTES)
-    | st.builds(_spoiled, st.sampled_from(_ROUTES), st.integers(0, 7), st.sampled_from(_ODD_SEGMENTS) | _ODD_TEXT)
+    | st.builds(_with_segment, st.sampled_from(_ROUTES), st.integers(0, 7), st.sampled_from(_ODD_SEGMENTS) | _ODD_TEXT)
     | st.lists(_SEGMENT, max_size=8).map(lambda segments: "/" + "/".join(segments))
 )
 _ABSOLUTE = st.builds(
     lambda scheme, host, path: f"{scheme}://{host}{path}",
     st.sampled_from(["http", "https", "ftp"]),
-    st.sampled_from(["here.example", *ELSEWHERE]),
+    st.sampled_from(["here.example", *FORBIDDEN_HOSTS]),
     _PATHS,
 )
 TARGETS = often(
@@ -210,7 +210,7 @@ _NAMED = st.sampled_from(sorted(_VALUES)).flatmap(
 )
 _STRANGE = st.tuples(st.sampled_from([b"X", b"x-a", b"", b"a b", b"\xff", b":", b" Host", b"Host "]), _WEIRD_VALUES)
 HEADERS: st.SearchStrategy[list[Header]] = st.lists(often(_NAMED, _STRANGE, 10), max_size=6)
-_QUESTIONS = st.sampled_from(
+_CONTENTS = st.sampled_from(
     [b"", b"{}", b'{"holy-grail":["1.0.0"]}', b"\x00" * 100, b"a=b&c=d", b"[" * 1000, b"x" * 70_000]
 )
 
@@ -261,13 +261,17 @@ _MISFRAMED = st.tuples(
 )
 _FRAMED: st.SearchStrategy[tuple[list[Header], bytes]] = st.just(([], b"")) | st.sampled_from(
     [_with_length, _chunked, _zipped]
-).flatmap(_QUESTIONS.map)
+).flatmap(_CONTENTS.map)
 BODIES: st.SearchStrategy[tuple[list[Header], bytes]] = often(_FRAMED, _MISFRAMED, 5)
 
 
 @frozen
-class Asked:
-    """A request's bytes, in the pieces in which they come; `head` where the answer has no body."""
+class RawRequest:
+    """
+    A request's bytes, in the pieces in which the client sends them.
+
+    `head`: the answer has no body. `leave`: the client disconnects during the answer.
+    """
 
     pieces: tuple[bytes, ...]
     head: bool = False
@@ -282,13 +286,13 @@ def _request(
     body: tuple[list[Header], bytes],
     at: int,
     leave: bool,  # noqa: FBT001
-) -> Asked:
+) -> RawRequest:
     fields = [*headers, *body[0]]
     if not any(name == b"Host" for name, _ in fields):
         fields.insert(0, (b"Host", b"here.example"))
     top = [b" ".join([method, target, version]), *(name + b": " + value for name, value in fields)]
     raw = b"\r\n".join([*top, b"", body[1]])
-    return Asked(tuple(part for part in (raw[:at], raw[at:]) if part), head=method == b"HEAD", leave=leave)
+    return RawRequest(tuple(part for part in (raw[:at], raw[at:]) if part), head=method == b"HEAD", leave=leave)
 
 
 REQUESTS = st.builds(
@@ -307,15 +311,15 @@ REQUESTS = st.builds(
 )
 
 
-def _mangled(asked: Asked, at: int, instead: bytes, gone: int) -> Asked:
-    raw = b"".join(asked.pieces)
+def _damaged_request(raw_request: RawRequest, at: int, inserted: bytes, removed: int) -> RawRequest:
+    raw = b"".join(raw_request.pieces)
     at %= len(raw) + 1
-    return Asked((raw[:at] + instead + raw[at + gone :],))
+    return RawRequest((raw[:at] + inserted + raw[at + removed :],))
 
 
-#: Bytes that may be a request, or not.
-NOISE = st.binary(max_size=200).map(lambda raw: Asked((raw,))) | st.builds(
-    _mangled,
+#: Random bytes, and requests with damaged bytes.
+NOISE = st.binary(max_size=200).map(lambda raw: RawRequest((raw,))) | st.builds(
+    _damaged_request,
     REQUESTS,
     st.integers(0, 500),
     st.binary(max_size=6) | st.sampled_from([b"\r\n", b"\n", b"\r", b"\x00", b"\r\n\r\n"]),
@@ -345,20 +349,24 @@ JUNK: st.SearchStrategy[Any] = often(
 
 
 @frozen
-class Raw:
-    """JSON that json.dumps would not write."""
+class RawJson:
+    """JSON text that json.dumps would not write."""
 
     text: str
 
 
-def _nested(inner: Any, depth: int) -> Raw:
+def _nested(inner: Any, depth: int) -> RawJson:
     del inner
-    return Raw("[" * depth + "]" * depth)
+    return RawJson("[" * depth + "]" * depth)
 
 
 def as_json(value: Any) -> str:
-    """JSON, with what is `Raw` as it is, and half a pair of surrogates as an escape."""
-    if isinstance(value, Raw):
+    """
+    Encode a value as JSON.
+
+    `RawJson` is written as it is, and half of a surrogate pair as an escape.
+    """
+    if isinstance(value, RawJson):
         return value.text
     if isinstance(value, dict):
         return "{" + ",".join(f"{json.dumps(str(key))}:{as_json(each)}" for key, each in value.items()) + "}"
@@ -623,9 +631,9 @@ HTML = st.lists(often(_ANCHORS, _SOUP | st.text(max_size=6), 3), max_size=5).map
 )
 
 
-def _cut(text: bytes, at: int, gone: int, instead: bytes) -> bytes:
+def _cut(text: bytes, at: int, removed: int, inserted: bytes) -> bytes:
     at %= len(text) + 1
-    return text[:at] + instead + text[at + gone :]
+    return text[:at] + inserted + text[at + removed :]
 
 
 def _bytes(text: str) -> bytes:
@@ -633,7 +641,7 @@ def _bytes(text: str) -> bytes:
 
 
 def damaged(texts: st.SearchStrategy[str]) -> st.SearchStrategy[bytes]:
-    """Mostly as they are; sometimes with bytes put in, taken out, or cut off."""
+    """The encoded texts, sometimes with bytes inserted, removed or cut off."""
     whole = texts.map(_bytes)
     insert = st.binary(max_size=4) | st.sampled_from(
         [b'"', b"\\", b"\\ud83d", b"{", b"]", b",", b'"files":1,', b'"tarball":"', b"\xff"]
@@ -676,18 +684,23 @@ LOCATIONS = st.sampled_from([
 
 
 @frozen
-class Sent:
-    """A response of upstream's: its bytes, whether it hangs up after them, and what it says of where things are."""
+class RawResponse:
+    """
+    A response of upstream.
+
+    `cut`: upstream closes the connection afterwards. `text` is all text that may name a host. `valid`: status and
+    framing are correct. `location` is its redirect.
+    """
 
     data: bytes
     cut: bool
-    says: str
-    honest: bool
+    text: str
+    valid: bool
     location: str = ""
 
 
 def _framed(body: bytes, framing: str) -> tuple[list[tuple[str, str]], bytes, bool]:
-    """Headers, body and whether the connection ends after it."""
+    """The framing headers, the body, and whether the connection ends after it."""
     packed = gzip.compress(body, mtime=0)
     sized, chunked, zipped = (
         ("Content-Length", str(len(body))),
@@ -721,20 +734,22 @@ _FRAMINGS = often(
 )
 
 
-def _sent(body: bytes, kind: str, status: int, envelope: list[tuple[str, str]], framing: str, location: str) -> Sent:
+def _sent(
+    body: bytes, kind: str, status: int, envelope: list[tuple[str, str]], framing: str, location: str
+) -> RawResponse:
     framed, content, cut = _framed(body, framing)
     fields = [*envelope, *framed, *([("Content-Type", kind)] if kind else [])]
     if location:
         status = 302
         fields.append(("Location", location))
     lines = [f"HTTP/1.1 {status} Because", *(f"{name}: {value}" for name, value in fields), "", ""]
-    honest = status == 200 and framing in ("length", "gzip", "chunked") and not location
+    valid = status == 200 and framing in ("length", "gzip", "chunked") and not location
     data = "\r\n".join(lines).encode("latin-1") + content
-    return Sent(data, cut, body.decode("utf-8", "replace") + location, honest, location)
+    return RawResponse(data, cut, body.decode("utf-8", "replace") + location, valid, location)
 
 
-def answers(bodies: st.SearchStrategy[bytes], *types: str) -> st.SearchStrategy[Sent]:
-    """What upstream sends with these bodies."""
+def answers(bodies: st.SearchStrategy[bytes], *types: str) -> st.SearchStrategy[RawResponse]:
+    """Responses of upstream with these bodies."""
     well = st.builds(
         _sent,
         bodies,
@@ -744,10 +759,10 @@ def answers(bodies: st.SearchStrategy[bytes], *types: str) -> st.SearchStrategy[
         _FRAMINGS,
         often(st.just(""), LOCATIONS, 15),
     )
-    garbage = st.binary(max_size=60) | st.sampled_from(
+    noise = st.binary(max_size=60) | st.sampled_from(
         [b"", b"HTTP/1.1 200", b"HTTP/1.1 200 OK\r\n", b"\r\n\r\n", b"HTTP/1.1 xyz\r\n\r\n"]
     )
-    return often(well, garbage.map(lambda raw: Sent(raw, True, "", honest=False)), 25)
+    return often(well, noise.map(lambda raw: RawResponse(raw, True, "", valid=False)), 25)
 
 
 SIMPLE_ANSWERS = answers(damaged(SIMPLE.map(as_json)), *JSON_TYPES[1:]) | answers(
@@ -756,7 +771,7 @@ SIMPLE_ANSWERS = answers(damaged(SIMPLE.map(as_json)), *JSON_TYPES[1:]) | answer
 ROOT_ANSWERS = answers(damaged(ROOT.map(as_json)), *JSON_TYPES[1:]) | answers(damaged(HTML), "text/html")
 PROJECT_ANSWERS = answers(damaged(PROJECT_JSON.map(as_json)), "application/json")
 PACKUMENT_ANSWERS = answers(damaged(PACKUMENT.map(as_json)), "application/json")
-#: The bodies of files, a few bytes or more than are held back.
+#: The bodies of files, of a few bytes, or of more bytes than the server holds back.
 FILE_ANSWERS = answers(
     st.sampled_from([b"", b"0123456789", b"x" * 5000, b"y" * 70_000]), "application/octet-stream", "application/x-tar"
 )

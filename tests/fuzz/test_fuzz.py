@@ -1,7 +1,9 @@
-"""Whatever clients send and upstream says: an answer or a closed connection, no exception that nobody thought of, and
-no connection to where upstream's own pages do not point.
+"""Fuzz tests of the whole server: random requests, pages and upstream responses.
 
-``FUZZ_EXAMPLES=50000 pytest -n 0 --timeout=0 tests/test_fuzz.py`` looks for longer, and elsewhere each time.
+Every client gets an answer or a closed connection. The server raises no unexpected exception, and connects only to
+hosts that upstream's own pages name.
+
+``FUZZ_EXAMPLES=50000 pytest -n 0 --timeout=0 tests/fuzz/test_fuzz.py`` runs longer, with other examples each time.
 """
 
 from __future__ import annotations
@@ -29,24 +31,38 @@ from mypypi.errors import MyPyPiError
 from mypypi.model import PageId, SourceDocument
 from mypypi.pages.rendering import render
 from tests.fuzz import inputs
-from tests.fuzz.inputs import PROJECT, SDIST, TARBALL, WHEEL, Asked, Sent
-from tests.fuzz.world import UPSTREAM, UPSTREAM_HOST, Answer, Broken, Said, World, check_log, observed, read_answer
+from tests.fuzz.inputs import PROJECT, SDIST, TARBALL, WHEEL, RawRequest, RawResponse
+from tests.fuzz.world import (
+    UPSTREAM,
+    UPSTREAM_HOST,
+    Answer,
+    Transmission,
+    Violation,
+    World,
+    check_log,
+    observed,
+    read_answer,
+)
 from tests.support.memory import Exchange, response
 
-#: Examples per test where nobody asks for more.
+#: Examples per test; 0 means each test's own number.
 _EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
-#: As a rule, what fails is made smaller, but nobody waits for an explanation of it.
+#: Failing examples are shrunk (unless FUZZ_RAW is set), but not explained, which would take long.
 _PHASES = (Phase.explicit, Phase.generate, *(() if os.environ.get("FUZZ_RAW") else (Phase.shrink,)))
 _TYPES = ("pypi", "npm")
 _SIMPLE_JSON = "application/vnd.pypi.simple.v1+json"
 
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
 
-ran: Counter[str] = Counter()
+example_counts: Counter[str] = Counter()
 
 
 def fuzz(examples: int) -> settings:
-    """So many examples, the same in each run; with FUZZ_EXAMPLES so many, and others each time."""
+    """
+    Settings with this number of examples, the same in each run.
+
+    With FUZZ_EXAMPLES, it runs that number, with other examples each time.
+    """
     return settings(
         max_examples=_EXAMPLES or examples,
         derandomize=not _EXAMPLES,
@@ -59,7 +75,7 @@ def fuzz(examples: int) -> settings:
 
 @pytest.fixture(scope="module")
 def directories() -> Iterator[Generator[Path, None, None]]:
-    """Empty directories, one after the other; each goes when the next one comes."""
+    """Empty directories; each is deleted when the next one is requested."""
 
     def fresh() -> Generator[Path, None, None]:
         while True:
@@ -72,18 +88,22 @@ def directories() -> Iterator[Generator[Path, None, None]]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def counted(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Say how many examples ran."""
+def print_counts(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Print the number of examples at the end of the module."""
     yield
-    said = "fuzzed: " + ", ".join(f"{number} {name}" for name, number in sorted(ran.items()))
+    summary = "fuzzed: " + ", ".join(f"{number} {name}" for name, number in sorted(example_counts.items()))
     capturing: Any = request.config.pluginmanager.getplugin("capturemanager")
     with capturing.global_and_fixture_disabled():
-        print(f"\n{said}")  # noqa: T201 - for whoever reads the run
+        print(f"\n{summary}")  # noqa: T201 - part of the test run's output
 
 
 @pytest.fixture(scope="module", autouse=True)
-def unhandled() -> Iterator[None]:
-    """Failures that nobody looked at are told when they are thrown away."""
+def no_unhandled_errors() -> Iterator[None]:
+    """
+    Check that no Deferred ends with an unhandled error.
+
+    Twisted logs such errors when the Deferred is garbage-collected.
+    """
     logged: list[LogEvent] = []
     with observed(logged):
         yield
@@ -117,69 +137,78 @@ _PAGES: dict[str, bytes] = {
 }  # fmt: skip
 
 
-def fixed_upstream(exchange: Exchange) -> Said:
-    """An upstream of one package in each of the two ways, and of no other."""
+def fixed_upstream(exchange: Exchange) -> Transmission:
+    """An upstream with one package per ecosystem, and no other."""
     path = exchange.path.partition("?")[0]
     if exchange.origin == UPSTREAM and path in _PAGES:
         kind = _SIMPLE_JSON if path.startswith("/simple") else "application/json"
-        return Said(response(200, _PAGES[path], content_type=kind))
+        return Transmission(response(200, _PAGES[path], content_type=kind))
     if exchange.value().startswith(b"POST") or path == "/-/v1/search":
-        return Said(response(200, b"{}", content_type="application/json"))
+        return Transmission(response(200, b"{}", content_type="application/json"))
     if path.endswith((WHEEL, ".metadata", SDIST)):
-        return Said(response(200, b"0123456789"))
-    return Said(response(200, b"abc")) if path.endswith(TARBALL) else Said(response(404))
+        return Transmission(response(200, b"0123456789"))
+    return Transmission(response(200, b"abc")) if path.endswith(TARBALL) else Transmission(response(404))
 
 
 def fixed_hosts(origin: str) -> bool:
     return origin in (UPSTREAM, "https://files.example")
 
 
-def check_request(directory: Path, package_type: str, asked: Asked, **more: str) -> None:
-    """Ask this, and then what a client would: no answer to the one may be in the way of the other."""
+def check_request(directory: Path, package_type: str, raw_request: RawRequest, **more: str) -> None:
+    """
+    Send this request, and then a normal one, which must succeed.
+
+    No request may affect the next client.
+    """
     world = World(package_type, directory, fixed_upstream, fixed_hosts, more)
-    got = world.ask(*asked.pieces, leave=asked.leave)
-    if got and not asked.leave:
-        answer = read_answer(got, head=asked.head)
+    got = world.ask(*raw_request.pieces, leave=raw_request.leave)
+    if got and not raw_request.leave:
+        answer = read_answer(got, head=raw_request.head)
         event(f"status {answer.status}")
         if answer.status == 503:
-            raise Broken(f"upstream is said to be down, and is not: {answer}")
-    usual = world.get(f"/simple/{PROJECT}/" if package_type == "pypi" else f"/{PROJECT}")
-    if usual.status != 200 or not usual.whole:
-        raise Broken(f"the next client gets {usual}")
+            raise Violation(f"the server reports that upstream is down, but it is not: {answer}")
+    next_answer = world.get(f"/simple/{PROJECT}/" if package_type == "pypi" else f"/{PROJECT}")
+    if next_answer.status != 200 or not next_answer.whole:
+        raise Violation(f"the next client gets {next_answer}")
 
 
-def get(target: str, *headers: bytes) -> Asked:
-    """A request for an @example."""
+def get(target: str, *headers: bytes) -> RawRequest:
+    """A GET request for an @example."""
     host = [] if headers and headers[0].startswith(b"Host") else [b"Host: here.example"]
-    return Asked((b"\r\n".join([b"GET %s HTTP/1.1" % target.encode(), *host, *headers, b"", b""]),))
+    return RawRequest((b"\r\n".join([b"GET %s HTTP/1.1" % target.encode(), *host, *headers, b"", b""]),))
 
 
 class TestRequests:
-    """What a client may send."""
+    """Tests of the requests that a client can send."""
 
     @fuzz(350)
-    @given(package_type=st.sampled_from(_TYPES), asked=inputs.REQUESTS)
-    @example(package_type="pypi", asked=get("/simple/", b"Host: a..b"))
-    @example(package_type="pypi", asked=get("/simple/", b"Host: \xff\xfe"))
-    @example(package_type="npm", asked=get("/holy-grail", b"Host: " + b"a" * 64))
-    @example(package_type="pypi", asked=get("/simple/", b"Accept: \xff, */*"))
-    @example(package_type="npm", asked=get("/holy-grail", b'If-None-Match: "\xff"'))
+    @given(package_type=st.sampled_from(_TYPES), raw_request=inputs.REQUESTS)
+    @example(package_type="pypi", raw_request=get("/simple/", b"Host: a..b"))
+    @example(package_type="pypi", raw_request=get("/simple/", b"Host: \xff\xfe"))
+    @example(package_type="npm", raw_request=get("/holy-grail", b"Host: " + b"a" * 64))
+    @example(package_type="pypi", raw_request=get("/simple/", b"Accept: \xff, */*"))
+    @example(package_type="npm", raw_request=get("/holy-grail", b'If-None-Match: "\xff"'))
     @example(
-        package_type="pypi", asked=get("/simple/", b"If-Modified-Since: Tue, 24 Nov 99999999999999999999 21:00:00 GMT")
+        package_type="pypi",
+        raw_request=get("/simple/", b"If-Modified-Since: Tue, 24 Nov 99999999999999999999 21:00:00 GMT"),
     )
-    @example(package_type="npm", asked=get("/-/v1/search", b"User-Agent: \xe2\x82\xac"))
-    @example(package_type="pypi", asked=get("/pypi/Holy.Grail/%E2%82%AC/json"))
-    def test_has_an_answer(self, directories: Iterator[Path], package_type: str, asked: Asked) -> None:
-        """Of this server's making, from upstream's own pages and files alone."""
-        ran["requests"] += 1
-        check_request(next(directories), package_type, asked)
+    @example(package_type="npm", raw_request=get("/-/v1/search", b"User-Agent: \xe2\x82\xac"))
+    @example(package_type="pypi", raw_request=get("/pypi/Holy.Grail/%E2%82%AC/json"))
+    def test_every_request_gets_an_answer(
+        self, directories: Iterator[Path], package_type: str, raw_request: RawRequest
+    ) -> None:
+        """Every request gets an answer, and connections go only to upstream's own hosts."""
+        example_counts["requests"] += 1
+        check_request(next(directories), package_type, raw_request)
 
     @fuzz(150)
-    @given(package_type=st.sampled_from(_TYPES), asked=inputs.NOISE)
-    def test_may_be_no_request_at_all(self, directories: Iterator[Path], package_type: str, asked: Asked) -> None:
-        """Which is said, or the connection is closed."""
-        ran["connections with noise"] += 1
-        check_request(next(directories), package_type, asked)
+    @given(package_type=st.sampled_from(_TYPES), raw_request=inputs.NOISE)
+    def test_noise_gets_an_answer_or_a_closed_connection(
+        self, directories: Iterator[Path], package_type: str, raw_request: RawRequest
+    ) -> None:
+        """Random bytes get an error answer or a closed connection."""
+        example_counts["connections with noise"] += 1
+        check_request(next(directories), package_type, raw_request)
 
 
 # Pages
@@ -202,10 +231,14 @@ _SOURCES = {
 }
 
 
-def check_pressed(
+def check_rendering(
     package_type: str, page: PageId, body: bytes, content_type: str, withheld: frozenset[str] = frozenset()
 ) -> None:
-    """Render it and list its files; all that is listed has an address of its own."""
+    """
+    Render the page and list its files.
+
+    Each listed file must have its own link, and a page that is known to list it.
+    """
     ecosystem = ECOSYSTEMS[package_type](UPSTREAM)
     source = SourceDocument(body, content_type, f"{UPSTREAM}/simple/{PROJECT}/")
     try:
@@ -221,36 +254,38 @@ def check_pressed(
     event(f"{len(listing)} files")
     for link, file in listing.items():
         if file.link != link or not isinstance(link, str):
-            raise Broken(f"{link!r} is called {file.link!r}")
+            raise Violation(f"the file at link {link!r} has the link {file.link!r}")
         host = urlsplit(file.url).hostname
         if host is None or file.url.partition("://")[2].partition("/")[0].count("@"):
-            raise Broken(f"a file at {file.url!r}")
+            raise Violation(f"a listed file has the URL {file.url!r}")
         if page not in (*ecosystem.pages_for(link), *([page] if link in rendered.indexed_links else [])):
-            raise Broken(f"nobody could tell that {link!r} is listed here")
+            raise Violation(f"{link!r} is listed, but can't be traced to its page")
 
 
-class TestPressing:
-    """Pages as upstream should never send them."""
+class TestRendering:
+    """Tests of malformed pages."""
 
     @fuzz(350)
-    @given(made=_SOURCES["pypi"], kind=st.sampled_from(["", *inputs.JSON_TYPES, *inputs._ODD_TYPES, "text/html"]))
-    def test_index_pages(self, made: tuple[PageId, bytes], kind: str) -> None:
-        """In HTML and JSON: taken in, or refused in so many words."""
-        ran["index pages"] += 1
-        check_pressed("pypi", *made, kind)
+    @given(
+        page_and_body=_SOURCES["pypi"], kind=st.sampled_from(["", *inputs.JSON_TYPES, *inputs._ODD_TYPES, "text/html"])
+    )
+    def test_index_pages(self, page_and_body: tuple[PageId, bytes], kind: str) -> None:
+        """An index page is rendered or refused with a MyPyPiError."""
+        example_counts["index pages"] += 1
+        check_rendering("pypi", *page_and_body, kind)
 
     @fuzz(300)
-    @given(made=_SOURCES["npm"])
-    def test_packuments(self, made: tuple[PageId, bytes]) -> None:
-        """Taken in, or refused in so many words."""
-        ran["packuments"] += 1
-        check_pressed("npm", *made, "application/json")
+    @given(page_and_body=_SOURCES["npm"])
+    def test_packuments(self, page_and_body: tuple[PageId, bytes]) -> None:
+        """A packument is rendered or refused with a MyPyPiError."""
+        example_counts["packuments"] += 1
+        check_rendering("npm", *page_and_body, "application/json")
 
 
 # Whole conversations
 
-#: What is asked for of each kind of page, and what upstream may send for it.
-_ASKED: dict[str, tuple[tuple[str, str], st.SearchStrategy[Sent]]] = {
+#: The request for each kind of page, and the responses that upstream may send for it.
+_REQUESTS_AND_RESPONSES: dict[str, tuple[tuple[str, str], st.SearchStrategy[RawResponse]]] = {
     "simple": (("pypi", f"/simple/{PROJECT}/"), inputs.SIMPLE_ANSWERS),
     "root": (("pypi", "/simple/"), inputs.ROOT_ANSWERS),
     "json": (("pypi", f"/pypi/{PROJECT}/json"), inputs.PROJECT_ANSWERS),
@@ -261,8 +296,8 @@ _ASKED: dict[str, tuple[tuple[str, str], st.SearchStrategy[Sent]]] = {
     "search": (("npm", "/-/v1/search?text=x"), inputs.OTHER_ANSWERS),
 }
 _KINDS = [*["simple"] * 4, *["packument"] * 4, "root", "json", "version", "dist-tags", "keys", "search"]
-_ASKING = st.sampled_from(_KINDS).flatmap(
-    lambda kind: st.tuples(st.just(kind), st.lists(_ASKED[kind][1], min_size=1, max_size=2))
+_CONVERSATIONS = st.sampled_from(_KINDS).flatmap(
+    lambda kind: st.tuples(st.just(kind), st.lists(_REQUESTS_AND_RESPONSES[kind][1], min_size=1, max_size=2))
 )
 _POLICIES = st.sampled_from(
     [
@@ -276,32 +311,36 @@ _POLICIES = st.sampled_from(
 
 
 class Upstream:
-    """Sends each of these for its page, the last one ever after; files likewise."""
+    """
+    An upstream that sends these responses in order, for pages and for files.
 
-    def __init__(self, page_paths: set[str], pages: list[Sent], files: list[Sent], piece: int) -> None:
+    The last response of each is repeated.
+    """
+
+    def __init__(self, page_paths: set[str], pages: list[RawResponse], files: list[RawResponse], piece: int) -> None:
         self._page_paths = page_paths
         self._pages = list(pages)
         self._files = list(files)
         self._piece = piece
-        self._said = ""
+        self._sent_text = ""
 
-    def __call__(self, exchange: Exchange) -> Said:
+    def __call__(self, exchange: Exchange) -> Transmission:
         here = urlsplit(exchange.origin).hostname == UPSTREAM_HOST
         queue = self._pages if here and exchange.path.partition("?")[0] in self._page_paths else self._files
         sent = queue.pop(0) if len(queue) > 1 else queue[0]
-        said = html.unescape(re.sub(r"[\t\r\n]|\\[trn]", "", sent.says)).lower()
-        self._said += re.sub(":0+(?=[0-9])", ":", said)
-        return Said(sent.data, self._piece, sent.cut)
+        text = html.unescape(re.sub(r"[\t\r\n]|\\[trn]", "", sent.text)).lower()
+        self._sent_text += re.sub(":0+(?=[0-9])", ":", text)
+        return Transmission(sent.data, self._piece, sent.cut)
 
     def allows(self, origin: str) -> bool:
-        """Whether this is upstream's own, or upstream said so, in a page or in a redirect."""
+        """Whether this origin is upstream's own, or is named in a response."""
         parts = urlsplit(origin)
         place = parts.netloc.lower().removesuffix(":443" if parts.scheme == "https" else ":80")
-        return origin in (UPSTREAM, f"{UPSTREAM}:443") or place in self._said
+        return origin in (UPSTREAM, f"{UPSTREAM}:443") or place in self._sent_text
 
 
 def links_of(kind: str, answer: Answer, page_url: str) -> list[str]:
-    """The targets of the files on a page, as clients ask for them."""
+    """The request targets of the files on a page, as clients resolve them."""
     if answer.status != 200 or not answer.whole:
         return []
     try:
@@ -311,35 +350,40 @@ def links_of(kind: str, answer: Answer, page_url: str) -> list[str]:
     if kind == "simple":
         urls = [file["url"] for file in document["files"] if file["url"].startswith("../../file/")]
     else:
-        # "tarball" may be of any type where upstream's was
+        # "tarball" has any type that upstream gave it
         dists = [version.get("dist") for version in document.get("versions", {}).values() if isinstance(version, dict)]
         urls = [dist.get("tarball") for dist in dists if isinstance(dist, dict)]
     found = []
     for url in urls:
-        with suppress(ValueError):  # no address: no client could ask for it
-            whole = urljoin(page_url, url) if kind == "simple" else str(url)  # npm's clients want it whole
+        with suppress(ValueError):  # not a URL: no client could request it
+            whole = urljoin(page_url, url) if kind == "simple" else str(url)  # npm's clients need an absolute URL
             if whole.startswith("http://here.example/"):
                 found.append(whole.removeprefix("http://here.example"))
     return found
 
 
 def check_files(world: World, links: list[str]) -> None:
-    """What a page lists can be asked for."""
+    """Check that the server serves the links of a page."""
     for link in links:
         target = quote(link, safe="/%?:@!$&'()*+,;=~-._[]")
         for method in (b"HEAD", b"GET", b"GET"):
             file = world.get(target, method)
             event(f"file {file.status}")
-            if file.status == 400 or b"no page of upstream's lists" in file.body:
-                raise Broken(f"{link!r} is listed, and then {file}")
+            if file.status == 400 or b"no page of upstream lists" in file.body:
+                raise Violation(f"{link!r} is listed, but its answer is {file}")
         world.get(target + ".metadata", Range="bytes=0-1")
 
 
 def check_conversation(
-    directory: Path, kind: str, pages: list[Sent], files: list[Sent], piece: int, policy: Mapping[str, str]
+    directory: Path,
+    kind: str,
+    pages: list[RawResponse],
+    files: list[RawResponse],
+    piece: int,
+    policy: Mapping[str, str],
 ) -> None:
-    """Ask for a page twice, a while apart, and for the files that it lists."""
-    (package_type, path), _ = _ASKED[kind]
+    """Request a page twice, with a delay, and the files that it lists."""
+    (package_type, path), _ = _REQUESTS_AND_RESPONSES[kind]
     upstream_path = {"version": f"/{PROJECT}", "dist-tags": f"/{PROJECT}"}.get(kind, path.partition("?")[0])
     upstream = Upstream({upstream_path}, pages, files, piece)
     world = World(package_type, directory, upstream, upstream.allows, dict(policy))
@@ -347,13 +391,13 @@ def check_conversation(
     first = world.get(path, Accept=accept)
     event(f"{kind} {first.status}")
     if not first.status:
-        raise Broken("no answer for a page")
+        raise Violation("a page request got no answer")
     if kind == "search":
         return
     if kind in ("simple", "root"):
         other = world.get(path, Accept="text/html")
         if first.status == 200 and (other.status, other.whole) != (200, True):
-            raise Broken(f"in HTML: {other}")
+            raise Violation(f"the page in HTML: {other}")
     if kind == "packument":
         world.get(path, Accept="application/vnd.npm.install-v1+json")
         world.get(f"{path}/latest")
@@ -362,34 +406,34 @@ def check_conversation(
     world.reactor.advance(1000)
     again = world.get(path, Accept=accept)
     if first.status == 200 and again.status not in (200, 404, 502, 503):
-        raise Broken(f"after a while: {again}")
+        raise Violation(f"the page after 1000 seconds: {again}")
 
 
 class TestConversations:
-    """What upstream may say."""
+    """Tests of the responses that upstream can send."""
 
     @fuzz(180)
     @given(
-        asking=_ASKING,
+        conversation=_CONVERSATIONS,
         files=st.lists(inputs.FILE_ANSWERS, min_size=1, max_size=3),
         piece=st.sampled_from([1 << 16, 1 << 16, 100, 7]),
         policy=_POLICIES,
     )
-    def test_end_well(
+    def test_every_client_gets_an_answer(
         self,
         directories: Iterator[Path],
-        asking: tuple[str, list[Sent]],
-        files: list[Sent],
+        conversation: tuple[str, list[RawResponse]],
+        files: list[RawResponse],
         piece: int,
         policy: dict[str, str],
     ) -> None:
-        """With an answer for the client, and no connection to where upstream did not send us."""
-        ran["conversations"] += 1
-        check_conversation(next(directories), *asking, files, piece, policy)
+        """Every client gets an answer, and connections go only to hosts that upstream named."""
+        example_counts["conversations"] += 1
+        check_conversation(next(directories), *conversation, files, piece, policy)
 
 
 def listing(*urls: str) -> dict[str, bytes]:
-    """Upstream's page of files at these addresses, by its path."""
+    """Upstream's project page with files at these URLs, by its path."""
     files = [{"filename": WHEEL, "url": url, "hashes": {}} for url in urls]
     return {f"/simple/{PROJECT}/": json.dumps({"meta": {"api-version": "1.0"}, "files": files}).encode()}
 
@@ -397,24 +441,28 @@ def listing(*urls: str) -> dict[str, bytes]:
 def packument(
     version: str = "1.0.0", url: str = f"https://files.example/{TARBALL}", **more: object
 ) -> dict[str, bytes]:
-    """Upstream's packument of one version, by its path."""
+    """Upstream's packument with one version, by its path."""
     document = {"name": PROJECT, "versions": {version: {"dist": {"tarball": url}}}, **more}
     return {f"/{PROJECT}": json.dumps(document).encode()}
 
 
-class TestFound:
-    """What these tests have found so far, as a user met it."""
+class TestFoundBugs:
+    """Tests of bugs that the fuzz tests have found."""
 
     @pytest.fixture
-    def serving(self, tmp_path: Path) -> Callable[..., World]:
-        """A server before an upstream that has these pages and headers, and ten bytes at any other address."""
+    def server(self, tmp_path: Path) -> Callable[..., World]:
+        """
+        A function that makes a server whose upstream has these pages and headers.
+
+        Upstream answers ten bytes at any other path.
+        """
 
         def make(package_type: str, pages: dict[str, bytes], **headers: str) -> World:
-            def upstream(exchange: Exchange) -> Said:
+            def upstream(exchange: Exchange) -> Transmission:
                 if exchange.path in pages:
                     kind = _SIMPLE_JSON if package_type == "pypi" else "application/json"
-                    return Said(response(200, pages[exchange.path], **({"content_type": kind} | headers)))
-                return Said(response(200, b"0123456789"))
+                    return Transmission(response(200, pages[exchange.path], **({"content_type": kind} | headers)))
+                return Transmission(response(200, b"0123456789"))
 
             more = {"MYPYPI_COLD_FILES": headers.pop("cold", "stream")}
             return World(package_type, tmp_path, upstream, lambda _: True, more)
@@ -422,15 +470,15 @@ class TestFound:
         return make
 
     @pytest.mark.parametrize("host", ["a..b", "a" * 64 + ".example", "a b", "h/../x"])
-    def test_a_host_that_is_none_is_a_bad_request(self, serving: Callable[..., World], host: str) -> None:
-        """And not an error of the server's."""
-        answer = serving("pypi", listing()).get("/simple/", Host=host)
+    def test_an_invalid_host_is_a_bad_request(self, server: Callable[..., World], host: str) -> None:
+        """An invalid Host header gets a 400, and not a 500."""
+        answer = server("pypi", listing()).get("/simple/", Host=host)
         assert (answer.status, answer.body) == (400, b'{"error":"the Host header is not a host"}\n')
 
-    def test_headers_need_not_be_utf_8(self, serving: Callable[..., World]) -> None:
-        """A client's name in Latin-1 reaches upstream as it is."""
-        world = serving("npm", {"/-/v1/search": b"{}"})
-        asked = [
+    def test_headers_need_not_be_utf_8(self, server: Callable[..., World]) -> None:
+        """A User-Agent in Latin-1 is passed on to upstream unchanged."""
+        world = server("npm", {"/-/v1/search": b"{}"})
+        raw_request = [
             b"GET /-/v1/search HTTP/1.1",
             b"Host: here.example",
             b"User-Agent: caf\xe9",
@@ -438,84 +486,98 @@ class TestFound:
             b"",
             b"",
         ]
-        assert read_answer(world.ask(b"\r\n".join(asked))).status == 200
+        assert read_answer(world.ask(b"\r\n".join(raw_request))).status == 200
         assert b"User-Agent: caf\xe9\r\n" in world.wire.last.value()
 
     @pytest.mark.parametrize("modified", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59"])
-    def test_a_package_of_the_first_day_is_served(self, serving: Callable[..., World], modified: str) -> None:
-        """Without a date, where there is none in our time zone."""
-        answer = serving("npm", packument(time={"modified": modified})).get(f"/{PROJECT}")
+    def test_a_date_out_of_range_is_left_out(self, server: Callable[..., World], modified: str) -> None:
+        """A date that is out of range in UTC is not sent as Last-Modified."""
+        answer = server("npm", packument(time={"modified": modified})).get(f"/{PROJECT}")
         assert (answer.status, "last-modified" in answer.headers) == (200, False)
 
     @pytest.mark.parametrize("date", ["yesterday", "Tue, 24 Nov 99999999999999999999 21:00:00 GMT", "\xff"])
-    def test_what_is_no_date_is_not_handed_on_as_one(self, serving: Callable[..., World], date: str) -> None:
-        """And a client that sends one gets the page."""
-        world = serving("pypi", listing(), last_modified=date)
+    def test_an_invalid_date_is_not_passed_on(self, server: Callable[..., World], date: str) -> None:
+        """
+        An invalid Last-Modified is not passed on.
+
+        A client that sends an invalid If-Modified-Since gets the page.
+        """
+        world = server("pypi", listing(), last_modified=date)
         answer = world.get(f"/simple/{PROJECT}/", If_Modified_Since="Tue, 99999999999999999999 Nov 2026 21:00:00 GMT")
         assert (answer.status, "last-modified" in answer.headers) == (200, False)
 
     @pytest.mark.parametrize("inside", [b"\xb3", b'"\xff"', b"[" * 5000])
-    def test_a_packument_that_is_no_json_is_upstreams_fault(self, serving: Callable[..., World], inside: bytes) -> None:
-        """502 with the reason."""
+    def test_an_invalid_packument_is_a_502(self, server: Callable[..., World], inside: bytes) -> None:
+        """A packument that is not valid JSON gets a 502."""
         body = b'{"name":"holy-grail","versions":{},"time":%s}' % inside
-        assert serving("npm", {f"/{PROJECT}": body}).get(f"/{PROJECT}").status == 502
+        assert server("npm", {f"/{PROJECT}": body}).get(f"/{PROJECT}").status == 502
 
-    def test_a_version_whose_scripts_are_no_utf_8_is_served(self, serving: Callable[..., World]) -> None:
-        """As upstream wrote it."""
+    def test_invalid_utf_8_in_a_version_is_served(self, server: Callable[..., World]) -> None:
+        """A version whose scripts are not UTF-8 is served unchanged."""
         body = b'{"name":"holy-grail","versions":{"1.0.0":{"scripts":{"\xff":1}}}}'
-        assert serving("npm", {f"/{PROJECT}": body}).get(f"/{PROJECT}").body == body
+        assert server("npm", {f"/{PROJECT}": body}).get(f"/{PROJECT}").body == body
 
-    def test_redirects_to_upstream_are_in_ascii(self, serving: Callable[..., World]) -> None:
-        """As a Location has to be, whatever the page has."""
-        world = serving("pypi", listing(f"https://files.example/\u00e9 /{WHEEL}"), cold="redirect")
+    def test_redirects_to_upstream_are_in_ascii(self, server: Callable[..., World]) -> None:
+        """A Location is in ASCII, even if the page's URL is not."""
+        world = server("pypi", listing(f"https://files.example/\u00e9 /{WHEEL}"), cold="redirect")
         answer = world.get(f"/file/https/files.example/%C3%A9%20/{WHEEL}")
         assert (answer.status, answer.headers["location"]) == (302, f"https://files.example/%C3%A9%20/{WHEEL}")
 
     @pytest.mark.parametrize("query", ["\u00e9", "a b", "x=%2F", "a|b", "%zz"])
-    def test_a_query_is_found_as_clients_encode_it(self, serving: Callable[..., World], query: str) -> None:
-        """A link with more than ASCII behind its question mark can be fetched."""
-        world = serving("pypi", listing(f"https://files.example/{WHEEL}?{query}"))
+    def test_a_query_is_found_as_clients_encode_it(self, server: Callable[..., World], query: str) -> None:
+        """A link with non-ASCII characters in its query can be fetched."""
+        world = server("pypi", listing(f"https://files.example/{WHEEL}?{query}"))
         page = json.loads(world.get(f"/simple/{PROJECT}/", Accept=_SIMPLE_JSON).body)
         link = page["files"][0]["url"].removeprefix("../..")
         assert world.get(quote(link, safe="%/:?=")).body == b"0123456789"
 
     @pytest.mark.parametrize("path", ["a\\b/x.whl", "a\u2028b/x.whl", "a%5Cb/x.whl", "%00/x.whl", "a/.?x=1"])
-    def test_a_link_that_this_server_would_refuse_stays_upstreams(
-        self, serving: Callable[..., World], path: str
-    ) -> None:
-        """Where the client finds the file."""
+    def test_a_link_that_this_server_would_refuse_is_kept(self, server: Callable[..., World], path: str) -> None:
+        """
+        A link that this server would refuse stays upstream's URL.
+
+        Clients can fetch the file from there.
+        """
         url = f"https://files.example/{path}"
-        page = json.loads(serving("pypi", listing(url)).get(f"/simple/{PROJECT}/", Accept=_SIMPLE_JSON).body)
+        page = json.loads(server("pypi", listing(url)).get(f"/simple/{PROJECT}/", Accept=_SIMPLE_JSON).body)
         assert [file["url"] for file in page["files"]] == [url]
 
     @pytest.mark.parametrize("version", ["a/b", "a\\b", "1.0.0\u2028"])
-    def test_a_version_that_is_no_path_keeps_its_tarballs_link(
-        self, serving: Callable[..., World], version: str
+    def test_a_version_that_is_not_a_path_keeps_its_tarball_url(
+        self, server: Callable[..., World], version: str
     ) -> None:
-        """As above, for npm."""
-        page = json.loads(serving("npm", packument(version)).get(f"/{PROJECT}").body)
+        """A version that can't be part of a path keeps upstream's tarball URL."""
+        page = json.loads(server("npm", packument(version)).get(f"/{PROJECT}").body)
         assert page["versions"][version]["dist"]["tarball"] == f"https://files.example/{TARBALL}"
 
-    def test_a_percent_sign_that_encodes_nothing_is_encoded(self, serving: Callable[..., World]) -> None:
-        """Since no path with one is let in."""
-        world = serving("pypi", listing(f"https://files.example/100%/{WHEEL}"))
+    def test_a_lone_percent_sign_is_encoded(self, server: Callable[..., World]) -> None:
+        """
+        A percent sign that encodes nothing is encoded in the link.
+
+        The server refuses a path with a lone percent sign.
+        """
+        world = server("pypi", listing(f"https://files.example/100%/{WHEEL}"))
         page = json.loads(world.get(f"/simple/{PROJECT}/", Accept=_SIMPLE_JSON).body)
         assert page["files"][0]["url"] == f"../../file/https/files.example/100%25/{WHEEL}"
         assert world.get(f"/file/https/files.example/100%25/{WHEEL}").body == b"0123456789"
 
     def test_a_redirect_with_a_user_in_it_is_not_followed(self, tmp_path: Path) -> None:
-        """Our credentials would go with it, to a host of a name that nobody meant."""
-        moved = Said(response(302, location=f"https://evil.example@{UPSTREAM_HOST}/x"))
+        """
+        A redirect with a user in its URL is not followed.
+
+        The server's credentials would be sent to an unintended host.
+        """
+        moved = Transmission(response(302, location=f"https://evil.example@{UPSTREAM_HOST}/x"))
         world = World("pypi", tmp_path, lambda _: moved, fixed_hosts)
         assert world.get("/simple/").status == 502
         assert len(world.wire.exchanges) == 1
 
-    def test_a_type_with_more_than_ascii_is_not_handed_on(self, serving: Callable[..., World]) -> None:
-        """The answer to a search is, without it."""
-        answer = serving("npm", {"/-/v1/search": b"{}"}, content_type="text/\xff").get("/-/v1/search")
+    def test_a_non_ascii_content_type_is_not_passed_on(self, server: Callable[..., World]) -> None:
+        """A search response is served without a non-ASCII Content-Type."""
+        answer = server("npm", {"/-/v1/search": b"{}"}, content_type="text/\xff").get("/-/v1/search")
         assert (answer.status, answer.body) == (200, b"{}")
 
-    def test_a_status_that_is_none_is_not_handed_on(self, tmp_path: Path) -> None:
-        """Upstream's search answered 999."""
-        world = World("npm", tmp_path, lambda _: Said(response(999, b"{}")), fixed_hosts)
+    def test_an_invalid_status_is_not_passed_on(self, tmp_path: Path) -> None:
+        """The status 999 of upstream's search gets a 502."""
+        world = World("npm", tmp_path, lambda _: Transmission(response(999, b"{}")), fixed_hosts)
         assert world.get("/-/v1/search").status == 502

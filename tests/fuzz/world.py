@@ -1,6 +1,7 @@
-"""What the fuzz tests run: a whole server in memory, an upstream that answers as told, and what must hold of it all.
+"""A whole in-memory server with a scripted upstream.
 
-Knows the server's parts, the wire, and HTTP as a strict client reads it. Must never know how inputs come about.
+It checks what must always hold. Knows the server's parts, the wire, and HTTP as a strict client parses it. Must never
+know how inputs are made.
 """
 
 from __future__ import annotations
@@ -36,26 +37,26 @@ UPSTREAM = f"https://{UPSTREAM_HOST}"
 USER = "somebody"
 PASSWORD = "correct-horse"
 _TOKEN = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
-#: Steps of the clock, each to the next thing that is due: more than any transfer with all its pauses takes.
-_STEPS = 2000
-#: Seconds after which upstream looks again whether it may go on.
-_PAUSE = 0.1
+#: Steps of the clock, each to the next scheduled call. This is more than any transfer with all its pauses needs.
+_MAX_STEPS = 2000
+#: Seconds after which upstream checks again whether it can send.
+_RETRY_SECONDS = 0.1
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2}) [\x20-\x7e]*")
-#: field-line of RFC 9112, section 5, in visible ASCII: nothing that is served here has need of more.
+#: field-line of RFC 9112, section 5, in visible ASCII: no response of the server needs more.
 _FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+): ?([\x20-\x7e]*)")
 _CHUNK = re.compile(rb"([0-9a-fA-F]+)\r\n")
 #: Statuses without a body (RFC 9112, section 6.3).
 _BODILESS = (204, 304)
 
 
-class Broken(AssertionError):
-    """Something that must never happen."""
+class Violation(AssertionError):
+    """Raised for something that must never happen."""
 
 
 @frozen
 class Answer:
-    """A response as a strict client reads it; with `whole`, every byte of it came."""
+    """A response as a strict client parses it. `whole`: every byte of it arrived."""
 
     status: int
     headers: Mapping[str, str]
@@ -64,20 +65,24 @@ class Answer:
 
 
 def read_answer(data: bytes, *, head: bool = False) -> Answer:
-    """The first response in what a client got. Raises Broken where it is none."""
+    """
+    Parse the first response in the bytes that a client received.
+
+    Raises Violation if it is malformed.
+    """
     top, end, rest = data.partition(b"\r\n\r\n")
     lines = top.split(b"\r\n")
     started = _STATUS_LINE.fullmatch(lines[0])
     if not end or started is None:
-        raise Broken(f"not a response: {data[:200]!r}")
+        raise Violation(f"an invalid response: {data[:200]!r}")
     fields = [_FIELD.fullmatch(line) for line in lines[1:]]
     if not all(fields):
-        raise Broken(f"not a header, or with more than ASCII in it: {top!r}")
+        raise Violation(f"an invalid or non-ASCII header: {top!r}")
     headers = {found[1].decode().lower(): found[2].decode().strip() for found in fields if found}
     status = int(started[1])
     for name in ("content-length", "location", "content-type", "etag", "transfer-encoding"):
         if sum(found is not None and found[1].decode().lower() == name for found in fields) > 1:
-            raise Broken(f"{name} comes twice: {top!r}")
+            raise Violation(f"the header {name} is repeated: {top!r}")
     if head or status in _BODILESS:
         return Answer(status, headers, b"", whole=True)
     if headers.get("transfer-encoding") == "chunked":
@@ -93,28 +98,32 @@ def _chunks(data: bytes) -> tuple[bytes, bool]:
     while data:
         size = _CHUNK.match(data)
         if size is None:
-            raise Broken(f"not a chunk: {data[:80]!r}")
+            raise Violation(f"an invalid chunk: {data[:80]!r}")
         count = int(size[1], 16)
         data = data[size.end() :]
         if count == 0:
             return body, data.startswith(b"\r\n")
         if len(data) > count and not data[count:].startswith(b"\r\n"[: len(data) - count]):
-            raise Broken("a chunk is longer than it says")
+            raise Violation("a chunk is longer than its declared size")
         body += data[:count]
         data = data[count + 2 :]
     return body, False
 
 
 @frozen
-class Said:
-    """What upstream sends on one connection: these bytes, in pieces of this size, after which it may hang up."""
+class Transmission:
+    """
+    The bytes that upstream sends on one connection.
+
+    It sends them in pieces of `piece` bytes. If `cut`, it closes the connection afterwards.
+    """
 
     data: bytes
     piece: int = 1 << 16
     cut: bool = False
 
     def to(self, exchange: Exchange) -> None:
-        """Send what the exchange takes now, and the rest when it takes more."""
+        """Send as much as the exchange accepts now, and the rest later."""
         rest = self.data
         while rest and not (exchange.closed or exchange.disconnecting or exchange.paused):
             exchange.send(rest[: self.piece])
@@ -122,15 +131,15 @@ class Said:
         if exchange.closed or exchange.disconnecting:
             return
         if rest:
-            exchange._wire.clock.callLater(_PAUSE, evolve(self, data=rest).to, exchange)
+            exchange._wire.clock.callLater(_RETRY_SECONDS, evolve(self, data=rest).to, exchange)
         elif self.cut:
             exchange.end()
 
 
 class _Replies(dict[str, Reply]):
-    """Asks the world what to answer, whatever the path, and once on each connection."""
+    """Asks the world for the answer to every path, once per connection."""
 
-    def __init__(self, answer: Callable[[Exchange], Said]) -> None:
+    def __init__(self, answer: Callable[[Exchange], Transmission]) -> None:
         super().__init__()
         self._answer = answer
         self._answered: set[int] = set()
@@ -148,14 +157,14 @@ class _Replies(dict[str, Reply]):
 
 
 class Client(Connection):
-    """A client whose connection is closed as a socket is: it hears of that afterwards."""
+    """A client that learns of its connection's end afterwards, as with a socket."""
 
     def __init__(self, site: WebSite, reactor: MemoryReactorClock, pieces: list[bytes]) -> None:
         self._reactor = reactor
-        self.over = False
+        self.ending = False
         super().__init__(site, b"")
         for piece in pieces:
-            if not self.over:
+            if not self.ending:
                 cast("Any", self.channel).dataReceived(piece)
 
     def loseConnection(self) -> None:
@@ -165,13 +174,13 @@ class Client(Connection):
         self.aborted = True
         self._end(error.ConnectionAborted())
 
-    def hang_up(self) -> None:
-        """The client has seen enough."""
+    def disconnect(self) -> None:
+        """Close the connection from the client's side."""
         self._end(error.ConnectionLost())
 
     def _end(self, reason: Exception) -> None:
-        if not self.over:
-            self.over = True
+        if not self.ending:
+            self.ending = True
             self._reactor.callLater(0, self._lost, reason)
 
     def write(self, data: bytes) -> None:
@@ -182,16 +191,17 @@ class Client(Connection):
 @define
 class World:
     """
-    A server of this package type over `directory`, before an upstream of which `upstream` says what it answers.
+    A server of this package type over `directory`, with a scripted upstream.
 
-    `allowed` says whether a connection to this origin (``https://host:443``) may be made.
+    `upstream` returns the transmission for each exchange. `allowed` returns whether a connection to this origin
+    (``https://host:443``) is permitted.
     """
 
     package_type: str
     directory: Path
-    upstream: Callable[[Exchange], Said]
+    upstream: Callable[[Exchange], Transmission]
     allowed: Callable[[str], bool]
-    more: dict[str, str] = field(factory=dict)
+    extra_settings: dict[str, str] = field(factory=dict)
     reactor: MemoryReactorClock = field(init=False)
     wire: Wire = field(init=False)
     site: WebSite = field(init=False)
@@ -212,7 +222,7 @@ class World:
             "MYPYPI_UPSTREAM_PASSWORD": PASSWORD,
             "MYPYPI_DATA_DIRECTORY": str(self.directory),
             "MYPYPI_TRUSTED_PROXIES": "192.0.2.0/24",
-            **self.more,
+            **self.extra_settings,
         }
         with patch.multiple(
             "mypypi.daemon.backends",
@@ -226,28 +236,34 @@ class World:
 
     def ask(self, *pieces: bytes, leave: bool = False) -> bytes:
         """
-        What a client gets that sends these bytes, once nothing more happens. With `leave`, it goes away as soon as
-        the first byte of an answer has come. Raises Broken where something happened that must not.
+        Send these bytes as a client, and return everything that the client receives.
+
+        It returns once no call is scheduled any more. With `leave`, the client disconnects after the first byte of an
+        answer. Raises Violation if something happened that must not.
         """
         with observed(self.logged):
             client = Client(self.site, self.reactor, list(pieces))
-            for _ in range(_STEPS):
+            for _ in range(_MAX_STEPS):
                 if leave and client.value():
-                    client.hang_up()
+                    client.disconnect()
                 calls = self.reactor.getDelayedCalls()
                 if not calls:
                     break
                 self.reactor.advance(max(0.0, min(call.getTime() for call in calls) - self.reactor.seconds()))
             else:
-                raise Broken(f"it goes on and on: {self.reactor.getDelayedCalls()}")
-            if not client.over:
-                raise Broken(f"a connection that is never closed: {client.value()[:200]!r}")
+                raise Violation(f"calls are still scheduled after {_MAX_STEPS} steps: {self.reactor.getDelayedCalls()}")
+            if not client.ending:
+                raise Violation(f"the client's connection is never closed: {client.value()[:200]!r}")
         data: bytes = client.value()
         self._check(data)
         return data
 
     def get(self, target: str | bytes, method: bytes = b"GET", **headers: str) -> Answer:
-        """The answer to a request as clients make them; of status 0 where the connection is broken at once."""
+        """
+        The answer to a well-formed request.
+
+        Its status is 0 if the connection is closed without an answer.
+        """
         fields = {"Host": "here.example", "Connection": "close"} | headers
         lines = [f"{name.replace('_', '-')}: {value}".encode() for name, value in fields.items()]
         path = target.encode() if isinstance(target, str) else target
@@ -257,26 +273,26 @@ class World:
     def _check(self, data: bytes) -> None:
         check_log(self.logged)
         if PASSWORD.encode() in data or _TOKEN.encode() in data:
-            raise Broken(f"a client is told the password: {data!r}")
-        passed_on = b"fwd=bypass" in data
-        if b"internal error: see the server's log" in data or (data.startswith(b"HTTP/1.1 500") and not passed_on):
-            raise Broken(f"an error that nobody thought of: {data[:500]!r}")
+            raise Violation(f"a client received the password: {data!r}")
+        is_upstreams = b"fwd=bypass" in data
+        if b"internal error: see the server's log" in data or (data.startswith(b"HTTP/1.1 500") and not is_upstreams):
+            raise Violation(f"an internal error: {data[:500]!r}")
         for exchange in self.wire.exchanges:
             if not exchange.closed:
-                raise Broken(f"a connection to {exchange.origin} that is never closed")
+                raise Violation(f"the connection to {exchange.origin} is never closed")
             if not self.allowed(exchange.origin):
-                raise Broken(f"a connection to {exchange.origin}")
+                raise Violation(f"a forbidden connection to {exchange.origin}")
             sent: bytes = exchange.value()
             secret = PASSWORD.encode() in sent or _TOKEN.encode() in sent or "authorization" in exchange.headers
             if secret and exchange.origin not in (UPSTREAM, f"{UPSTREAM}:443"):
-                raise Broken(f"credentials for {exchange.origin}: {sent!r}")
+                raise Violation(f"credentials were sent to {exchange.origin}: {sent!r}")
             if sent.count(b"\r\n\r\n") != 1 and not sent.startswith(b"POST"):
-                raise Broken(f"more than one request to upstream: {sent!r}")
+                raise Violation(f"more than one request on a connection to upstream: {sent!r}")
 
 
 @contextmanager
 def observed(events: list[LogEvent]) -> Iterator[None]:
-    """Collect what is logged meanwhile."""
+    """Collect the log events during the context."""
     observer = cast("ILogObserver", events.append)
     globalLogPublisher.addObserver(observer)
     try:
@@ -286,9 +302,9 @@ def observed(events: list[LogEvent]) -> Iterator[None]:
 
 
 def check_log(events: list[LogEvent]) -> None:
-    """Raises Broken for what is logged where an exception was not foreseen, or with a secret in it."""
+    """Raise Violation if the log has an unexpected exception."""
     for event in events:
         failure: Failure | None = event.get("log_failure")
         if failure is not None or event.get("log_level") == LogLevel.critical:
             trace = failure.getTraceback() if failure is not None else ""
-            raise Broken(f"logged: {event.get('log_format') or event.get('why') or event}\n{trace}")
+            raise Violation(f"an error was logged: {event.get('log_format') or event.get('why') or event}\n{trace}")

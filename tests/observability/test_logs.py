@@ -1,4 +1,4 @@
-"""Promises of the log: one line for each event, as text or as JSON, and never a secret in it."""
+"""Tests of the log: one line per event, as text or JSON, without secrets."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Record(msgspec.Struct):
 
 
 def event_of(text: str, **fields: Any) -> LogEvent:
-    """The event that a logger makes of this."""
+    """Return the event that a logger creates for this message."""
     events: list[LogEvent] = []
     log = Logger("thing", observer=events.append)  # type: ignore[arg-type] # any callable is an observer
     if "failure" in fields:
@@ -50,13 +50,15 @@ def event_of(text: str, **fields: Any) -> LogEvent:
 
 
 def objects(text: str) -> list[dict[str, Any]]:
-    """Every line is an object of its own."""
+    """Return the JSON objects of a text, one per line."""
     return [json.loads(line) for line in text.splitlines()]
 
 
-class TestJSON:
+class TestLines:
+    """The format of log lines, and the choice of twistd's logger."""
+
     def test_event(self) -> None:
-        """Time, level, logger and message; the process where there are several."""
+        """A JSON line has time, level, logger and message. If there are several processes, it has the process too."""
         line = json_line(None, event_of("{who} came\nhere", who="he"))
         assert line.count("\n") == 1
         assert json.loads(line) == {
@@ -68,36 +70,37 @@ class TestJSON:
         assert json.loads(json_line("3", event_of("x")))["process"] == "3"
 
     def test_record(self) -> None:
-        """What it consists of, each by its name."""
-        told = json.loads(json_line(None, event_of("{record}", record=Record("/a", 7))))
-        assert (told["message"], told["path"], told["size"]) == ("/a of 7", "/a", 7)
+        """The fields of a logged record are fields of its line."""
+        fields = json.loads(json_line(None, event_of("{record}", record=Record("/a", 7))))
+        assert (fields["message"], fields["path"], fields["size"]) == ("/a of 7", "/a", 7)
 
     def test_failure(self) -> None:
-        """One object with the traceback in it."""
+        """A failure is one JSON object that contains the traceback."""
         try:
             raise ValueError("odd")
         except ValueError:
-            (told,) = objects(json_line(None, event_of("it failed", failure=Failure())))
-        assert (told["message"], told["exception"], told["level"]) == ("it failed", "ValueError", "critical")
-        assert "test_failure" in told["traceback"]
+            (fields,) = objects(json_line(None, event_of("it failed", failure=Failure())))
+        assert (fields["message"], fields["exception"], fields["level"]) == ("it failed", "ValueError", "critical")
+        assert "test_failure" in fields["traceback"]
 
     def test_any_text(self) -> None:
-        """A file's name that is not UTF-8, and what can't be formatted, is told as far as it can be."""
+        """A filename that is not UTF-8, or a malformed event, still gives a line."""
         assert json.loads(json_line(None, event_of("{name}", name="a\udcff")))["message"] == "a\\udcff"
         assert "nothing" in json.loads(json_line(None, event_of("{nothing}")))["message"]
 
     def test_text_names_the_process(self) -> None:
+        """A text line has the process's number before the level."""
         assert re.fullmatch(r"\S+ \[3 warn thing\] x\n", text_line("3", event_of("x")))
 
     def test_event_of_a_child(self) -> None:
-        """What a parent writes for its child is what the child would have written."""
+        """The supervisor writes a child's event just as the child would."""
         event = event_of("{record}", record=Record("/a", 7))
         relayed = marked(eventFromJSON(for_supervisor(event)[1:]), "3")
         assert json_line(None, relayed) == json_line("3", event)
         assert text_line("3", relayed) == text_line("3", event)
 
     def test_level(self) -> None:
-        """What is below the level is not written; what Twisted says of itself at level info counts as debug."""
+        """Events below the level are not written. Twisted's own info events count as debug."""
         warning, own = event_of("x"), event_of("x") | {"log_level": LogLevel.info, "log_namespace": "mypypi.x"}
         twisted = own | {"log_namespace": "twisted.internet"}
         written = {
@@ -111,8 +114,8 @@ class TestJSON:
             "error": [False, False, False],
         }
 
-    def test_what_twistd_is_left_to_do(self) -> None:
-        """Its own lines where those are right, and whatever its user asked for."""
+    def test_twistd_logs_by_itself_for_some_options(self) -> None:
+        """With ``--syslog`` or ``--logger``, twistd logs by itself. JSON is refused with ``--syslog``."""
         assert ConfiguredLogger.name({"syslog": True}, LogFormat()) is None
         assert ConfiguredLogger.name({"logger": print}, LogFormat(json=True)) is None
         with pytest.raises(CannotLog):
@@ -120,11 +123,11 @@ class TestJSON:
 
 
 class TestDaemons:
-    """Every daemon, wherever it logs to."""
+    """Every daemon logs in the configured format, to standard output or to a file."""
 
     @pytest.mark.parametrize("plugin", ["mypypi", "mypypi-server", "mypypi-worker"])
     def test_json_on_standard_output(self, plugin: str, redis: Redis, index: FakeIndex, tmp_path: Path) -> None:
-        """From the first line to the last."""
+        """Every line of a daemon's output is JSON, from the first to the last."""
         env = {"MYPYPI_LOG_FORMAT": "json", "MYPYPI_UPSTREAM_URL": index.url, "WORKERS": "1"}
         env |= {"MYPYPI_REDIS_URL": redis.url} if plugin != "mypypi" else {}
         daemon = Daemon(plugin, tmp_path / "data", env)
@@ -133,17 +136,21 @@ class TestDaemons:
             daemon.wait_for_log("ready: .*")
         finally:
             daemon.stop()
-        told = objects(daemon.log)
-        assert told[-1]["message"] == "Server Shut Down."
-        assert not any("process" in each for each in told)
-        assert all(each.keys() >= {"time", "level", "logger", "message"} for each in told)
+        lines = objects(daemon.log)
+        assert lines[-1]["message"] == "Server Shut Down."
+        assert not any("process" in each for each in lines)
+        assert all(each.keys() >= {"time", "level", "logger", "message"} for each in lines)
 
     @pytest.mark.parametrize("log_format", ["text", "json"])
     @pytest.mark.parametrize("to_file", [False, True])
     def test_lines_of_several_processes(
         self, log_format: str, redis: Redis, index: FakeIndex, tmp_path: Path, *, to_file: bool
     ) -> None:
-        """Each says which one spoke, whether it writes by itself or its parent does; a request's line is the same."""
+        """
+        Each line has the number of its process, written by the child or by the supervisor.
+
+        The line of a request is the same in both cases.
+        """
         index.add(make_wheel("thing"))
         file = tmp_path / "log"
         env = {"MYPYPI_LOG_FORMAT": log_format, "MYPYPI_UPSTREAM_URL": index.url, "WORKERS": "2"}
@@ -168,13 +175,13 @@ class TestDaemons:
         if log_format == "text":
             assert re.search(r" \[[12] info\] 127\.0\.0\.1 200 .* GET /simple/thing/ ", line)
         else:
-            told = json.loads(line)
-            assert told["process"] in ("1", "2")
-            assert (told["path"], told["status"], told["kind"]) == ("/simple/thing/", 200, "page")
+            fields = json.loads(line)
+            assert fields["process"] in ("1", "2")
+            assert (fields["path"], fields["status"], fields["kind"]) == ("/simple/thing/", 200, "page")
             assert len(objects(log())) > 5
 
     def test_json_in_a_file_that_is_rotated(self, index: FakeIndex, tmp_path: Path) -> None:
-        """As twistd does it with any log: by SIGUSR1, and by itself."""
+        """A log file in JSON is rotated on SIGUSR1, as any log of twistd."""
         file = tmp_path / "log"
         env = {"MYPYPI_LOG_FORMAT": "json", "MYPYPI_UPSTREAM_URL": index.url}
         daemon = Daemon("mypypi", tmp_path / "data", env, options=["--logfile", str(file)])
@@ -194,7 +201,7 @@ class TestDaemons:
     def test_no_secret_is_logged(
         self, log_format: str, index: FakeIndex, daemon_factory: DaemonFactory, tmp_path: Path
     ) -> None:
-        """Neither upstream's credentials, nor S3's, nor any that a client sends, nor a link's signature."""
+        """The log has no credentials of upstream, S3 or clients, and no link's signature."""
         wheel = make_wheel("thing")
         index.add(wheel)
         index.auth = ("me", "s3cret-upstream")
@@ -222,13 +229,13 @@ class TestDaemons:
             get(daemon.url + path, headers)
         assert get(daemon.url + paths[0], headers).status == 200
         daemon.stop()
-        asked = [line for line in daemon.log.splitlines() if re.search(r"mine\b", line)]
-        assert len(asked) == len(paths) + 1
+        request_lines = [line for line in daemon.log.splitlines() if re.search(r"mine\b", line)]
+        assert len(request_lines) == len(paths) + 1
         assert "s3cret" not in daemon.log
         assert "bWU6" not in daemon.log  # "me:" in base64
 
     def test_line_of_a_request_in_json(self, index: FakeIndex, daemon_factory: DaemonFactory) -> None:
-        """All that there is to know of a request, by name, and an id that joins it with the client's own log."""
+        """The line of a request has all its fields by name. Its id joins it with the client's own log."""
         index.add(make_wheel("thing"))
         daemon = daemon_factory(env={"MYPYPI_LOG_FORMAT": "json"})
         for _ in range(2):
@@ -253,7 +260,7 @@ class TestDaemons:
         }
 
     def test_syslog_is_refused(self, tmp_path: Path) -> None:
-        """Twistd's syslog takes text alone: said at the start, rather than logged as something else."""
+        """JSON with ``--syslog`` is refused at start, since twistd's syslog takes only text."""
         env = {"MYPYPI_LOG_FORMAT": "json"}
         daemon = Daemon("mypypi-worker", tmp_path / "data", env, options=["--syslog"])
         daemon.launch()

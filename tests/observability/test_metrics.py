@@ -1,4 +1,8 @@
-"""Promises of ``/-/metrics``: what happened is counted, of all processes together; trouble is seen when one looks."""
+"""
+Tests of ``/-/metrics``.
+
+Counters cover all processes of a server; the current state is determined for each scrape.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ Samples = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 def parsed(text: str) -> Samples:
-    """Every number, by name and labels. Raises ValueError where Prometheus could not read it."""
+    """Return every number, by name and labels. Raises ValueError if Prometheus could not parse the text."""
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)
@@ -42,20 +46,24 @@ def value(samples: Samples, name: str, **labels: str) -> float | None:
     return samples.get((f"mypypi_{name}", frozenset(labels.items())))
 
 
-def test_what_is_asked_is_told_beside_what_is_counted() -> None:
-    """And is not there where it could not be found out: no number is better than an old one."""
-    told = parsed(render_metrics(CurrentState({"redis": True, "storage": False}, {"waiting": 3}, 7.5)).decode())
-    assert value(told, "degraded", part="redis") == 1
-    assert value(told, "degraded", part="storage") == 0
-    assert value(told, "queue_jobs", state="waiting") == 3
-    assert value(told, "queue_oldest_seconds") == 7.5
-    assert value(told, "connections") is not None
-    untold = parsed(render_metrics(CurrentState({"redis": True})).decode())
-    assert [name for name, _ in untold if "queue" in name] == []
+def test_current_state_is_reported_beside_the_counters() -> None:
+    """
+    The current state is reported beside the counters.
+
+    A value that could not be determined is absent, since an old one would mislead.
+    """
+    samples = parsed(render_metrics(CurrentState({"redis": True, "storage": False}, {"waiting": 3}, 7.5)).decode())
+    assert value(samples, "degraded", part="redis") == 1
+    assert value(samples, "degraded", part="storage") == 0
+    assert value(samples, "queue_jobs", state="waiting") == 3
+    assert value(samples, "queue_oldest_seconds") == 7.5
+    assert value(samples, "connections") is not None
+    incomplete = parsed(render_metrics(CurrentState({"redis": True})).decode())
+    assert [name for name, _ in incomplete if "queue" in name] == []
 
 
 def test_requests_are_counted(index: FakeIndex, daemon_factory: DaemonFactory) -> None:
-    """By kind, by how the cache served them, and by status; the bytes that clients got, and how long it took."""
+    """Requests are counted by kind, cache result and status. Bytes to clients and durations are recorded as well."""
     wheel = make_wheel("thing")
     index.add(wheel)
     daemon = daemon_factory()
@@ -66,22 +74,22 @@ def test_requests_are_counted(index: FakeIndex, daemon_factory: DaemonFactory) -
     daemon.wait_for_log("stored ")
     assert get(daemon.url + path).body == wheel.content
     assert get(f"{daemon.url}/simple/nothing/").status == 404
-    told = scrape(daemon)
-    assert value(told, "requests_total", kind="page", cache="miss", status="200") == 1
-    assert value(told, "requests_total", kind="page", cache="hit", status="200") == 2
-    assert value(told, "requests_total", kind="file", cache="miss", status="200") == 1
-    assert value(told, "requests_total", kind="file", cache="hit", status="200") == 1
-    assert value(told, "requests_total", kind="page", cache="none", status="404") == 1
-    assert value(told, "sent_bytes_total", cache="hit") == 2 * len(page.body) + len(wheel.content)
-    assert value(told, "request_seconds_count", kind="file") == 2
-    assert value(told, "connections") == 1
-    assert value(told, "degraded", part="redis") == 0
-    assert value(told, "queue_jobs", state="dead") == 0
-    assert value(told, "queue_oldest_seconds") is not None
+    samples = scrape(daemon)
+    assert value(samples, "requests_total", kind="page", cache="miss", status="200") == 1
+    assert value(samples, "requests_total", kind="page", cache="hit", status="200") == 2
+    assert value(samples, "requests_total", kind="file", cache="miss", status="200") == 1
+    assert value(samples, "requests_total", kind="file", cache="hit", status="200") == 1
+    assert value(samples, "requests_total", kind="page", cache="none", status="404") == 1
+    assert value(samples, "sent_bytes_total", cache="hit") == 2 * len(page.body) + len(wheel.content)
+    assert value(samples, "request_seconds_count", kind="file") == 2
+    assert value(samples, "connections") == 1
+    assert value(samples, "degraded", part="redis") == 0
+    assert value(samples, "queue_jobs", state="dead") == 0
+    assert value(samples, "queue_oldest_seconds") is not None
 
 
-def test_there_are_no_more_series_than_kinds(daemon_factory: DaemonFactory) -> None:
-    """Whatever clients ask for: a path, a method or a header of theirs makes no series."""
+def test_clients_can_not_create_series(daemon_factory: DaemonFactory) -> None:
+    """A path, method or header of a client never creates a series."""
     daemon = daemon_factory()
     get(f"{daemon.url}/simple/nothing0/")
     get(daemon.url, method="M0")
@@ -93,11 +101,11 @@ def test_there_are_no_more_series_than_kinds(daemon_factory: DaemonFactory) -> N
 
 
 def test_processes_add_up(index: FakeIndex, redis: Redis, daemon_factory: DaemonFactory, tmp_path: Path) -> None:
-    """Whichever of several is asked. What is asked for at that moment is there once."""
+    """A scrape of any process covers all of them. The current state appears once."""
     index.add(make_wheel("thing"))
-    place = tmp_path / "numbers"
-    place.mkdir()
-    env = {"PROMETHEUS_MULTIPROC_DIR": str(place), "WORKERS": "1", "MYPYPI_REDIS_URL": redis.url}
+    directory = tmp_path / "numbers"
+    directory.mkdir()
+    env = {"PROMETHEUS_MULTIPROC_DIR": str(directory), "WORKERS": "1", "MYPYPI_REDIS_URL": redis.url}
     daemons = [
         daemon_factory("mypypi-server", data=tmp_path / name, env={**env, "MYPYPI_REDIS_PREFIX": "adding-up"})
         for name in ("one", "two")
@@ -106,20 +114,24 @@ def test_processes_add_up(index: FakeIndex, redis: Redis, daemon_factory: Daemon
         for _ in range(times):
             assert get(f"{daemon.url}/simple/thing/").status == 200
     for daemon in daemons:
-        # A connection that a client has closed is so a moment later for the process that had it.
-        told = eventually(partial(scrape, daemon), lambda told: value(told, "connections") == 1)
-        pages = [number for (name, labels), number in told.items()
+        # The process notices a moment later that the client has closed its connection.
+        samples = eventually(partial(scrape, daemon), lambda samples: value(samples, "connections") == 1)
+        pages = [number for (name, labels), number in samples.items()
                  if name == "mypypi_requests_total" and ("kind", "page") in labels]  # fmt: skip
         assert sum(pages) == 5
-        assert value(told, "request_seconds_count", kind="page") == 5
-        assert value(told, "degraded", part="redis") == 0
+        assert value(samples, "request_seconds_count", kind="page") == 5
+        assert value(samples, "degraded", part="redis") == 0
 
 
-@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="the limit of another process is Linux's")
-def test_full_disk_keeps_nobody_from_being_served_and_counted(
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux can set the limits of another process")
+def test_a_full_disk_stops_neither_serving_nor_counting(
     index: FakeIndex, redis: Redis, daemon_factory: DaemonFactory
 ) -> None:
-    """Where processes count together, they do so in files, which have all that they need before the first request."""
+    """
+    Requests are served and counted even on a full disk.
+
+    The files for metrics get all their blocks before the first request.
+    """
     index.add(make_wheel("thing"))
     daemon = daemon_factory("mypypi-server", env={"WORKERS": "2", "MYPYPI_REDIS_URL": redis.url})
     children = psutil.Process(daemon.pid).children()

@@ -1,4 +1,4 @@
-"""Pages that are held in memory: bounded, and the least used goes first."""
+"""Tests of the memory cache: its limit, and eviction of the least recently used page."""
 
 from __future__ import annotations
 
@@ -20,70 +20,70 @@ def listing(count: int) -> dict[str, PackageFile]:
 
 
 class TestMemoryCache:
-    """Recency, weight, and listings."""
+    """The memory cache's order, weight and listings."""
 
-    def test_page_is_held_with_the_time_it_was_looked_at(self) -> None:
-        """What was put is what is had."""
-        hot = MemoryCache(100 * KILOBYTE)
-        hot.put(page("a"), 7.0)
-        held = hot.get(PageId("simple", "a"))
-        assert held is not None
-        assert (page("a"), 7.0, None) == (held.page, held.read_at, held.listing)
-        assert hot.get(PageId("simple", "b")) is None
+    def test_page_is_cached_with_the_time_of_its_check(self) -> None:
+        """A cached page comes back with the time of its last check."""
+        cache = MemoryCache(100 * KILOBYTE)
+        cache.put(page("a"), 7.0)
+        entry = cache.get(PageId("simple", "a"))
+        assert entry is not None
+        assert (page("a"), 7.0, None) == (entry.page, entry.read_at, entry.listing)
+        assert cache.get(PageId("simple", "b")) is None
 
-    def test_least_recently_used_page_goes_first(self) -> None:
-        """A page that was asked for again outlives one that was put later."""
-        hot = MemoryCache(10 * KILOBYTE)
+    def test_least_recently_used_page_is_evicted_first(self) -> None:
+        """A page that was read again outlives a page that was stored later."""
+        cache = MemoryCache(10 * KILOBYTE)
         for name in "abc":
-            hot.put(page(name), 0.0)
-        hot.get(PageId("simple", "a"))
-        hot.put(page("d"), 0.0)
-        assert [name for name in "abcd" if hot.get(PageId("simple", name)) is not None] == ["a", "c", "d"]
-        assert hot.weight <= 10 * KILOBYTE
+            cache.put(page(name), 0.0)
+        cache.get(PageId("simple", "a"))
+        cache.put(page("d"), 0.0)
+        assert [name for name in "abcd" if cache.get(PageId("simple", name)) is not None] == ["a", "c", "d"]
+        assert cache.weight <= 10 * KILOBYTE
 
     def test_newest_page_stays_however_large(self) -> None:
-        """A page larger than the limit is held alone: it was asked for just now."""
-        hot = MemoryCache(10 * KILOBYTE)
-        hot.put(page("small"), 0.0)
-        hot.put(page("large", size=50 * KILOBYTE), 0.0)
-        assert hot.get(PageId("simple", "large")) is not None
-        assert hot.get(PageId("simple", "small")) is None
+        """The newest page is kept even if it is larger than the limit."""
+        cache = MemoryCache(10 * KILOBYTE)
+        cache.put(page("small"), 0.0)
+        cache.put(page("large", size=50 * KILOBYTE), 0.0)
+        assert cache.get(PageId("simple", "large")) is not None
+        assert cache.get(PageId("simple", "small")) is None
 
-    def test_weight_is_that_of_what_is_held(self) -> None:
-        """Replacing and dropping give back what they took: after all have gone, nothing weighs."""
-        hot = MemoryCache(100 * KILOBYTE)
-        hot.put(page("a"), 0.0)
-        hot.put_listing(page("a"), listing(5))
-        hot.put(page("a", "2", 3 * KILOBYTE), 0.0)
-        hot.put(page("b"), 0.0)
-        hot.drop(PageId("simple", "a"))
-        hot.drop(PageId("simple", "a"))
-        hot.drop(PageId("simple", "b"))
-        assert hot.weight == 0
+    def test_weight_counts_cached_pages(self) -> None:
+        """The weight is 0 after all pages were replaced and dropped."""
+        cache = MemoryCache(100 * KILOBYTE)
+        cache.put(page("a"), 0.0)
+        cache.put_listing(page("a"), listing(5))
+        cache.put(page("a", "2", 3 * KILOBYTE), 0.0)
+        cache.put(page("b"), 0.0)
+        cache.drop(PageId("simple", "a"))
+        cache.drop(PageId("simple", "a"))
+        cache.drop(PageId("simple", "b"))
+        assert cache.weight == 0
 
-    def test_listing_stays_while_its_version_does(self) -> None:
-        """A page that upstream confirmed keeps the listing that somebody read."""
-        hot = MemoryCache(100 * KILOBYTE)
-        hot.put(page("a"), 0.0)
-        hot.put_listing(page("a"), listing(2))
-        assert hot.put(page("a"), 9.0).listing == listing(2)
-        assert hot.put(page("a", "2"), 9.0).listing is None
+    def test_listing_is_kept_with_its_version(self) -> None:
+        """A confirmed page keeps its listing. A new version does not."""
+        cache = MemoryCache(100 * KILOBYTE)
+        cache.put(page("a"), 0.0)
+        cache.put_listing(page("a"), listing(2))
+        assert cache.put(page("a"), 9.0).listing == listing(2)
+        assert cache.put(page("a", "2"), 9.0).listing is None
 
-    def test_listing_of_another_version_is_not_taken(self) -> None:
-        """What was read from a page that was replaced meanwhile says nothing of the new one."""
-        hot = MemoryCache(100 * KILOBYTE)
-        hot.put(page("a", "2"), 0.0)
-        hot.put_listing(page("a", "1"), listing(2))
-        hot.put_listing(page("b"), listing(2))
-        held = hot.get(PageId("simple", "a"))
-        assert held is not None
-        assert held.listing is None
+    def test_listing_of_another_version_is_not_stored(self) -> None:
+        """A listing of a replaced page is not stored. It may differ from the listing of the new page."""
+        cache = MemoryCache(100 * KILOBYTE)
+        cache.put(page("a", "2"), 0.0)
+        cache.put_listing(page("a", "1"), listing(2))
+        cache.put_listing(page("b"), listing(2))
+        entry = cache.get(PageId("simple", "a"))
+        assert entry is not None
+        assert entry.listing is None
 
-    def test_listing_counts(self) -> None:
-        """A long listing pushes others out as a large page does."""
-        hot = MemoryCache(20 * KILOBYTE)
-        hot.put(page("a"), 0.0)
-        hot.put(page("b"), 0.0)
-        hot.put_listing(page("b"), listing(100))
-        assert hot.get(PageId("simple", "a")) is None
-        assert hot.get(PageId("simple", "b")) is not None
+    def test_listing_counts_towards_the_weight(self) -> None:
+        """A long listing evicts other pages as a large page does."""
+        cache = MemoryCache(20 * KILOBYTE)
+        cache.put(page("a"), 0.0)
+        cache.put(page("b"), 0.0)
+        cache.put_listing(page("b"), listing(100))
+        assert cache.get(PageId("simple", "a")) is None
+        assert cache.get(PageId("simple", "b")) is not None

@@ -1,4 +1,4 @@
-"""A page's life, with time in the test's hands: fresh, confirmed, replaced, stale, missing, unconfirmed."""
+"""Tests of the page cache: pages that are fresh, confirmed, stale, missing or unconfirmed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LINK = "https/files.example/thing-1.0-py3-none-any.whl"
 
 
 def page_of(*versions: str, metadata: bool = False) -> bytes:
-    """What upstream says of a project with a wheel for each of these versions."""
+    """Return a project's page with a wheel for each of these versions."""
     files: list[dict[str, object]] = [
         {
             "filename": f"thing-{version}-py3-none-any.whl",
@@ -57,7 +57,7 @@ def versions(answer: CachedPage) -> list[str]:
 
 
 class PagesTestCase(MemoryTestCase):
-    """The page cache of one process, over a wire and a catalog in memory. `other` are those of another process."""
+    """The page caches of two processes, with an in-memory wire and catalog."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -65,12 +65,12 @@ class PagesTestCase(MemoryTestCase):
         self.addCleanup(self.wire.hang_up)
         self.catalog = MemoryCatalog(self.clock)
         self.processes = count()
-        self.pages, self.other = self.make(), self.make()
+        self.pages, self.other = self.make_cache(), self.make_cache()
         uniform = mock.patch("random.uniform", lambda low, high: (low + high) / 2)
         uniform.start()
         self.addCleanup(uniform.stop)
 
-    def make(self, threads: Threads | None = None, cache_time: float = CACHE_TIME) -> PageCache:
+    def make_cache(self, threads: Threads | None = None, cache_time: float = CACHE_TIME) -> PageCache:
         return PageCache(
             PyPI(URL),
             self.catalog,
@@ -96,27 +96,31 @@ class PagesTestCase(MemoryTestCase):
         self.wire.replies.clear()
 
     def get(self) -> CachedPage:
-        """The page as it is answered at once."""
+        """Return the page, which must be served at once."""
         return self.now(self.pages.get(THING))
 
-    def asking(self) -> Deferred[CachedPage]:
-        """The page for one who may have to wait."""
+    def request_page(self) -> Deferred[CachedPage]:
+        """Request the page. Its result may come later."""
         return self.start(self.pages.get(THING))
 
-    def kept(self) -> Page | None:
+    def stored_page(self) -> Page | None:
         return self.now(self.catalog.get_page(THING))
 
     @property
-    def asked(self) -> int:
-        """How often upstream was asked."""
+    def upstream_requests(self) -> int:
+        """The number of requests that upstream got."""
         return len(self.wire.exchanges)
 
 
 class FreshTest(PagesTestCase):
-    """MYPYPI_CACHE_TIME bounds how late something new appears, and how often upstream is asked."""
+    """MYPYPI_CACHE_TIME bounds a page's age, and how often upstream gets requests."""
 
-    def test_page_is_asked_for_once_while_it_is_fresh(self) -> None:
-        """To the last moment where nobody asks for it shortly before; from then on upstream is asked again."""
+    def test_fresh_page_is_not_requested_again(self) -> None:
+        """
+        A fresh page is served without a request to upstream.
+
+        From the moment it is stale, upstream is asked again.
+        """
         self.upstream_has("1.0")
         self.assertEqual(
             (["1.0"], CACHE_TIME, "miss"), (versions(first := self.get()), first.ttl, first.forward_reason)
@@ -124,56 +128,60 @@ class FreshTest(PagesTestCase):
         self.upstream_has("1.0", "2.0")
         self.clock.advance(CACHE_TIME * 0.8)
         self.assertEqual((["1.0"], CACHE_TIME * 0.2, ""), (versions(last := self.get()), last.ttl, last.forward_reason))
-        self.assertEqual(1, self.asked)
+        self.assertEqual(1, self.upstream_requests)
         self.clock.advance(CACHE_TIME * 0.2)
         self.assertEqual(
             (["1.0", "2.0"], CACHE_TIME, "stale"), (versions(new := self.get()), new.ttl, new.forward_reason)
         )
-        self.assertEqual(2, self.asked)
+        self.assertEqual(2, self.upstream_requests)
 
     def test_unchanged_page_is_confirmed(self) -> None:
-        """By its validator: one conditional request, and it is fresh again, everywhere."""
+        """A 304 makes the page fresh in all processes. It takes one conditional request."""
         self.upstream_has("1.0", etag='"1"')
         before = self.get().page
         self.clock.advance(CACHE_TIME)
-        with mock.patch("mypypi.pages.rendering.render") as press:
+        with mock.patch("mypypi.pages.rendering.render") as render:
             after = self.get()
-        press.assert_not_called()
+        render.assert_not_called()
         self.assertEqual('"1"', self.wire.last.headers["if-none-match"])
         self.assertEqual((before.version, before.forms, CACHE_TIME), (after.page.version, after.page.forms, after.ttl))
         self.assertEqual((before.version, NOW + CACHE_TIME), self.now(self.catalog.page_stamp(THING)))
 
-    def test_unchanged_page_is_known_without_validators(self) -> None:
-        """By its bytes: it is neither rendered nor put anew."""
+    def test_unchanged_page_is_recognised_without_validators(self) -> None:
+        """A page with unchanged bytes is neither rendered nor stored again."""
         self.upstream_has("1.0")
         before = self.get().page
         self.clock.advance(CACHE_TIME)
-        with mock.patch("mypypi.pages.rendering.render") as press:
+        with mock.patch("mypypi.pages.rendering.render") as render:
             after = self.get()
-        press.assert_not_called()
+        render.assert_not_called()
         self.assertNotIn("if-none-match", self.wire.last.headers)
         self.assertEqual((before.version, CACHE_TIME), (after.page.version, after.ttl))
 
-    def test_page_that_another_process_has_asked_for_is_taken_from_the_catalog(self) -> None:
-        """Also after a restart: with the freshness that is left."""
+    def test_page_of_another_process_is_read_from_the_catalog(self) -> None:
+        """
+        A page that another process fetched is read from the catalog, with the freshness left.
+
+        This also holds after a restart.
+        """
         self.upstream_has("1.0")
         self.now(self.other.get(THING))
         self.clock.advance(100)
         answer = self.get()
         self.assertEqual((["1.0"], CACHE_TIME - 100, ""), (versions(answer), answer.ttl, answer.forward_reason))
-        self.assertEqual(1, self.asked)
+        self.assertEqual(1, self.upstream_requests)
 
-    def test_held_page_is_no_question_to_upstream(self) -> None:
-        """However old it is; None where there is none."""
+    def test_cached_does_not_ask_upstream(self) -> None:
+        """`cached` returns a page of any age, or None, without asking upstream."""
         self.assertIsNone(self.now(self.pages.cached(THING)))
         self.upstream_has("1.0")
         page = self.get().page
         self.clock.advance(10 * CACHE_TIME)
         self.assertEqual(page, self.now(self.pages.cached(THING)))
-        self.assertEqual(1, self.asked)
+        self.assertEqual(1, self.upstream_requests)
 
     def test_listing_is_read_once(self) -> None:
-        """Each version's; a page that lists nothing has an empty one."""
+        """The listing of each page version is parsed once. A page without files has an empty listing."""
         self.upstream_has("1.0")
         page = self.get().page
         with mock.patch.object(PyPI, "listing", autospec=True, side_effect=PyPI.listing) as listing:
@@ -184,22 +192,22 @@ class FreshTest(PagesTestCase):
         self.assertEqual({}, self.now(self.pages.listing(Page(THING, 0.0, missing=True))))
 
 
-class TogetherTest(PagesTestCase):
-    """Many ask at once."""
+class CoalescingTest(PagesTestCase):
+    """Concurrent requests for pages share the work."""
 
-    def test_one_refresh_serves_all_who_wait(self) -> None:
-        """For a page that nobody has asked for before, and for one that is stale."""
+    def test_one_fetch_serves_all_clients(self) -> None:
+        """One fetch serves all waiting clients, for a new page and for a stale one."""
         for _ in range(2):
             self.upstream_hangs()
-            before = self.asked
-            waiting = [self.asking() for _ in range(20)]
-            self.assertEqual(before + 1, self.asked)
+            before = self.upstream_requests
+            waiting = [self.request_page() for _ in range(20)]
+            self.assertEqual(before + 1, self.upstream_requests)
             self.wire.last.answer(body=page_of("1.0"), content_type="application/json")
             self.assertEqual([["1.0"]] * 20, [versions(self.now(each)) for each in waiting])
             self.clock.advance(CACHE_TIME)
 
-    def test_one_who_looked_before_the_page_was_taken_in_asks_nobody(self) -> None:
-        """The catalog's answer may come late: what was taken in here meanwhile counts, and not what it says."""
+    def test_late_answer_of_the_catalog_is_ignored(self) -> None:
+        """A page that was stored during a read of the catalog counts. The catalog's answer may be older."""
         self.upstream_has("1.0")
         late: Deferred[None] = Deferred()
 
@@ -208,43 +216,43 @@ class TogetherTest(PagesTestCase):
             return None
 
         with mock.patch.object(self.catalog, "get_page", look):
-            slow = self.asking()
+            slow = self.request_page()
         self.assertEqual(["1.0"], versions(self.get()))
         late.callback(None)
-        self.assertEqual((["1.0"], 1), (versions(self.successResultOf(slow)), self.asked))
+        self.assertEqual((["1.0"], 1), (versions(self.successResultOf(slow)), self.upstream_requests))
 
-    def test_one_who_leaves_takes_nothing_from_the_others(self) -> None:
-        """Promise 4, for pages: neither the answer of the others nor the refresh."""
-        leaving, staying = self.asking(), self.asking()
+    def test_client_that_leaves_does_not_affect_others(self) -> None:
+        """A client that leaves does not cancel the fetch for other clients (promise 4)."""
+        leaving, staying = self.request_page(), self.request_page()
         leaving.cancel()
         self.failing(leaving, CancelledError)
         self.assertFalse(self.wire.last.closed)
         self.wire.last.answer(body=page_of("1.0"), content_type="application/json")
         self.assertEqual(["1.0"], versions(self.now(staying)))
 
-    def test_refresh_goes_on_when_all_have_left(self) -> None:
-        """Its result is there for whoever asks next, stale or not."""
+    def test_fetch_continues_when_all_clients_have_left(self) -> None:
+        """A fetch continues after all clients have left. The next client gets its result."""
         self.upstream_has("1.0")
         self.get()
         self.clock.advance(CACHE_TIME)
         self.upstream_hangs()
-        leaving = self.asking()
+        leaving = self.request_page()
         leaving.cancel()
         self.failing(leaving, CancelledError)
         self.clock.advance(STALE_AFTER)
         self.wire.last.answer(body=page_of("1.0", "2.0"), content_type="application/json")
         self.assertEqual(["1.0", "2.0"], versions(self.get()))
-        self.assertEqual(2, self.asked)
+        self.assertEqual(2, self.upstream_requests)
 
     def test_pages_do_not_wait_for_each_other(self) -> None:
-        """One that hangs holds up no other."""
-        self.asking()
+        """A page that hangs does not delay other pages."""
+        self.request_page()
         self.wire.reply("/simple/other/", 200, page_of("3.0"), content_type="application/json")
         self.assertEqual(["3.0"], versions(self.now(self.pages.get(PageId("simple", "other")))))
 
 
 class SlowTest(PagesTestCase):
-    """Upstream takes its time."""
+    """Upstream answers slowly."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -253,9 +261,13 @@ class SlowTest(PagesTestCase):
         self.clock.advance(CACHE_TIME)
         self.upstream_hangs()
 
-    def test_stale_page_is_answered_while_upstream_takes_long(self) -> None:
-        """After some seconds, below what clients wait; the refresh goes on, and its result is used afterwards."""
-        waiting = self.asking()
+    def test_stale_page_is_served_while_upstream_is_slow(self) -> None:
+        """
+        A stale page is served after a few seconds, before clients time out.
+
+        The fetch goes on, and the next request gets its result.
+        """
+        waiting = self.request_page()
         self.clock.advance(STALE_AFTER - 0.1)
         self.assertNoResult(waiting)
         self.clock.advance(0.1)
@@ -266,40 +278,44 @@ class SlowTest(PagesTestCase):
         self.wire.last.answer(body=page_of("2.0"), content_type="application/json")
         fresh = self.get()
         self.assertEqual((["2.0"], CACHE_TIME, ""), (versions(fresh), fresh.ttl, fresh.forward_reason))
-        self.assertEqual(2, self.asked)
+        self.assertEqual(2, self.upstream_requests)
 
     def test_answer_in_time_is_awaited(self) -> None:
-        """A fresh page is worth some seconds, and leaves no timer behind."""
-        waiting = self.asking()
+        """An answer within `stale_after` is awaited. No timer is left behind."""
+        waiting = self.request_page()
         self.clock.advance(STALE_AFTER - 0.1)
         self.wire.last.answer(body=page_of("2.0"), content_type="application/json")
         self.assertEqual(["2.0"], versions(self.now(waiting)))
         self.clock.advance(0)
         self.assertEqual([], self.clock.getDelayedCalls())
 
-    def test_first_answer_is_waited_for(self) -> None:
-        """Without anything to fall back on, until upstream's own limit; and then it is no 404."""
+    def test_uncached_page_waits_for_upstream(self) -> None:
+        """Without a cached page, clients wait until upstream times out. The error is not a 404."""
         waiting = self.start(self.pages.get(PageId("simple", "unseen")))
         self.clock.advance(14.9)
         self.assertNoResult(waiting)
         self.clock.advance(0.1)
         self.failing(waiting, UpstreamDown)
 
-    def test_upstream_that_hangs_is_left_alone_for_a_while(self) -> None:
-        """Once its limit has passed, the page is answered at once."""
-        waiting = self.asking()
+    def test_stale_page_is_served_at_once_after_a_timeout(self) -> None:
+        """After a timeout, the stale page is served at once."""
+        waiting = self.request_page()
         self.clock.advance(15)
         self.now(waiting)
-        self.assertEqual((["1.0"], 2), (versions(self.get()), self.asked))
+        self.assertEqual((["1.0"], 2), (versions(self.get()), self.upstream_requests))
 
-    def test_upstream_that_hangs_is_left_alone_for_other_pages_too(self) -> None:
-        """An install reads hundreds of pages one after another: it does not wait for each of them."""
+    def test_other_pages_do_not_wait_for_a_slow_upstream(self) -> None:
+        """
+        After a slow answer, other cached pages are served at once too.
+
+        An install reads hundreds of pages and would wait for each of them.
+        """
         other = PageId("simple", "other")
         self.wire.reply("/simple/other/", 200, page_of("3.0"), content_type="application/json")
         self.now(self.pages.get(other))
         self.clock.advance(CACHE_TIME)
         self.upstream_hangs()
-        waiting = self.asking()
+        waiting = self.request_page()
         self.clock.advance(STALE_AFTER)
         self.now(waiting)
         self.assertEqual(["3.0"], versions(self.now(self.pages.get(other))))
@@ -309,7 +325,7 @@ class SlowTest(PagesTestCase):
 
 
 class FailingTest(PagesTestCase):
-    """Promise 7: upstream fails, and what was ever seen is served."""
+    """Cached pages are served while upstream fails (promise 7)."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -318,41 +334,45 @@ class FailingTest(PagesTestCase):
         self.clock.advance(CACHE_TIME)
 
     def test_page_is_served_in_every_kind_of_failure(self) -> None:
-        """Refused, failing, busy, unwilling, or sending what can't be read: however old the page is."""
+        """
+        A cached page of any age is served after each kind of failure.
+
+        Upstream refuses the connection, answers with an error, or sends a page that can't be parsed.
+        """
         self.clock.advance(365 * 86_400)
         statuses = (500, 502, 503, 429, 401, 403, 400, 302)
         bodies = (b"", b"neither JSON nor HTML", b'{"files": 5}')
         answers = [(status, b"") for status in statuses] + [(200, body) for body in bodies]
         for status, body in answers:
-            self.clock.advance(100)  # another process knows of the pause, and would not ask
+            self.clock.advance(100)  # processes that know of the pause do not ask upstream
             self.wire.reply(PATH, status, body, content_type="application/json")
-            self.pages, before = self.make(), self.asked
+            self.pages, before = self.make_cache(), self.upstream_requests
             self.assertEqual(["1.0"], versions(self.get()))
-            self.assertEqual(before + 1, self.asked, "upstream is asked")
+            self.assertEqual(before + 1, self.upstream_requests, "one request is sent")
         self.clock.advance(100)
         self.wire.refuses = True
-        self.pages = self.make()
+        self.pages = self.make_cache()
         answer = self.get()
         self.assertEqual((["1.0"], ""), (versions(answer), answer.forward_reason))
         self.assertLess(answer.ttl, -365 * 86_400)
         self.assertIn("refused", str(self.failing(self.pages.check(), UpstreamDown)))
 
     def test_pauses_grow_while_upstream_fails(self) -> None:
-        """One second, then twice as long each time, up to a minute; meanwhile answers come at once, without asking."""
+        """Pauses double from one second to a minute. During a pause the page is served without asking upstream."""
         self.upstream_answers(503)
         for pause in (1, 2, 4, 8, 16, 32, 60, 60, 60):
-            before = self.asked
+            before = self.upstream_requests
             self.assertEqual(["1.0"], versions(self.get()))
-            self.assertEqual(before + 1, self.asked, "upstream is asked")
+            self.assertEqual(before + 1, self.upstream_requests, "one request is sent")
             self.upstream_hangs()
             self.clock.advance(pause - 0.01)
             self.assertEqual(["1.0"], versions(self.get()))
-            self.assertEqual(before + 1, self.asked, "upstream is left alone")
+            self.assertEqual(before + 1, self.upstream_requests, "no request is sent")
             self.upstream_answers(503)
             self.clock.advance(0.01)
 
     def test_pause_ends_when_upstream_answers(self) -> None:
-        """The next failure starts with a short one."""
+        """An answer resets the back-off, so that the next pause is short again."""
         self.upstream_answers(503)
         for pause in (1, 2, 4):
             self.get()
@@ -366,15 +386,15 @@ class FailingTest(PagesTestCase):
         self.upstream_has("3.0")
         self.assertEqual(["3.0"], versions(self.get()))
 
-    def test_pause_of_one_page_is_not_anothers(self) -> None:
-        """Upstream may fail for one page and serve the next."""
+    def test_each_page_has_its_own_backoff(self) -> None:
+        """Each page has its own back-off. Upstream may fail for one page and serve another."""
         self.upstream_answers(503)
         self.get()
         self.wire.reply("/simple/other/", 200, page_of("3.0"), content_type="application/json")
         self.assertEqual(["3.0"], versions(self.now(self.pages.get(PageId("simple", "other")))))
 
-    def test_pauses_of_several_pages_drift_apart(self) -> None:
-        """They differ a little, so that an upstream that comes back is not asked for everything at once."""
+    def test_pauses_vary_at_random(self) -> None:
+        """Pauses vary at random. Otherwise all pages would be requested at once when upstream works again."""
         with mock.patch("random.uniform") as uniform:
             uniform.return_value = 1.25
             self.upstream_answers(503)
@@ -382,23 +402,23 @@ class FailingTest(PagesTestCase):
         (low, high), _ = uniform.call_args
         self.assertLess(low, 1)
         self.assertGreater(high, 1)
-        before = self.asked
+        before = self.upstream_requests
         self.clock.advance(1.2)
         self.get()
-        self.assertEqual(before, self.asked)
+        self.assertEqual(before, self.upstream_requests)
 
-    def test_failure_without_anything_to_fall_back_on_is_told(self) -> None:
-        """As what it is, with what upstream says of when to come back; each request tries anew."""
+    def test_failure_without_a_cached_page_is_an_error(self) -> None:
+        """Without a cached page, upstream's error and Retry-After are passed on. Each request asks upstream again."""
         self.wire.reply("/simple/unseen/", 503, retry_after="7")
         for _ in range(2):
-            before = self.asked
+            before = self.upstream_requests
             error = self.failing(self.pages.get(PageId("simple", "unseen")), UpstreamDown)
-            self.assertEqual((7, before + 1), (error.retry_after, self.asked))
+            self.assertEqual((7, before + 1), (error.retry_after, self.upstream_requests))
         self.wire.reply("/simple/unseen/", 200, b"nonsense")
         self.failing(self.pages.get(PageId("simple", "unseen")), BadUpstreamResponse)
 
-    def test_trouble_is_told_while_it_lasts(self) -> None:
-        """For the health check: the last reason, until a page is had again."""
+    def test_health_check_reports_the_failure(self) -> None:
+        """The health check fails with the last error until a page is fetched."""
         self.now(self.pages.check())
         self.upstream_answers(503)
         self.get()
@@ -409,45 +429,45 @@ class FailingTest(PagesTestCase):
         self.now(self.pages.check())
 
     def test_page_that_upstream_no_longer_has_is_gone(self) -> None:
-        """404 is an answer: what was there is not served any more, here or anywhere."""
+        """After a 404, no process serves the cached page any more."""
         self.upstream_answers(404)
         self.failing(self.pages.get(THING), NotFound)
         self.failing(self.other.get(THING), NotFound)
-        kept = self.kept()
+        kept = self.stored_page()
         assert kept is not None
         self.assertTrue(kept.missing)
 
 
 class MissingTest(PagesTestCase):
-    """MYPYPI_NEGATIVE_CACHE_TIME: how long a 404 of upstream's is believed."""
+    """MYPYPI_NEGATIVE_CACHE_TIME bounds how long a 404 is cached."""
 
     def setUp(self) -> None:
         super().setUp()
         self.upstream_answers(404)
         self.failing(self.pages.get(THING), NotFound)
 
-    def test_missing_page_is_remembered(self) -> None:
-        """By every process, to the last moment; then upstream is asked again."""
+    def test_missing_page_is_cached(self) -> None:
+        """A 404 is cached for all processes until its time is over. Then upstream is asked again."""
         self.clock.advance(NEGATIVE_CACHE_TIME - 0.5)
         self.failing(self.pages.get(THING), NotFound)
         self.failing(self.other.get(THING), NotFound)
-        self.assertEqual(1, self.asked)
+        self.assertEqual(1, self.upstream_requests)
         self.clock.advance(0.5)
         self.failing(self.pages.get(THING), NotFound)
-        self.assertEqual(2, self.asked)
+        self.assertEqual(2, self.upstream_requests)
         self.clock.advance(NEGATIVE_CACHE_TIME - 0.5)
         self.failing(self.pages.get(THING), NotFound)
-        self.assertEqual(2, self.asked)
+        self.assertEqual(2, self.upstream_requests)
 
     def test_page_that_appears_is_served(self) -> None:
-        """As soon as the 404 is no longer believed, and its files are listed."""
+        """A page that appears is served when the cached 404 expires."""
         self.upstream_has("1.0")
         self.clock.advance(NEGATIVE_CACHE_TIME)
         answer = self.get()
         self.assertEqual((["1.0"], "miss"), (versions(answer), answer.forward_reason))
 
     def test_upstream_that_fails_is_no_404(self) -> None:
-        """Promise 7: what was missing once may be there by now. 503, and not the 404 of before."""
+        """An upstream failure after an expired 404 is a 503 (promise 7). The page may exist by now."""
         self.clock.advance(NEGATIVE_CACHE_TIME)
         for _ in range(2):
             self.upstream_answers(500)
@@ -459,32 +479,36 @@ class MissingTest(PagesTestCase):
         self.assertEqual(["1.0"], versions(self.get()))
 
     def test_upstream_that_hangs_is_no_404(self) -> None:
-        """It is waited for, as for a page that nobody has asked for."""
+        """After an expired 404, clients wait until upstream times out."""
         self.clock.advance(NEGATIVE_CACHE_TIME)
         self.upstream_hangs()
-        waiting = self.asking()
+        waiting = self.request_page()
         self.clock.advance(STALE_AFTER)
         self.assertNoResult(waiting)
         self.clock.advance(15 - STALE_AFTER)
         self.failing(waiting, UpstreamDown)
 
-    def test_lost_404_is_remembered_again(self) -> None:
-        """A catalog that was emptied does not make each process ask upstream every second for what it lacks."""
+    def test_lost_404_is_cached_again(self) -> None:
+        """
+        A 404 that the catalog lost is cached again after one request.
+
+        An emptied catalog does not cause a request per second.
+        """
         self.now(self.catalog.delete_page(THING))
         self.clock.advance(1)
         self.failing(self.pages.get(THING), NotFound)
-        self.assertEqual(2, self.asked)
+        self.assertEqual(2, self.upstream_requests)
         for _ in range(5):
             self.clock.advance(1)
             self.failing(self.pages.get(THING), NotFound)
-        self.assertEqual(2, self.asked)
+        self.assertEqual(2, self.upstream_requests)
 
 
 class CatalogTest(PagesTestCase):
-    """What several processes know together, and what one knows alone while the catalog is gone."""
+    """Processes share pages through the catalog, and serve them without it."""
 
-    def test_page_that_another_process_has_put_is_seen_within_a_second(self) -> None:
-        """A hot page asks the catalog at most once a second, and at least when it is asked for after that."""
+    def test_page_of_another_process_is_seen_within_a_second(self) -> None:
+        """A page from another process is seen within a second. The catalog is read at most once a second for it."""
         self.upstream_has("1.0")
         self.get()
         self.now(self.catalog.delete_page(THING))
@@ -497,10 +521,10 @@ class CatalogTest(PagesTestCase):
             self.clock.advance(0.1)
             self.assertEqual([["2.0"]] * 5, [versions(self.get()) for _ in range(5)])
             self.assertEqual(1, stamp.call_count)
-        self.assertEqual(2, self.asked)
+        self.assertEqual(2, self.upstream_requests)
 
     def test_purge_is_seen_within_a_second(self) -> None:
-        """A page that was deleted is asked of upstream again, however fresh it was."""
+        """A deleted page is fetched again within a second, even if it was fresh."""
         self.upstream_has("1.0", etag='"1"')
         self.get()
         self.upstream_has("2.0", etag='"2"')
@@ -508,12 +532,16 @@ class CatalogTest(PagesTestCase):
         self.clock.advance(1)
         self.assertEqual(["2.0"], versions(self.get()))
         self.assertNotIn("if-none-match", self.wire.last.headers)
-        kept = self.kept()
+        kept = self.stored_page()
         assert kept is not None
         self.assertEqual('"2"', kept.upstream_etag)
 
     def test_purged_page_is_served_while_upstream_fails(self) -> None:
-        """Promise 7 outlives the catalog: who holds the page serves it, stale, and puts it back for those who don't."""
+        """
+        A page that the catalog lost is served stale while upstream fails (promise 7).
+
+        The process that has it in memory stores it again for others.
+        """
         self.upstream_has("1.0", etag='"1"')
         self.get()
         self.upstream_answers(503)
@@ -523,12 +551,16 @@ class CatalogTest(PagesTestCase):
             answer = self.get()
             self.assertEqual(["1.0"], versions(answer))
             self.assertLess(answer.ttl, 0)
-        kept = self.kept()
+        kept = self.stored_page()
         assert kept is not None
         self.assertEqual((0.0, ""), (kept.checked_at, kept.upstream_etag))
 
-    def test_page_that_the_catalog_lost_is_put_again(self) -> None:
-        """As soon as upstream answers, also where it has nothing new: other processes have it from the catalog."""
+    def test_lost_page_is_stored_again(self) -> None:
+        """
+        A page that the catalog lost is stored again when upstream answers, even unchanged.
+
+        Other processes get it from the catalog.
+        """
         self.upstream_has("1.0", etag='"1"')
         before = self.get().page
         self.upstream_answers(503)
@@ -538,26 +570,26 @@ class CatalogTest(PagesTestCase):
         self.clock.advance(1)
         self.upstream_has("1.0", etag='"1"')
         self.get()
-        kept = self.kept()
+        kept = self.stored_page()
         assert kept is not None
         self.assertEqual((before.version, before.forms), (kept.version, kept.forms))
-        before_asked = self.asked
+        requests_before = self.upstream_requests
         for _ in range(5):
             self.clock.advance(1)
             self.assertEqual("", self.get().forward_reason)
         self.now(self.other.get(THING))
-        self.assertEqual(before_asked, self.asked)
+        self.assertEqual(requests_before, self.upstream_requests)
 
     def test_other_process_confirms_for_all(self) -> None:
-        """The time of a page that another process found unchanged is taken over."""
+        """A page that another process confirmed is fresh in this process."""
         self.upstream_has("1.0", etag='"1"')
         self.get()
         self.clock.advance(CACHE_TIME)
         self.now(self.other.get(THING))
-        self.assertEqual((CACHE_TIME, 2), (self.get().ttl, self.asked))
+        self.assertEqual((CACHE_TIME, 2), (self.get().ttl, self.upstream_requests))
 
     def test_pages_are_served_without_a_catalog(self) -> None:
-        """Promise 8: from upstream, then from memory while they are fresh, then confirmed."""
+        """Without a catalog, pages are fetched, served from memory while fresh, then revalidated (promise 8)."""
         self.catalog.down = "no Redis here"
         self.upstream_has("1.0", etag='"1"')
         self.assertEqual((["1.0"], "miss"), (versions(first := self.get()), first.forward_reason))
@@ -565,14 +597,14 @@ class CatalogTest(PagesTestCase):
         self.assertEqual((["1.0"], ""), (versions(second := self.get()), second.forward_reason))
         self.clock.advance(CACHE_TIME / 2)
         self.assertEqual("stale", self.get().forward_reason)
-        self.assertEqual(2, self.asked)
+        self.assertEqual(2, self.upstream_requests)
         self.catalog.down = None
         self.clock.advance(1)
         self.get()
-        self.assertIsNotNone(self.kept())
+        self.assertIsNotNone(self.stored_page())
 
     def test_catalog_may_fail_at_every_step(self) -> None:
-        """Whichever question it does not answer, the page is served, fresh or stale, and 404 is 404."""
+        """Pages and 404s are served after an error in any method of the catalog."""
         for method in ICatalog.names():
             with self.subTest(method):
                 self.setUp()
@@ -593,7 +625,7 @@ class CatalogTest(PagesTestCase):
                     self.failing(self.pages.get(THING), NotFound)
 
     def test_hot_page_is_served_while_the_catalog_is_gone(self) -> None:
-        """With upstream gone as well."""
+        """A page in memory is served without the catalog and without upstream."""
         self.upstream_has("1.0")
         self.get()
         self.catalog.down = "gone"
@@ -603,7 +635,7 @@ class CatalogTest(PagesTestCase):
 
 
 class WithheldTest(PagesTestCase):
-    """What upstream advertises and does not have is not advertised here."""
+    """Links that upstream lists but does not have are withheld."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -613,24 +645,24 @@ class WithheldTest(PagesTestCase):
         self.now(self.pages.withhold(THING, f"{LINK}.metadata"))
 
     def advertised(self, pages: PageCache) -> bool:
-        """Whether these pages say that the wheel's metadata can be had by itself."""
+        """Return whether the page offers the wheel's metadata file."""
         page = self.now(pages.get(THING)).page
         listed = f"{LINK}.metadata" in self.now(pages.listing(page))
         self.assertEqual(listed, "core-metadata" in document(page)["files"][0])
         return listed
 
     def test_withheld_link_is_gone_from_the_next_answer(self) -> None:
-        """However fresh the page is: the next answer is rendered anew."""
+        """The next answer lacks a withheld link, since even a fresh page is rendered again."""
         self.assertFalse(self.advertised(self.pages))
 
-    def test_withheld_link_is_gone_everywhere_within_a_second(self) -> None:
-        """Whichever process is asked first: none lets upstream's 304 confirm what it holds."""
+    def test_all_processes_withhold_a_link_within_a_second(self) -> None:
+        """All processes withhold the link within a second. None lets a 304 confirm the page that it has in memory."""
         self.clock.advance(1)
         self.assertFalse(self.advertised(self.other))
         self.assertFalse(self.advertised(self.pages))
 
-    def test_withheld_link_stays_away(self) -> None:
-        """While upstream confirms the page as it was, and when there is a new version of it."""
+    def test_link_stays_withheld(self) -> None:
+        """The link stays withheld after a 304 and in a new version of the page."""
         self.assertFalse(self.advertised(self.pages))
         self.clock.advance(CACHE_TIME)
         self.assertFalse(self.advertised(self.pages))
@@ -639,41 +671,45 @@ class WithheldTest(PagesTestCase):
         self.clock.advance(CACHE_TIME)
         self.assertFalse(self.advertised(self.pages))
 
-    def test_withheld_link_comes_back_with_a_new_page_after_a_day(self) -> None:
-        """Upstream may have it by then."""
+    def test_new_page_offers_the_link_after_a_day(self) -> None:
+        """After a day, a new page offers the link again. Upstream may have the file by then."""
         self.assertFalse(self.advertised(self.pages))
         self.clock.advance(86_400)
         self.upstream_has("1.0", "2.0", etag='"2"', metadata=True)
         self.assertTrue(self.advertised(self.pages))
 
     def test_page_is_served_as_it_was_while_upstream_fails(self) -> None:
-        """An unconfirmed page is better than none."""
+        """The page is served with the link while upstream fails. An unconfirmed page is better than none."""
         self.upstream_answers(503)
         self.assertTrue(self.advertised(self.pages))
         self.clock.advance(1)
         self.assertTrue(self.advertised(self.other))
 
-    def test_withholding_once_more_changes_nothing(self) -> None:
-        """Many clients that meet the same 404 do not make upstream be asked again and again."""
+    def test_withholding_twice_causes_no_request(self) -> None:
+        """Withholding a link twice causes no further request. Many clients may meet the same 404."""
         self.assertFalse(self.advertised(self.pages))
-        before = self.asked
+        before = self.upstream_requests
         self.now(self.pages.withhold(THING, f"{LINK}.metadata"))
         self.assertFalse(self.advertised(self.pages))
-        self.assertEqual(before, self.asked)
+        self.assertEqual(before, self.upstream_requests)
 
 
 class BusyTest(PagesTestCase):
-    """The threads that press pages are busy."""
+    """The threads that render pages are busy."""
 
-    def test_one_who_waits_for_the_render_is_answered_from_what_is_held(self) -> None:
-        """It counts towards the same seconds as upstream does."""
+    def test_stale_page_is_served_while_rendering_waits(self) -> None:
+        """
+        A stale page is served while its new version waits for rendering.
+
+        Rendering counts towards `stale_after` as upstream does.
+        """
         self.upstream_has("1.0")
         self.get()
         self.clock.advance(CACHE_TIME)
         busy = WhenTold()
-        self.pages = self.make(busy)
+        self.pages = self.make_cache(busy)
         self.upstream_has("2.0")
-        waiting = self.asking()
+        waiting = self.request_page()
         self.clock.advance(STALE_AFTER)
         self.assertEqual(["1.0"], versions(self.now(waiting)))
         busy.finish()

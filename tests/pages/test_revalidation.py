@@ -1,4 +1,4 @@
-"""A page is asked of upstream once for a fleet: two processes over one catalog, with time in the test's hands."""
+"""Tests of revalidation: two processes that share a catalog request a page once."""
 
 from __future__ import annotations
 
@@ -23,204 +23,211 @@ from tests.pages.test_page_cache import (
 )
 
 LEASE = f"page:{THING}"
-#: Seconds within which a process sees what another one came to.
+#: Seconds within which a process sees the result of another one.
 SOON = 0.1
 
 
 def lease_waits() -> float:
-    """How often a page's lease was waited for, in all tests so far."""
+    """Return how often a process waited for a page's lease, in all tests so far."""
     return float(metrics.LEASE_WAITS.labels("page")._value.get())
 
 
 class FleetTestCase(PagesTestCase):
-    """`pages` asks upstream, which lets it wait, and so does `other`, to which its lease is in the way."""
+    """Two processes request the same page: `pages` holds its lease, and `other` waits for it."""
 
-    def both_ask(self, page: PageId = THING) -> tuple[Deferred[CachedPage], Deferred[CachedPage]]:
+    def request_in_both(self, page: PageId = THING) -> tuple[Deferred[CachedPage], Deferred[CachedPage]]:
         self.upstream_hangs()
-        before, waits = self.asked, lease_waits()
+        before, waits = self.upstream_requests, lease_waits()
         first, second = self.start(self.pages.get(page)), self.start(self.other.get(page))
-        self.assertEqual((before + 1, waits + 1), (self.asked, lease_waits()))
+        self.assertEqual((before + 1, waits + 1), (self.upstream_requests, lease_waits()))
         return first, second
 
-    def upstream_says(self, *versions: str) -> None:
+    def answer_request(self, *versions: str) -> None:
         self.wire.last.answer(body=page_of(*versions), content_type="application/json")
 
     def assert_nothing_left(self) -> None:
-        """No lease is held, and nothing ticks."""
-        self.assertIsNone(self.now(self.catalog.take_lease(LEASE, "somebody else", 1)))
-        self.now(self.catalog.release_lease(LEASE, "somebody else"))
+        """Assert that no lease is held and no timer is left."""
+        self.assertIsNone(self.now(self.catalog.take_lease(LEASE, "another process", 1)))
+        self.now(self.catalog.release_lease(LEASE, "another process"))
         self.clock.advance(0)
         self.assertEqual([], self.clock.getDelayedCalls())
 
 
-class OnceTest(FleetTestCase):
-    """One revalidation per page per fleet."""
+class SingleRequestTest(FleetTestCase):
+    """The fleet sends one request per revalidation of a page."""
 
-    def test_cold_page_is_asked_for_once(self) -> None:
-        """The process that waits has it as soon as the other one has."""
-        first, second = self.both_ask()
+    def test_cold_page_is_requested_once(self) -> None:
+        """A new page is requested once. The waiting process has it as soon as the other one stored it."""
+        first, second = self.request_in_both()
         self.clock.pump([1] * 8)
-        self.upstream_says("1.0")
+        self.answer_request("1.0")
         self.assertEqual(["1.0"], versions(self.now(first)))
         self.clock.advance(SOON)
         answer = self.now(second)
-        self.assertEqual((["1.0"], "miss", 1), (versions(answer), answer.forward_reason, self.asked))
+        self.assertEqual((["1.0"], "miss", 1), (versions(answer), answer.forward_reason, self.upstream_requests))
         self.assert_nothing_left()
 
-    def test_stale_page_is_asked_for_once(self) -> None:
-        """New or confirmed."""
-        for said in ("1.0", "2.0"):
+    def test_stale_page_is_requested_once(self) -> None:
+        """A stale page is requested once, whether it changed or not."""
+        for version in ("1.0", "2.0"):
             self.upstream_has("1.0")
             self.get()
             self.now(self.other.get(THING))
             self.clock.advance(CACHE_TIME)
-            first, second = self.both_ask()
-            self.upstream_says(said)
+            first, second = self.request_in_both()
+            self.answer_request(version)
             self.clock.advance(SOON)
             for waiting in (first, second):
                 answer = self.now(waiting)
-                self.assertEqual(([said], "stale"), (versions(answer), answer.forward_reason))
+                self.assertEqual(([version], "stale"), (versions(answer), answer.forward_reason))
                 self.assertGreater(answer.ttl, CACHE_TIME - 1)
             self.clock.advance(CACHE_TIME)
 
-    def test_page_that_is_never_fresh_is_waited_for_all_the_same(self) -> None:
-        """What comes while somebody waits is new to them."""
-        self.pages, self.other = self.make(cache_time=0), self.make(cache_time=0)
-        first, second = self.both_ask()
-        self.upstream_says("1.0")
+    def test_page_that_is_never_fresh_is_shared_too(self) -> None:
+        """With a cache time of 0, a waiting process uses the other's page. The page is newer than its request."""
+        self.pages, self.other = self.make_cache(cache_time=0), self.make_cache(cache_time=0)
+        first, second = self.request_in_both()
+        self.answer_request("1.0")
         self.clock.advance(SOON)
         self.assertEqual([["1.0"]] * 2, [versions(self.now(each)) for each in (first, second)])
-        self.assertEqual(1, self.asked)
+        self.assertEqual(1, self.upstream_requests)
 
-    def test_page_that_another_process_has_just_refreshed_is_not_asked_for(self) -> None:
-        """Hot pages look at the catalog once a second: the lease makes them look once more."""
+    def test_page_that_was_just_refreshed_is_not_requested(self) -> None:
+        """
+        A process that takes the lease reads the catalog again.
+
+        A page in memory may be up to a second older than the catalog's.
+        """
         self.upstream_has("1.0")
         self.get()
         self.clock.advance(CACHE_TIME - 0.5)
         self.now(self.other.cached(THING))
         self.now(self.catalog.touch_page(THING, self.get().page.version, self.clock.seconds()))
-        before = self.asked
+        before = self.upstream_requests
         self.clock.advance(0.5)
-        self.assertEqual((["1.0"], before), (versions(self.now(self.other.get(THING))), self.asked))
+        self.assertEqual((["1.0"], before), (versions(self.now(self.other.get(THING))), self.upstream_requests))
 
-    def test_that_there_is_no_page_is_found_out_once(self) -> None:
-        first, second = self.both_ask()
+    def test_missing_page_is_requested_once(self) -> None:
+        """A missing page is requested once."""
+        first, second = self.request_in_both()
         self.wire.last.answer(404)
         self.failing(first, NotFound)
         self.clock.advance(SOON)
         self.failing(second, NotFound)
-        self.assertEqual(1, self.asked)
+        self.assertEqual(1, self.upstream_requests)
         self.clock.advance(NEGATIVE_CACHE_TIME / 2)
         self.failing(self.other.get(THING), NotFound)
-        self.assertEqual(1, self.asked)
+        self.assertEqual(1, self.upstream_requests)
 
-    def test_clients_that_wait_with_a_page_to_fall_back_on_wait_for_no_more_than_ever(self) -> None:
-        """Whichever process they asked."""
+    def test_stale_page_is_served_by_all_processes(self) -> None:
+        """All processes serve the stale page after `stale_after`."""
         self.upstream_has("1.0")
         self.get()
         self.clock.advance(CACHE_TIME)
-        waiting = self.both_ask()
+        waiting = self.request_in_both()
         self.clock.advance(STALE_AFTER - 0.1)
         for each in waiting:
             self.assertNoResult(each)
         self.clock.advance(0.1)
         for each in waiting:
             self.assertEqual(["1.0"], versions(self.now(each)))
-        self.assertEqual(2, self.asked)
+        self.assertEqual(2, self.upstream_requests)
 
-    def test_each_asks_for_itself_without_a_catalog(self) -> None:
-        """As many requests as there are processes, and each page is served."""
+    def test_each_process_asks_upstream_without_a_catalog(self) -> None:
+        """Without a catalog each process requests the page, and serves it."""
         self.catalog.down = "no Redis here"
         self.upstream_has("1.0")
         for pages in (self.pages, self.other):
             self.assertEqual(["1.0"], versions(self.now(pages.get(THING))))
-        self.assertEqual(2, self.asked)
+        self.assertEqual(2, self.upstream_requests)
 
-    def test_who_waits_asks_for_itself_when_the_catalog_goes_away(self) -> None:
-        first, second = self.both_ask()
+    def test_waiting_process_asks_upstream_when_the_catalog_fails(self) -> None:
+        """A waiting process requests the page itself when the catalog fails."""
+        first, second = self.request_in_both()
         self.catalog.down = "cable pulled"
         self.clock.advance(SOON)
-        self.assertEqual(2, self.asked)
+        self.assertEqual(2, self.upstream_requests)
         for exchange in self.wire.exchanges:
             exchange.answer(body=page_of("1.0"), content_type="application/json")
         self.assertEqual([["1.0"]] * 2, [versions(self.now(each)) for each in (first, second)])
 
 
-class HolderTest(FleetTestCase):
-    """What becomes of those who wait when the process that asks does not succeed."""
+class FailingHolderTest(FleetTestCase):
+    """The process that holds the lease fails."""
 
-    def test_process_that_dies_is_followed_by_another(self) -> None:
-        """Within the lease's expiry, and with one request."""
+    def test_dead_holder_is_replaced(self) -> None:
+        """When the holder dies, one other process takes over. It does so when the lease expires."""
         self.now(self.catalog.take_lease(LEASE, "a process that dies", PAGE_LEASE))
         waiting = [self.start(pages.get(THING)) for pages in (self.pages, self.other)]
         self.clock.pump([SOON] * round((PAGE_LEASE - 1) / SOON))
-        self.assertEqual(0, self.asked)
+        self.assertEqual(0, self.upstream_requests)
         self.clock.pump([SOON] * 20)
-        self.assertEqual(1, self.asked)
-        self.upstream_says("1.0")
+        self.assertEqual(1, self.upstream_requests)
+        self.answer_request("1.0")
         self.clock.advance(SOON)
         self.assertEqual([["1.0"]] * 2, [versions(self.now(each)) for each in waiting])
 
-    def test_process_that_lets_go_without_an_outcome_is_followed_at_once(self) -> None:
-        _, second = self.both_ask()
+    def test_released_lease_is_taken_at_once(self) -> None:
+        """A lease that is released without a result is taken at once."""
+        _, second = self.request_in_both()
         self.now(self.catalog.release_lease(LEASE, "process 0"))
         self.clock.advance(SOON)
-        self.assertEqual(2, self.asked)
-        self.upstream_says("1.0")
+        self.assertEqual(2, self.upstream_requests)
+        self.answer_request("1.0")
         self.assertEqual(["1.0"], versions(self.now(second)))
 
-    def test_failure_for_a_cold_page_is_everybodys(self) -> None:
-        """As what it was, down or broken: not every process of the fleet asks a failing upstream in turn."""
+    def test_failure_for_a_cold_page_is_shared(self) -> None:
+        """All waiting processes get the same error. They do not ask the failing upstream one after another."""
         for status, kind in ((500, UpstreamDown), (418, BadUpstreamResponse)):
-            before = self.asked
-            first, second = self.both_ask()
+            before = self.upstream_requests
+            first, second = self.request_in_both()
             self.wire.last.answer(status)
-            told = self.failing(first, kind)
+            error = self.failing(first, kind)
             self.clock.advance(SOON)
-            self.assertEqual(str(told), str(self.failing(second, kind)))
-            self.assertEqual(before + 1, self.asked)
+            self.assertEqual(str(error), str(self.failing(second, kind)))
+            self.assertEqual(before + 1, self.upstream_requests)
             self.assert_nothing_left()
 
-    def test_who_asks_for_a_cold_page_after_a_failure_tries_anew(self) -> None:
-        """There is nothing that they could be given in its place."""
+    def test_cold_page_is_requested_again_after_a_failure(self) -> None:
+        """A request after a failure asks upstream again if no page is cached."""
         self.upstream_answers(500)
         self.failing(self.pages.get(THING), UpstreamDown)
         self.upstream_has("1.0")
         self.assertEqual(["1.0"], versions(self.now(self.other.get(THING))))
 
-    def test_failure_for_a_page_that_is_here_pauses_all(self) -> None:
-        """The other process answers at once with what it has, and does not ask."""
+    def test_failure_for_a_cached_page_pauses_all_processes(self) -> None:
+        """After a failure, other processes serve the cached page without asking upstream."""
         self.upstream_has("1.0")
         self.get()
         self.now(self.other.get(THING))
         self.clock.advance(CACHE_TIME)
         self.upstream_answers(500)
         self.get()
-        before = self.asked
-        self.assertEqual((["1.0"], before), (versions(self.now(self.other.get(THING))), self.asked))
+        before = self.upstream_requests
+        self.assertEqual((["1.0"], before), (versions(self.now(self.other.get(THING))), self.upstream_requests))
         self.clock.advance(1)
         self.upstream_has("2.0")
         self.assertEqual(["2.0"], versions(self.now(self.other.get(THING))))
 
-    def test_pauses_grow_whoever_asks(self) -> None:
-        """Two processes in turn: each pause is longer than the one before it."""
+    def test_pauses_grow_across_processes(self) -> None:
+        """Pauses grow even if different processes ask upstream."""
         self.upstream_has("1.0")
         self.get()
         self.now(self.other.get(THING))
         self.clock.advance(CACHE_TIME)
         self.upstream_answers(500)
         for pages, pause in ((self.pages, 1), (self.other, 2), (self.pages, 4), (self.other, 8)):
-            before = self.asked
+            before = self.upstream_requests
             self.now(pages.get(THING))
-            self.assertEqual(before + 1, self.asked)
+            self.assertEqual(before + 1, self.upstream_requests)
             self.clock.advance(pause - 0.01)
             self.now(self.pages.get(THING))
             self.now(self.other.get(THING))
-            self.assertEqual(before + 1, self.asked)
+            self.assertEqual(before + 1, self.upstream_requests)
             self.clock.advance(0.01)
 
-    def test_trouble_is_over_when_another_process_has_the_page(self) -> None:
-        """Also for the health of one that met it and did not ask since."""
+    def test_page_of_another_process_ends_the_failure(self) -> None:
+        """The health check recovers when another process has fetched the page."""
         self.upstream_has("1.0")
         self.get()
         self.clock.advance(CACHE_TIME)
@@ -234,8 +241,8 @@ class HolderTest(FleetTestCase):
         self.now(self.pages.check())
 
 
-class EarlyTest(FleetTestCase):
-    """A page that is asked for is refreshed before it runs out."""
+class EarlyRefreshTest(FleetTestCase):
+    """A requested page is refreshed before it becomes stale."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -243,33 +250,39 @@ class EarlyTest(FleetTestCase):
         self.get()
 
     def near_the_end(self) -> None:
-        """So near that every process asks for it early."""
+        """Advance to a time at which every process refreshes the page early."""
         self.clock.advance(CACHE_TIME * 0.96)
 
     def test_popular_page_never_waits_for_upstream(self) -> None:
-        """It is answered at once as it is, still fresh; what upstream says later is there for the next one."""
+        """A fresh page is served at once while it is refreshed. The next request gets the new page."""
         self.near_the_end()
         self.upstream_hangs()
         for _ in range(3):
             answer = self.get()
             self.assertEqual((["1.0"], ""), (versions(answer), answer.forward_reason))
             self.assertGreater(answer.ttl, 0)
-        self.assertEqual(2, self.asked)
-        self.upstream_says("2.0")
+        self.assertEqual(2, self.upstream_requests)
+        self.answer_request("2.0")
         self.assertEqual((["2.0"], CACHE_TIME), (versions(new := self.get()), new.ttl))
 
-    def test_page_that_nobody_asks_for_is_not_refreshed(self) -> None:
+    def test_page_without_requests_is_not_refreshed(self) -> None:
+        """A page without requests is not refreshed."""
         self.near_the_end()
         self.clock.advance(CACHE_TIME * 10)
-        self.assertEqual(1, self.asked)
+        self.assertEqual(1, self.upstream_requests)
 
-    def test_page_with_much_of_its_freshness_left_is_not_asked_for(self) -> None:
+    def test_page_with_much_of_its_freshness_left_is_not_refreshed(self) -> None:
+        """A page is not refreshed while more than a fifth of its freshness is left."""
         self.clock.advance(CACHE_TIME * 0.79)
         self.get()
-        self.assertEqual(1, self.asked)
+        self.assertEqual(1, self.upstream_requests)
 
-    def test_pages_that_came_together_are_refreshed_one_after_another(self) -> None:
-        """Each page has a time of its own, and each process: an install's pages are no burst five minutes later."""
+    def test_pages_fetched_together_are_refreshed_one_by_one(self) -> None:
+        """
+        Pages that were fetched together are refreshed at different times.
+
+        So the pages of an install are no burst five minutes later.
+        """
         pages = [PageId("simple", f"thing{number}") for number in range(40)]
         for page in pages:
             self.wire.reply(f"/simple/{page.project}/", 200, page_of("1.0"), content_type="application/json")
@@ -277,16 +290,16 @@ class EarlyTest(FleetTestCase):
         self.clock.advance(CACHE_TIME * 0.8)
         bursts = []
         for _ in range(45):
-            before = self.asked
+            before = self.upstream_requests
             self.clock.advance(1)
             for page in pages:
                 self.now(self.pages.get(page))
-            bursts.append(self.asked - before)
+            bursts.append(self.upstream_requests - before)
         self.assertEqual(40, sum(bursts))
         self.assertLess(max(bursts), 10)
 
     def test_fleet_refreshes_early_once(self) -> None:
-        """The other processes see within a second that it was done."""
+        """One process refreshes the page. Others see the result within a second."""
         self.now(self.other.get(THING))
         self.near_the_end()
         self.upstream_has("2.0")
@@ -294,30 +307,30 @@ class EarlyTest(FleetTestCase):
         self.clock.advance(0.5)
         self.now(self.other.get(THING))
         self.clock.advance(0.5)
-        self.assertEqual((["2.0"], 2), (versions(self.now(self.other.get(THING))), self.asked))
+        self.assertEqual((["2.0"], 2), (versions(self.now(self.other.get(THING))), self.upstream_requests))
 
-    def test_missing_page_is_not_asked_for_early(self) -> None:
-        """Nobody waits for it who would not have waited before."""
+    def test_missing_page_is_not_refreshed_early(self) -> None:
+        """A missing page is not refreshed early. Clients wait for it as long as at the first request."""
         self.upstream_answers(404)
         missing = PageId("simple", "missing")
         self.wire.reply("/simple/missing/", 404)
         self.failing(self.pages.get(missing), NotFound)
         self.clock.advance(NEGATIVE_CACHE_TIME * 0.99)
-        before = self.asked
+        before = self.upstream_requests
         self.failing(self.pages.get(missing), NotFound)
-        self.assertEqual(before, self.asked)
+        self.assertEqual(before, self.upstream_requests)
 
-    def test_early_refresh_that_fails_is_paused_like_any_other(self) -> None:
-        """Clients notice nothing of it."""
+    def test_early_refresh_that_fails_starts_a_backoff(self) -> None:
+        """An early refresh that fails starts a back-off. Clients still get the page."""
         self.near_the_end()
         self.upstream_answers(500)
         for _ in range(5):
             self.assertEqual(["1.0"], versions(self.get()))
-        self.assertEqual(2, self.asked)
+        self.assertEqual(2, self.upstream_requests)
         self.assertEqual([], self.flushLoggedErrors())
 
-    def test_early_refresh_takes_no_place_from_those_who_wait(self) -> None:
-        """While half of the places are taken, it is put off, quietly, until there is room again."""
+    def test_early_refresh_leaves_slots_to_clients(self) -> None:
+        """An early refresh is put off while half of the slots are taken. It is not logged."""
         events: list[LogEvent] = []
         observer = cast("ILogObserver", events.append)
         globalLogPublisher.addObserver(observer)
@@ -325,19 +338,19 @@ class EarlyTest(FleetTestCase):
         self.near_the_end()
         self.upstream_hangs()
         waiting = [self.start(self.pages.get(PageId("simple", f"cold{number}"))) for number in range(32)]
-        self.assertEqual(33, self.asked)
+        self.assertEqual(33, self.upstream_requests)
         self.assertEqual(["1.0"], versions(self.get()))
-        self.assertEqual(33, self.asked)
+        self.assertEqual(33, self.upstream_requests)
         self.wire.last.answer(404)
         self.failing(waiting[-1], NotFound)
         self.get()
-        self.assertEqual(34, self.asked)
+        self.assertEqual(34, self.upstream_requests)
         self.assertEqual([], events)
 
-    def test_freshness_of_some_seconds_is_not_cut(self) -> None:
-        """Others could not see in time that a page was refreshed."""
-        for pages in (brief := self.make(cache_time=10), self.make(cache_time=10)):
+    def test_short_cache_time_has_no_early_refresh(self) -> None:
+        """A cache time of a few seconds has no early refresh. Other processes would see the refresh too late."""
+        for pages in (brief := self.make_cache(cache_time=10), self.make_cache(cache_time=10)):
             self.assertEqual(0, pages._early_ttl)
         self.clock.advance(9.9)
         self.now(brief.get(THING))
-        self.assertEqual(1, self.asked)
+        self.assertEqual(1, self.upstream_requests)

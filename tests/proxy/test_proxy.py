@@ -1,4 +1,4 @@
-"""What a request for a file means: where it is looked for, in which order, and what a client gets meanwhile."""
+"""Tests of the answers to requests for files that are stored, being fetched, listed or missing."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ THING = PageId("simple", "thing")
 
 
 def listed(url: str = FILE_URL, **fields: object) -> dict[str, object]:
-    """A file as upstream's page lists it, with further fields by their names in Python."""
+    """Return a file as upstream's page lists it. Further fields have their Python names."""
     more = {name.replace("_", "-"): value for name, value in fields.items()}
     return {"filename": url.rpartition("/")[2], "url": url, "hashes": {"sha256": DIGEST.hex}, **more}
 
 
 class ProxyTestCase(MemoryTestCase):
-    """A proxy over a wire, with a catalog in memory and a storage on disk."""
+    """A proxy with an in-memory wire and catalog, and storage on disk."""
 
     cold_files = ColdFilePolicy()
     credentials: Credentials | None = None
@@ -68,10 +68,10 @@ class ProxyTestCase(MemoryTestCase):
         self.catalog = MemoryCatalog(self.clock)
         self.processes = count()
         self.upstream_lists(listed())
-        self.proxy = self.make()
+        self.proxy = self.make_proxy()
 
-    def make(self) -> Proxy:
-        """The proxy of a process that has just started."""
+    def make_proxy(self) -> Proxy:
+        """Return the proxy of a process that has just started."""
         upstream = Upstream(self.clock, self.url, credentials=self.credentials, agent=self.wire.agent)
         ecosystem, threads = PyPI(self.url), AtOnce()
         self.storage = DiskStorage(self.root / "files", threads)
@@ -79,12 +79,12 @@ class ProxyTestCase(MemoryTestCase):
         self.fetches = Fetches(
             upstream, self.drafts, self.storage, threads, self.clock, Leases(self.catalog, "disk", self.clock)
         )
-        press = Renderer("pypi", self.url, threads)
+        renderer = Renderer("pypi", self.url, threads)
         self.pages = PageCache(
             ecosystem,
             self.catalog,
             upstream,
-            press,
+            renderer,
             threads,
             self.clock,
             Leases(self.catalog, str(next(self.processes)), self.clock, PAGE_LEASE),
@@ -101,94 +101,98 @@ class ProxyTestCase(MemoryTestCase):
     def upstream_lists(self, *files: dict[str, object]) -> None:
         self.wire.reply(PAGE, 200, simple_page(*files), content_type="application/json")
 
-    def page_is_known(self) -> None:
+    def cache_page(self) -> None:
         self.now(self.pages.get(THING))
 
-    def is_stored(self, data: bytes = DATA) -> Path:
-        """Where it lies."""
+    def store_file(self, data: bytes = DATA) -> Path:
+        """Store the file, and return its path."""
         draft = self.root / "a.draft"
         draft.write_bytes(data)
         stored = self.now(self.storage.commit(LINK, draft, sha256(data)))
         assert stored.path is not None
         return stored.path
 
-    def asking(self, link: str = LINK, *, describe: bool = False) -> Deferred[FileAnswer]:
-        """An answer that may have to be waited for. What it serves is closed with the test."""
-        asked = self.start(self.proxy.file(link, describe=describe))
-        asked.addCallback(self.closed_in_the_end)
+    def request_file(self, link: str = LINK, *, describe: bool = False) -> Deferred[FileAnswer]:
+        """Request the file. The answer may come later, and is closed after the test."""
+        pending = self.start(self.proxy.file(link, describe=describe))
+        pending.addCallback(self.close_after_test)
         self.clock.advance(0)
-        return asked
+        return pending
 
-    def closed_in_the_end(self, answer: FileAnswer) -> FileAnswer:
+    def close_after_test(self, answer: FileAnswer) -> FileAnswer:
         if isinstance(answer, LocalContent):
             self.addCleanup(answer.content.close)
         return answer
 
     def get(self, link: str = LINK, *, describe: bool = False) -> FileAnswer:
-        return self.now(self.asking(link, describe=describe))
+        return self.now(self.request_file(link, describe=describe))
 
-    def served(self, link: str = LINK) -> LocalContent:
+    def get_content(self, link: str = LINK) -> LocalContent:
         answer = self.get(link)
         assert isinstance(answer, LocalContent), answer
         return answer
 
-    def fails(self, kind: type[Exception], link: str = LINK) -> Any:
-        return self.failing(self.asking(link), kind)
+    def assert_fails(self, kind: type[Exception], link: str = LINK) -> Any:
+        return self.failing(self.request_file(link), kind)
 
-    def fetching(self) -> Deferred[FileAnswer]:
-        """A request for the file that upstream has not answered yet."""
-        asked = self.asking()
+    def start_fetch(self) -> Deferred[FileAnswer]:
+        """Request the file. Upstream has not answered yet."""
+        pending = self.request_file()
         self.assertEqual(FILE, self.wire.last.path)
-        return asked
+        return pending
 
 
 class OrderTest(ProxyTestCase):
-    """Stored, being fetched, listed by a page that we know, listed by upstream; else there is no such file."""
+    """
+    A file is looked for in storage, fetches, cached pages and upstream's page.
 
-    def test_stored_file_is_served_without_a_question(self) -> None:
-        """Promise 6: bytes whose record is gone are found again. Neither catalog nor upstream is needed."""
-        self.is_stored()
+    Else it does not exist.
+    """
+
+    def test_stored_file_is_served_without_catalog_and_upstream(self) -> None:
+        """A stored file is served without catalog and upstream (promise 6). Its record may be lost."""
+        self.store_file()
         self.catalog.down = "gone"
         self.wire.refuses = True
-        served = self.served()
+        served = self.get_content()
         self.assertEqual((True, DIGEST, DATA), (served.hit, served.digest, os.pread(served.content.fd, SIZE, 0)))
         self.assertEqual([], self.wire.exchanges)
 
     def test_second_request_joins_the_first(self) -> None:
-        """Promise 3: one fetch, and one content for all."""
-        first, second = self.fetching(), self.asking()
+        """Concurrent requests share one fetch and one content (promise 3)."""
+        first, second = self.start_fetch(), self.request_file()
         self.assertEqual([PAGE, FILE], self.wire.paths)
         self.wire.last.send(response(200, b"", content_length=str(SIZE)))
-        answers = self.now(first), self.now(second), self.served()
+        answers = self.now(first), self.now(second), self.get_content()
         assert all(isinstance(answer, LocalContent) for answer in answers)
         self.assertEqual(1, len({answer.content for answer in answers if isinstance(answer, LocalContent)}))
         self.assertEqual([False] * 3, [answer.hit for answer in answers if isinstance(answer, LocalContent)])
         self.assertEqual([PAGE, FILE], self.wire.paths)
 
-    def test_file_that_a_known_page_lists_is_fetched(self) -> None:
-        """However old the page is: upstream is asked for nothing but the file."""
-        self.page_is_known()
+    def test_file_on_a_cached_page_is_fetched(self) -> None:
+        """A file on a cached page of any age is fetched without requesting the page."""
+        self.cache_page()
         self.clock.advance(10_000)
-        self.fetching()
+        self.start_fetch()
         self.assertEqual([PAGE, FILE], self.wire.paths)
 
-    def test_file_that_only_upstreams_page_lists_is_fetched(self) -> None:
-        """Promise 6: a catalog that was emptied is filled by reading the project's page again."""
-        self.fetching()
+    def test_file_on_upstreams_page_is_fetched(self) -> None:
+        """With an empty catalog, the project's page is fetched again (promise 6)."""
+        self.start_fetch()
         self.assertEqual([PAGE, FILE], self.wire.paths)
 
-    def test_file_that_a_newer_page_lists_is_fetched(self) -> None:
-        """A lock file may be newer than the page that we hold, once that is no longer fresh."""
+    def test_file_on_a_newer_page_is_fetched(self) -> None:
+        """A stale page that does not list the file is fetched again. A lock file may be newer than the cached page."""
         self.upstream_lists()
-        self.page_is_known()
-        self.fails(NotFound)
+        self.cache_page()
+        self.assert_fails(NotFound)
         self.upstream_lists(listed())
         self.clock.advance(300)
-        self.fetching()
+        self.start_fetch()
         self.assertEqual([PAGE, PAGE, FILE], self.wire.paths)
 
     def test_file_that_no_page_lists_does_not_exist(self) -> None:
-        """Promise 10: whatever a client makes up, nothing but upstream's own pages is ever asked for."""
+        """A link that no page lists is not requested from its host (promise 10)."""
         made_up = (
             f"https/files.example/other/{NAME}",
             f"http/files.example/{NAME}",
@@ -197,239 +201,240 @@ class OrderTest(ProxyTestCase):
             f"{LINK}.metadata",
         )
         for link in made_up:
-            self.fails(NotFound, link)
+            self.assert_fails(NotFound, link)
         self.assertEqual({PAGE}, set(self.wire.paths))
         self.assertEqual({URL}, {exchange.origin for exchange in self.wire.exchanges})
 
-    def test_link_that_tells_no_project_costs_no_connection(self) -> None:
-        """There is no page that it could be on."""
-        self.fails(NotFound, "https/evil.example/latest")
+    def test_link_without_a_project_causes_no_request(self) -> None:
+        """A link without a project name causes no request, since no page could list it."""
+        self.assert_fails(NotFound, "https/evil.example/latest")
         self.assertEqual([], self.wire.exchanges)
 
-    def test_file_of_a_project_that_upstream_does_not_have_does_not_exist(self) -> None:
-        """404, remembered as any page's."""
+    def test_file_of_a_missing_project_does_not_exist(self) -> None:
+        """The 404 of the project's page is cached for its files."""
         self.wire.reply(PAGE, 404)
-        self.fails(NotFound)
-        self.fails(NotFound)
+        self.assert_fails(NotFound)
+        self.assert_fails(NotFound)
         self.assertEqual([PAGE], self.wire.paths)
 
     def test_upstream_that_fails_is_no_404(self) -> None:
-        """Promise 7: whether it lists the file is not known, with an old page or with none."""
+        """The answer is no 404 while upstream's page can't be read (promise 7). Upstream may list the file."""
         self.wire.reply(PAGE, 503)
-        self.fails(UpstreamDown)
+        self.assert_fails(UpstreamDown)
         self.upstream_lists()
-        self.page_is_known()
+        self.cache_page()
         self.clock.advance(300)
         self.wire.reply(PAGE, 503)
-        self.fails(UpstreamDown)
-        self.fails(UpstreamDown)
+        self.assert_fails(UpstreamDown)
+        self.assert_fails(UpstreamDown)
 
-    def test_stray_link_is_found_by_the_page_that_lists_it(self) -> None:
-        """A file whose name does not tell its project: the catalog knows the page."""
+    def test_stray_link_is_found_through_the_catalog(self) -> None:
+        """The catalog finds the page of a file whose name has no project."""
         url = "https://files.example/archive.zip"
         self.upstream_lists(listed(), listed(url))
-        self.fails(NotFound, "https/files.example/archive.zip")
-        self.page_is_known()
-        self.asking("https/files.example/archive.zip")
+        self.assert_fails(NotFound, "https/files.example/archive.zip")
+        self.cache_page()
+        self.request_file("https/files.example/archive.zip")
         self.assertEqual("/archive.zip", self.wire.last.path)
 
-    def test_stray_link_of_a_page_that_no_longer_lists_it_does_not_exist(self) -> None:
-        """What the catalog knows of it is only where to look."""
+    def test_stray_link_that_was_removed_does_not_exist(self) -> None:
+        """A file that its page no longer lists does not exist. The catalog only knows the page to look at."""
         url = "https://files.example/archive.zip"
         self.upstream_lists(listed(url))
-        self.page_is_known()
+        self.cache_page()
         self.upstream_lists()
         self.clock.advance(300)
-        self.page_is_known()
-        self.fails(NotFound, "https/files.example/archive.zip")
+        self.cache_page()
+        self.assert_fails(NotFound, "https/files.example/archive.zip")
 
 
 class StoredTest(ProxyTestCase):
-    """What is stored, and what the index says of it now."""
+    """Stored files are served if they match the page."""
 
-    def test_file_that_is_fetched_is_stored_for_the_next(self) -> None:
-        """Miss, then hit."""
-        asked = self.fetching()
+    def test_fetched_file_is_stored(self) -> None:
+        """The first request is a miss, the second a hit."""
+        pending = self.start_fetch()
         self.wire.last.answer(body=DATA)
-        first = self.now(asked)
+        first = self.now(pending)
         assert isinstance(first, LocalContent)
-        self.assertEqual((False, True), (first.hit, self.served().hit))
+        self.assertEqual((False, True), (first.hit, self.get_content().hit))
         self.assertEqual([PAGE, FILE], self.wire.paths)
 
-    def test_bytes_that_are_gone_are_fetched_again(self) -> None:
-        """Promise 6: never an error of ours."""
-        self.is_stored().unlink()
-        self.fetching()
+    def test_lost_file_is_fetched_again(self) -> None:
+        """A file whose bytes are gone is fetched again, without an error (promise 6)."""
+        self.store_file().unlink()
+        self.start_fetch()
 
-    def test_bytes_that_go_while_we_look_are_fetched_again(self) -> None:
-        """Found, and deleted before they could be opened."""
-        self.is_stored()
+    def test_file_deleted_before_it_is_opened_is_fetched_again(self) -> None:
+        """A file that is deleted before it is opened is fetched again."""
+        self.store_file()
         with mock.patch.object(Content, "stored", side_effect=FileNotFoundError):
-            asked = self.asking()
-        self.assertNoResult(asked)
+            pending = self.request_file()
+        self.assertNoResult(pending)
         self.assertEqual(FILE, self.wire.last.path)
 
-    def test_other_bytes_behind_the_same_url_are_fetched(self) -> None:
-        """Once a page says so; they take the place of the old ones."""
-        self.is_stored(b"old bytes")
-        self.page_is_known()
-        asked = self.fetching()
+    def test_file_with_a_new_digest_is_fetched_again(self) -> None:
+        """A file whose digest on the page has changed replaces the stored one."""
+        self.store_file(b"old bytes")
+        self.cache_page()
+        pending = self.start_fetch()
         self.wire.last.answer(body=DATA)
-        self.now(asked)
-        self.assertEqual((True, DIGEST), ((served := self.served()).hit, served.digest))
+        self.now(pending)
+        self.assertEqual((True, DIGEST), ((served := self.get_content()).hit, served.digest))
 
-    def test_file_is_described_from_what_the_page_lists(self) -> None:
-        """A HEAD costs no fetch where the size is known; where it is not, upstream has to say."""
+    def test_head_is_answered_from_the_page(self) -> None:
+        """A HEAD is answered from the page if it lists the size. Otherwise the file is requested from upstream."""
         self.upstream_lists(listed(size=SIZE))
         self.assertEqual(FileDescription(DIGEST, SIZE), self.get(describe=True))
         self.assertEqual([PAGE], self.wire.paths)
         self.upstream_lists(listed())
         self.clock.advance(300)
-        self.page_is_known()
-        asked = self.asking(describe=True)
+        self.cache_page()
+        pending = self.request_file(describe=True)
         self.wire.last.send(response(200, b"", content_length=str(SIZE)))
-        served = self.now(asked)
+        served = self.now(pending)
         assert isinstance(served, LocalContent)
         self.assertEqual(SIZE, served.content.total)
 
 
 class StreamTest(ProxyTestCase):
-    """MYPYPI_COLD_FILES=stream: bytes go to clients as they come."""
+    """With MYPYPI_COLD_FILES=stream, clients get bytes as they arrive."""
 
-    def test_client_gets_bytes_as_soon_as_there_are_any(self) -> None:
-        """With what is known of the file; its last bytes are held back."""
-        asked = self.fetching()
-        self.assertNoResult(asked)
+    def test_client_gets_the_first_bytes_at_once(self) -> None:
+        """The client gets the first bytes at once, with size and digest. The last bytes are held back."""
+        pending = self.start_fetch()
+        self.assertNoResult(pending)
         self.wire.last.send(response(200, DATA[: HELD_BACK + 10], content_length=str(SIZE)))
-        served = self.now(asked)
+        served = self.now(pending)
         assert isinstance(served, LocalContent)
         self.assertEqual((SIZE, 10, DIGEST), (served.content.total, served.content.readable, served.digest))
 
-    def test_file_without_a_digest_has_none_while_it_streams(self) -> None:
-        """And one of its own when it is stored."""
+    def test_file_without_a_digest_gets_one_when_stored(self) -> None:
+        """A file listed without a digest gets one when it is stored."""
         self.upstream_lists(listed(hashes={}))
-        asked = self.fetching()
+        pending = self.start_fetch()
         self.wire.last.send(response(200, b"", content_length=str(SIZE)))
-        served = self.now(asked)
+        served = self.now(pending)
         assert isinstance(served, LocalContent)
         self.assertIsNone(served.digest)
         self.wire.last.send(DATA)
-        self.assertEqual(DIGEST, self.served().digest)
+        self.assertEqual(DIGEST, self.get_content().digest)
 
     def test_client_that_leaves_does_not_stop_the_fetch(self) -> None:
-        """Promise 4."""
-        asked = self.fetching()
-        asked.cancel()
-        self.failing(asked, CancelledError)
+        """A client that leaves does not cancel the fetch (promise 4)."""
+        pending = self.start_fetch()
+        pending.cancel()
+        self.failing(pending, CancelledError)
         self.wire.last.answer(body=DATA)
-        self.assertTrue(self.served().hit)
+        self.assertTrue(self.get_content().hit)
 
-    def test_fetch_that_fails_before_it_began_tells_why(self) -> None:
-        """And the next request tries again."""
+    def test_fetch_that_fails_before_the_first_byte_is_an_error(self) -> None:
+        """An error before the first byte is returned. The next request fetches again."""
         for _ in range(2):
-            asked = self.fetching()
+            pending = self.start_fetch()
             self.wire.last.answer(503)
-            self.failing(asked, UpstreamDown)
+            self.failing(pending, UpstreamDown)
         self.assertEqual([PAGE, FILE, FILE], self.wire.paths)
 
     def test_small_file_with_other_bytes_is_an_error(self) -> None:
-        """Nobody was given anything yet."""
-        asked = self.fetching()
+        """A digest mismatch before the first byte is an error."""
+        pending = self.start_fetch()
         self.wire.last.answer(body=b"other bytes", content_encoding="gzip")
-        self.failing(asked, DigestMismatch)
+        self.failing(pending, DigestMismatch)
 
 
-class AdvertisedTest(ProxyTestCase):
-    """Promise 9: what a page advertises can be fetched; what can't is not advertised any more."""
+class WithheldTest(ProxyTestCase):
+    """Pages only list files that upstream has (promise 9)."""
 
-    def metadata_is_gone(self, url: str) -> None:
+    def assert_metadata_is_withheld(self, url: str) -> None:
+        """Assert that the metadata file is withheld after upstream answers 404."""
         link = url.replace("://", "/")
         self.upstream_lists(listed(url, core_metadata=True))
-        self.page_is_known()
-        asked = self.asking(f"{link}.metadata")
+        self.cache_page()
+        pending = self.request_file(f"{link}.metadata")
         self.assertTrue(self.wire.last.path.endswith(".metadata"))
         self.wire.last.answer(404)
-        self.failing(asked, NotFound)
+        self.failing(pending, NotFound)
         page = self.now(self.pages.get(THING)).page
         self.assertEqual([link], list(self.now(self.pages.listing(page))))
 
-    def test_metadata_that_upstream_does_not_have_is_withdrawn(self) -> None:
-        """Clients ask for what is advertised, and fail when it is not there."""
-        self.metadata_is_gone(FILE_URL)
+    def test_metadata_that_upstream_does_not_have_is_withheld(self) -> None:
+        """Metadata that upstream does not have is withheld. Clients request listed metadata, and fail without it."""
+        self.assert_metadata_is_withheld(FILE_URL)
 
-    def test_metadata_of_a_stray_file_is_withdrawn(self) -> None:
-        """The page that lists it is known to the catalog."""
-        self.metadata_is_gone("https://files.example/archive-of-all.zip")
+    def test_metadata_of_a_stray_file_is_withheld(self) -> None:
+        """The page is found through the catalog if the file's name has no project."""
+        self.assert_metadata_is_withheld("https://files.example/archive-of-all.zip")
 
     def test_page_stays_confirmed_when_upstream_fails(self) -> None:
-        """503 says nothing of what there is."""
+        """A 503 does not withhold a file, since the file may exist."""
         self.upstream_lists(listed(core_metadata=True))
-        asked = self.asking(f"{LINK}.metadata")
+        pending = self.request_file(f"{LINK}.metadata")
         self.wire.last.answer(503)
-        self.failing(asked, UpstreamDown)
-        self.page_is_known()
+        self.failing(pending, UpstreamDown)
+        self.cache_page()
         self.assertEqual(1, self.wire.paths.count(PAGE))
 
 
 class RedirectTest(ProxyTestCase):
-    """MYPYPI_COLD_FILES=redirect: the client goes to upstream, a worker fetches the file meanwhile."""
+    """With MYPYPI_COLD_FILES=redirect, clients are redirected to upstream while a worker fetches the file."""
 
     cold_files = ColdFilePolicy(redirect=True)
 
-    def test_client_is_sent_to_upstream_and_the_file_is_left_to_a_worker(self) -> None:
-        """At once; who asks meanwhile is sent there too; when it is stored, it is served from here."""
+    def test_client_is_redirected_while_a_worker_fetches(self) -> None:
+        """Clients are redirected until a worker has stored the file. Then this server serves it."""
         self.assertEqual(RedirectToUpstream(FILE_URL), self.get())
         self.assertEqual(RedirectToUpstream(FILE_URL), self.get())
         self.assertEqual([PAGE], self.wire.paths)
         (taken,) = self.now(self.queue.take(2))
         self.start(self.fetches.fetch_and_store(file_of(taken.job)))
         self.wire.last.answer(body=DATA)
-        self.assertTrue(self.served().hit)
+        self.assertTrue(self.get_content().hit)
 
-    def test_file_is_fetched_here_where_no_worker_can_be_told(self) -> None:
-        """Promise 8: the queue is down, and the client still gets its bytes."""
+    def test_file_is_fetched_here_when_the_queue_is_down(self) -> None:
+        """The file is fetched here if the queue is down (promise 8)."""
         self.queue.down = "gone"
-        asked = self.fetching()
+        pending = self.start_fetch()
         self.wire.last.send(response(200, b"", content_length=str(SIZE)))
-        self.assertIsInstance(self.now(asked), LocalContent)
+        self.assertIsInstance(self.now(pending), LocalContent)
 
 
 class StrictRedirectTest(ProxyTestCase):
-    """With MYPYPI_UPSTREAM_STRICT as well: the client waits for the worker, and is never sent to upstream."""
+    """With MYPYPI_UPSTREAM_STRICT too, the client waits for the worker, and is never redirected."""
 
     cold_files = ColdFilePolicy(redirect=True, strict=True, strict_wait=10)
 
     def test_client_waits_until_a_worker_has_stored_the_file(self) -> None:
-        """And gets it from here."""
-        asked = self.asking()
+        """The client waits until the worker has stored the file."""
+        pending = self.request_file()
         self.clock.advance(5)
-        self.assertNoResult(asked)
-        self.is_stored()
+        self.assertNoResult(pending)
+        self.store_file()
         self.clock.advance(1)
-        self.assertIsInstance(self.now(asked), LocalContent)
+        self.assertIsInstance(self.now(pending), LocalContent)
 
-    def test_client_that_waited_too_long_is_told_to_come_back(self) -> None:
-        """503 with Retry-After, long before clients give up reading."""
-        asked = self.asking()
+    def test_client_that_waited_too_long_is_told_to_retry(self) -> None:
+        """After the wait the client gets a 503 with Retry-After. Clients would time out later."""
+        pending = self.request_file()
         self.clock.pump([1] * 11)
-        self.failing(asked, StillFetching)
+        self.failing(pending, StillFetching)
 
 
 class CredentialsTest(ProxyTestCase):
-    """A client can't be sent where it lacks what we have."""
+    """A client without upstream's credentials is not redirected to upstream."""
 
     cold_files = ColdFilePolicy(redirect=True)
     credentials = Credentials("jane", "secret")
     url = "https://files.example"
 
     def test_file_that_needs_credentials_is_streamed(self) -> None:
-        """Though a redirect was asked for."""
-        asked = self.fetching()
+        """A file that needs credentials is streamed instead of redirected."""
+        pending = self.start_fetch()
         self.wire.last.send(response(200, b"", content_length=str(SIZE)))
-        self.assertIsInstance(self.now(asked), LocalContent)
+        self.assertIsInstance(self.now(pending), LocalContent)
 
-    def test_file_that_needs_credentials_is_passed_through_where_it_can_not_be_kept(self) -> None:
-        """Promise 8: the disk is full, and the client still gets its bytes."""
+    def test_file_that_needs_credentials_is_passed_through_when_the_disk_is_full(self) -> None:
+        """A file that needs credentials is passed through when the disk is full (promise 8)."""
         with mock.patch.object(Drafts, "open", side_effect=OSError(errno.ENOSPC, "No space left on device")):
             answer = self.get()
         assert isinstance(answer, PassThrough)
@@ -437,52 +442,60 @@ class CredentialsTest(ProxyTestCase):
 
 
 class StrictTest(ProxyTestCase):
-    """MYPYPI_UPSTREAM_STRICT: never an unchecked byte, never a redirect."""
+    """With MYPYPI_UPSTREAM_STRICT, clients get only checked bytes, and no redirect."""
 
     cold_files = ColdFilePolicy(strict=True, strict_wait=10)
 
     def wait(self, seconds: float, *, total: int = SIZE, before: int = 0, meanwhile: int = 0) -> StillFetching:
-        """What a client is told that waited, when so much had come before it asked and so much came meanwhile."""
-        first = self.fetching()
+        """
+        Return the error of a client that waited.
+
+        `before` bytes arrived before its request, `meanwhile` bytes after it.
+        """
+        first = self.start_fetch()
         self.wire.last.send(response(200, b"", content_length=str(total)))
         self.wire.last.send(bytes(before))
-        asked = self.asking()
+        pending = self.request_file()
         self.wire.last.send(bytes(meanwhile))
         self.clock.advance(seconds)
         self.failing(first, StillFetching)
-        error = self.failing(asked, StillFetching)
+        error = self.failing(pending, StillFetching)
         assert isinstance(error, StillFetching)
         return error
 
     def test_client_waits_until_the_file_is_checked(self) -> None:
-        """Then it is served, all of it."""
-        asked = self.fetching()
+        """The client waits until the file is checked, and gets all of it."""
+        pending = self.start_fetch()
         self.wire.last.send(response(200, DATA[:-1], content_length=str(SIZE)))
         self.clock.advance(9.9)
-        self.assertNoResult(asked)
+        self.assertNoResult(pending)
         self.wire.last.send(DATA[-1:])
-        served = self.now(asked)
+        served = self.now(pending)
         assert isinstance(served, LocalContent)
         self.assertEqual((True, SIZE), (served.content.whole, served.content.readable))
 
     def test_other_bytes_are_an_error(self) -> None:
-        """502, and not a byte of them."""
-        asked = self.fetching()
+        """A digest mismatch is an error, without a byte of the file."""
+        pending = self.start_fetch()
         self.wire.last.answer(body=b"other bytes")
-        self.failing(asked, DigestMismatch)
+        self.failing(pending, DigestMismatch)
 
-    def test_client_that_waited_too_long_is_told_when_to_come_back(self) -> None:
-        """Estimated from what came while it waited: 10 s for 40 of 100 kB, so 15 s for the rest. The fetch goes on."""
+    def test_retry_after_is_estimated_from_the_rate(self) -> None:
+        """
+        Retry-After is estimated from the rate during the wait.
+
+        If 40 of 100 kB took 10 s, the rest takes 15 s. The fetch goes on.
+        """
         error = self.wait(10, total=100_000, meanwhile=40_000)
         self.assertEqual((503, 15), (error.status, error.retry_after))
         self.assertEqual(1, len(self.fetches))
 
-    def test_estimate_is_that_of_the_time_it_waited(self) -> None:
-        """What had come before it asked tells nothing of the pace now: 10 s for 10 of 60 kB left, so 50."""
+    def test_estimate_ignores_bytes_from_before_the_request(self) -> None:
+        """Bytes from before the request do not count. 10 of the other 60 kB took 10 s, so the rest takes 50 s."""
         self.assertEqual(50, self.wait(10, total=100_000, before=40_000, meanwhile=10_000).retry_after)
 
     def test_estimate_stays_within_bounds(self) -> None:
-        """A second at least for what is nearly there, a minute at most for what is far away."""
+        """Retry-After is bounded to 1 to 60 seconds."""
         self.assertEqual(1, self.wait(10, total=100_000, meanwhile=99_999).retry_after)
         self.wire.last.cut()
         self.wire.reply(FILE, 404)
@@ -490,79 +503,79 @@ class StrictTest(ProxyTestCase):
         self.wire.replies.pop(FILE)
         self.assertEqual(60, self.wait(10, total=10_000_000, meanwhile=1).retry_after)
 
-    def test_estimate_for_what_does_not_move_is_the_longest(self) -> None:
-        """And so is that for a fetch which has not even begun."""
+    def test_stalled_fetch_has_the_longest_estimate(self) -> None:
+        """A fetch without progress has the longest Retry-After."""
         self.assertEqual(60, self.wait(10, total=100_000, before=50_000).retry_after)
 
-    def test_file_that_can_not_be_taken_in_is_an_error(self) -> None:
-        """Strict is strict: no redirect, no bytes that were not checked."""
+    def test_file_that_can_not_be_stored_is_an_error(self) -> None:
+        """A file that can't be stored is an error. A redirect would give the client unchecked bytes."""
         with mock.patch.object(Drafts, "open", side_effect=OSError(errno.ENOSPC, "No space left on device")):
-            self.fails(StorageDown)
+            self.assert_fails(StorageDown)
 
 
-class StorageTroubleTest(ProxyTestCase):
-    """Promise 8: storage fails, and clients are served all the same."""
+class StorageFailureTest(ProxyTestCase):
+    """Clients get files while storage fails (promise 8)."""
 
-    def full(self) -> Any:
+    def disk_full(self) -> Any:
         return mock.patch.object(Drafts, "open", side_effect=OSError(errno.ENOSPC, "No space left on device"))
 
-    def test_client_is_sent_to_upstream_where_no_draft_can_be_kept(self) -> None:
-        """And served from here again when there is room."""
-        with self.full():
+    def test_client_is_redirected_when_no_draft_can_be_created(self) -> None:
+        """Clients are redirected to upstream until a draft can be created again."""
+        with self.disk_full():
             self.assertEqual(RedirectToUpstream(FILE_URL), self.get())
-        self.fetching()
+        self.start_fetch()
 
-    def test_client_is_sent_to_upstream_when_the_disk_fills_up_before_a_byte_was_sent(self) -> None:
-        """It has been told nothing yet."""
-        asked = self.fetching()
+    def test_client_is_redirected_when_the_disk_fills_up_before_the_first_byte(self) -> None:
+        """A client is redirected if the disk fills up before its first byte."""
+        pending = self.start_fetch()
         with mock.patch("os.pwrite", side_effect=OSError(errno.ENOSPC, "No space left on device")):
             self.wire.last.answer(body=DATA, content_encoding="gzip")
-        self.assertEqual(RedirectToUpstream(FILE_URL), self.now(asked))
+        self.assertEqual(RedirectToUpstream(FILE_URL), self.now(pending))
 
-    def test_client_is_sent_to_upstream_while_too_many_files_are_fetched(self) -> None:
-        """Those that are being fetched can still be joined."""
+    def test_client_is_redirected_while_too_many_fetches_run(self) -> None:
+        """Clients are redirected while too many fetches run. A running fetch can still be joined."""
         self.cold_files = ColdFilePolicy(most_fetches=1)
-        self.proxy = self.make()
+        self.proxy = self.make_proxy()
         other = "https://files.example/thing-2.0-py3-none-any.whl"
         self.upstream_lists(listed(), listed(other))
-        self.fetching()
+        self.start_fetch()
         self.assertEqual(RedirectToUpstream(other), self.get(other.replace("://", "/")))
-        self.assertNoResult(self.asking())
+        self.assertNoResult(self.request_file())
 
-    def test_storage_that_can_not_be_read_is_passed_over(self) -> None:
-        """The file is fetched as if it were not there."""
-        self.is_stored()
+    def test_unreadable_storage_is_skipped(self) -> None:
+        """A file is fetched again if the storage can't be read."""
+        self.store_file()
         with mock.patch(
             "mypypi.storage.disk.os.listdir", side_effect=PermissionError(errno.EACCES, "Permission denied")
         ):
-            self.asking()
+            self.request_file()
         self.assertEqual(FILE, self.wire.last.path)
 
-    def test_stored_file_that_can_not_be_opened_is_passed_over(self) -> None:
-        """As one that is gone."""
-        self.is_stored()
+    def test_unreadable_stored_file_is_skipped(self) -> None:
+        """A stored file that can't be opened is fetched again."""
+        self.store_file()
         with mock.patch.object(Content, "stored", side_effect=PermissionError(errno.EACCES, "Permission denied")):
-            self.asking()
+            self.request_file()
         self.assertEqual(FILE, self.wire.last.path)
 
-    def test_trouble_is_told_once(self) -> None:
-        """When it comes and when it goes, and not for each request."""
+    def test_storage_failure_is_logged_once(self) -> None:
+        """A storage failure is logged when it begins and when it ends."""
         with mock.patch.object(self.cold, "log") as log:
-            with self.full():
+            with self.disk_full():
                 for _ in range(5):
                     self.get()
-            self.fetching()
-            self.asking()
+            self.start_fetch()
+            self.request_file()
         self.assertEqual((1, 1), (log.error.call_count, log.info.call_count))
 
-    def test_trouble_with_reading_is_told_once(self) -> None:
-        """Likewise."""
-        self.is_stored()
+    def test_read_failure_is_logged_once(self) -> None:
+        """A read failure is logged when it begins and when it ends."""
+        self.store_file()
         with mock.patch.object(self.proxy, "log") as log:
             with mock.patch(
                 "mypypi.storage.disk.os.listdir", side_effect=PermissionError(errno.EACCES, "Permission denied")
             ):
-                self.asking()
-                self.asking()
-            self.served().content.close()
+                self.request_file()
+                self.request_file()
+            self.get_content().content.close()
         self.assertEqual((1, 1), (log.error.call_count, log.info.call_count))

@@ -1,4 +1,4 @@
-"""The catalog, in memory and in a real Redis, and the connections to a Redis that comes and goes."""
+"""Tests of the catalog, in memory and in a real Redis. They cover the client during outages as well."""
 
 from __future__ import annotations
 
@@ -51,65 +51,65 @@ PAGE = Page(
 
 
 class CatalogPromises:
-    """What every catalog promises. A test case beside this class makes `catalog` and `clock` in its setUp."""
+    """The promises of every catalog. A test case beside this class sets `catalog` and `clock` in its setUp."""
 
     catalog: ICatalog
     clock: Clock
 
     def test_provides_the_interface(self) -> None:
-        """It has every method that ICatalog names, with the arguments that it names."""
+        """The catalog has every method of ICatalog, with its arguments."""
         assert verifyObject(ICatalog, self.catalog)
 
-    async def test_page_comes_back_as_it_was_put(self) -> None:
-        """Every field of a page and every byte of its forms survives."""
+    async def test_page_is_returned_as_it_was_put(self) -> None:
+        """Every field of a page, and every byte of its forms, is kept."""
         await self.catalog.put_page(PAGE, ())
         kept = await self.catalog.get_page(PAGE.id)
         assert kept == PAGE
         assert kept is not None
         assert (kept.forms["html"], kept.forms["json"]) == (HTML, JSON)
 
-    async def test_page_never_put_is_not_there(self) -> None:
-        """An unknown page is None, and so is its stamp; forgetting or touching it is no error."""
+    async def test_unknown_page_is_none(self) -> None:
+        """An unknown page is None, and so is its stamp. Deleting or touching it is no error."""
         await self.catalog.delete_page(PAGE.id)
         await self.catalog.touch_page(PAGE.id, "v1", 1.0)
         assert await self.catalog.get_page(PAGE.id) is None
         assert await self.catalog.page_stamp(PAGE.id) is None
 
-    async def test_page_is_replaced_whole(self) -> None:
-        """Nothing of a page's earlier version is left: no form, no validator."""
+    async def test_page_is_replaced_completely(self) -> None:
+        """A new version of a page keeps no form or validator of the old one."""
         await self.catalog.put_page(PAGE, ())
         newer = Page(PAGE.id, checked_at=2.0, forms={"json": evolve(JSON, body=b"newer")}, version="v2")
         await self.catalog.put_page(newer, ())
         assert newer == await self.catalog.get_page(PAGE.id)
         assert await self.catalog.page_stamp(PAGE.id) == ("v2", 2.0)
 
-    async def test_stamp_tells_version_and_time(self) -> None:
-        """A page's stamp is had without its forms, with the exact time."""
+    async def test_stamp_has_version_and_time(self) -> None:
+        """A page's stamp has its version and exact time, without its forms."""
         await self.catalog.put_page(PAGE, ())
         assert await self.catalog.page_stamp(PAGE.id) == ("v1", 1_793_000_000.123456)
 
-    async def test_touch_of_the_version_that_is_kept_moves_its_time(self) -> None:
-        """A confirmed page has the new time, and everything else as before."""
+    async def test_touch_of_the_current_version_changes_its_time(self) -> None:
+        """Touching the current version changes its time, and nothing else."""
         await self.catalog.put_page(PAGE, ())
         await self.catalog.touch_page(PAGE.id, "v1", 1_793_000_300.5)
         assert evolve(PAGE, checked_at=1_793_000_300.5) == await self.catalog.get_page(PAGE.id)
 
     async def test_touch_of_another_version_changes_nothing(self) -> None:
-        """Who confirms a version that was replaced meanwhile does not make the new one look fresh."""
+        """Touching a version that was replaced changes nothing. Otherwise the new version would look fresh."""
         await self.catalog.put_page(PAGE, ())
         await self.catalog.touch_page(PAGE.id, "v0", 1_793_000_300.5)
         assert await self.catalog.get_page(PAGE.id) == PAGE
 
-    async def test_missing_page_is_told_from_an_unknown_one(self) -> None:
-        """That upstream said 404 is remembered, and gone when the page appears."""
+    async def test_missing_page_differs_from_an_unknown_one(self) -> None:
+        """A 404 from upstream is kept as a missing page, until the page appears."""
         missing = Page(PAGE.id, checked_at=1.0, version="none", missing=True)
         await self.catalog.put_page(missing, ())
         assert missing == await self.catalog.get_page(PAGE.id)
         await self.catalog.put_page(PAGE, ())
         assert await self.catalog.get_page(PAGE.id) == PAGE
 
-    async def test_deleted_page_is_forgotten(self) -> None:
-        """A purge takes the page and its stamp, and leaves others alone."""
+    async def test_deleted_page_is_gone(self) -> None:
+        """A purge deletes the page and its stamp, and no other page."""
         other = evolve(PAGE, id=PageId("project", "flask"))
         await self.catalog.put_page(PAGE, ())
         await self.catalog.put_page(other, ())
@@ -118,8 +118,8 @@ class CatalogPromises:
         assert await self.catalog.page_stamp(PAGE.id) is None
         assert other == await self.catalog.get_page(other.id)
 
-    async def test_pages_with_odd_names_do_not_meet(self) -> None:
-        """Slashes, colons and percent signs in a page's parts never make it another page, or another's stray."""
+    async def test_pages_with_odd_names_do_not_mix(self) -> None:
+        """Slashes, colons and percent signs never mix up pages or indexed links."""
         odd = [
             PageId("root"),
             PageId("project", "a/b"),
@@ -135,7 +135,11 @@ class CatalogPromises:
             assert page == await self.catalog.page_listing(f"link of {page!r}")
 
     async def test_text_that_looks_like_a_number_stays_text(self) -> None:
-        """A version 1.10 does not become 1.1, and an etag does not lose its zeros."""
+        """
+        Text that looks like a number is not converted.
+
+        A version 1.10 does not become 1.1, and an etag keeps its zeros.
+        """
         page = evolve(PAGE, id=PageId("release", "0123", "1.10"), version="1.10", upstream_etag="000", source="1e5")
         page = evolve(page, forms={"1.10": evolve(JSON, etag="00012345", body=b"00012345")})
         await self.catalog.put_page(page, ("1.10",))
@@ -145,8 +149,8 @@ class CatalogPromises:
         await self.catalog.withhold(page.id, "2.50")
         assert await self.catalog.withheld(page.id) == {"2.50"}
 
-    async def test_strays_lead_to_their_page(self) -> None:
-        """Each of many links finds its page, also after the page was purged; an unknown link finds none."""
+    async def test_indexed_links_lead_to_their_page(self) -> None:
+        """Each indexed link leads to its page, even after a purge. An unknown link leads to none."""
         links = tuple(f"https/files.example/{n}/x-1.{n}0.whl" for n in range(1200))
         await self.catalog.put_page(PAGE, links)
         await self.catalog.delete_page(PAGE.id)
@@ -155,7 +159,7 @@ class CatalogPromises:
         assert await self.catalog.page_listing("https/files.example/other.whl") is None
 
     async def test_withheld_link_is_advertised_again_after_a_day(self) -> None:
-        """Each link is withheld on its own page, for a day from when it was last said to be withheld."""
+        """A link is withheld on its own page, for a day after the last report."""
         await self.catalog.withhold(PAGE.id, "a.whl.metadata")
         self.clock.advance(DAY / 2)
         await self.catalog.withhold(PAGE.id, "b.whl.metadata")
@@ -169,8 +173,8 @@ class CatalogPromises:
         self.clock.advance(DAY / 2)
         assert await self.catalog.withheld(PAGE.id) == frozenset()
 
-    async def test_lease_is_held_by_one_owner_alone(self) -> None:
-        """Until it lets go, or no longer renews it; only the owner can let go of it."""
+    async def test_lease_has_one_owner(self) -> None:
+        """A lease has one owner until it is released or expires. Only the owner can release it."""
         assert await self.catalog.take_lease("page/requests", "me", 10) is None
         held = await self.catalog.take_lease("page/requests", "you", 10, "mine now")
         assert held is not None
@@ -183,7 +187,7 @@ class CatalogPromises:
         assert await self.catalog.take_lease("page/requests", "you", 10) is None
 
     async def test_lease_is_renewed_by_its_owner(self) -> None:
-        """With what it says of itself now, and for longer than it was held before."""
+        """A renewal sets a new text and a later expiry."""
         assert await self.catalog.take_lease("page/requests", "me", 1, "10 of 100") is None
         assert await self.catalog.take_lease("page/requests", "me", 60, "90 of 100") is None
         held = await self.catalog.take_lease("page/requests", "you", 60)
@@ -191,8 +195,12 @@ class CatalogPromises:
         assert held.about == "90 of 100"
         assert 1 < held.left <= 60
 
-    async def test_pause_is_known_to_all_until_it_is_ended(self) -> None:
-        """Also for some minutes after its time, so that the next one can be longer; the last word counts."""
+    async def test_back_off_is_shared_until_it_is_ended(self) -> None:
+        """
+        A back-off is shared until it is ended, and the last one counts.
+
+        It is kept for some minutes after its time, so that the next one can be longer.
+        """
         now = self.clock.seconds()
         assert await self.catalog.pause("https://index.example:443") is None
         for pause in (Pause(now + 1.5, "upstream answered 500"), Pause(now + 30, "it sends nonsense", 7, broken=True)):
@@ -205,20 +213,24 @@ class CatalogPromises:
             await self.catalog.end_pause("https://index.example:443")
             assert await self.catalog.pause("https://index.example:443") is None
 
-    async def test_check_is_silent_when_all_is_well(self) -> None:
-        """A catalog that works has nothing to say about itself."""
+    async def test_check_of_a_working_catalog_succeeds(self) -> None:
+        """The check of a working catalog raises nothing."""
         await self.catalog.check()
 
 
 class MemoryCatalogTests(CatalogPromises, TestCase):
-    """The catalog that tests use keeps the promises of the real one."""
+    """The catalog for tests keeps the promises of the real one."""
 
     def setUp(self) -> None:
         self.clock = Clock()
         self.catalog = self.memory = MemoryCatalog(self.clock)
 
-    async def test_missing_page_is_forgotten_after_a_day(self) -> None:
-        """A name that nobody asks for any more takes no room for ever."""
+    async def test_missing_page_expires_after_a_day(self) -> None:
+        """
+        A missing page is deleted a day after its last confirmation.
+
+        So names that clients no longer request take no space.
+        """
         await self.catalog.put_page(Page(PAGE.id, checked_at=1.0, version="none", missing=True), ())
         self.clock.advance(DAY / 2)
         await self.catalog.touch_page(PAGE.id, "none", 2.0)
@@ -227,8 +239,8 @@ class MemoryCatalogTests(CatalogPromises, TestCase):
         self.clock.advance(1)
         assert await self.catalog.get_page(PAGE.id) is None
 
-    async def test_pause_is_forgotten_in_the_end(self) -> None:
-        """Minutes after its time."""
+    async def test_back_off_expires(self) -> None:
+        """A back-off is deleted some minutes after its time."""
         await self.catalog.put_pause("somewhere", Pause(10.0, "gone"))
         self.clock.advance(309)
         assert await self.catalog.pause("somewhere") is not None
@@ -236,9 +248,9 @@ class MemoryCatalogTests(CatalogPromises, TestCase):
         assert await self.catalog.pause("somewhere") is None
 
     async def test_can_be_made_to_fail(self) -> None:
-        """Tests of what happens without a catalog get the error that the real one raises."""
+        """Tests can make the catalog fail with the error of the real one."""
         self.memory.down = "cable pulled"
-        for ask in every_question(self.catalog):
+        for ask in every_call(self.catalog):
             assert await reason_why(ask) == "cable pulled"
 
 
@@ -251,8 +263,8 @@ class RedisCatalogTests(CatalogPromises, TestCase):
         self.client = await connected(self)
         self.catalog = RedisCatalog(self.client, "test", "pypi", self.clock)
 
-    async def test_missing_page_is_forgotten_after_a_day(self) -> None:
-        """Redis lets go of a missing page a day after it was last confirmed, and keeps the others for ever."""
+    async def test_missing_page_expires_after_a_day(self) -> None:
+        """A missing page expires a day after its last confirmation; other pages never expire."""
         await self.catalog.put_page(Page(PAGE.id, checked_at=1.0, version="none", missing=True), ())
         key = "test:page:pypi:project/requests"
         assert DAY - 60 < await self.client.call("TTL", key) <= DAY
@@ -263,21 +275,21 @@ class RedisCatalogTests(CatalogPromises, TestCase):
         await self.catalog.touch_page(PAGE.id, "v1", 2.0)
         assert await self.client.call("TTL", key) == -1
 
-    async def test_pause_is_forgotten_in_the_end(self) -> None:
-        """Redis lets go of it minutes after its time; one that can't be read is none."""
+    async def test_back_off_expires(self) -> None:
+        """A back-off expires some minutes after its time. A malformed one counts as none."""
         await self.catalog.put_pause("somewhere", Pause(self.clock.seconds() + 10, "gone"))
         assert 250 < await self.client.call("TTL", "test:pause:pypi:somewhere") <= 310
         await self.client.call("SET", "test:pause:pypi:somewhere", "garbled")
         assert await self.catalog.pause("somewhere") is None
 
-    async def test_big_form_survives(self) -> None:
-        """20 MB in one form, which a big packument can be, come back byte for byte."""
+    async def test_big_form_is_kept(self) -> None:
+        """A form of 20 MB is kept byte for byte. Large packuments have that size."""
         page = evolve(PAGE, forms={"full": evolve(JSON, body=os.urandom(20_000_000))})
         await self.catalog.put_page(page, ())
         assert page == await self.catalog.get_page(PAGE.id)
 
     async def test_reader_never_sees_a_mix_of_two_versions(self) -> None:
-        """While a page is replaced over and over, every reader on every connection gets one whole version."""
+        """Readers get one complete version while a page is replaced again and again."""
         pages = [
             evolve(PAGE, version=v, source=v, forms={n: evolve(HTML, body=v.encode() * 50_000) for n in names})
             for v, names in (("1", ("a", "b", "c")), ("2", ("b", "d")))
@@ -290,15 +302,15 @@ class RedisCatalogTests(CatalogPromises, TestCase):
             seen.extend([await self.catalog.get_page(PAGE.id) for _ in range(times)])
 
         async def write(times: int) -> None:
-            for turn in range(times):
-                await self.catalog.put_page(pages[turn % 2], ())
+            for number in range(times):
+                await self.catalog.put_page(pages[number % 2], ())
 
         await gatherResults([Deferred.fromCoroutine(task) for task in (read(200), write(200), read(200), write(200))])
         assert all(page in pages for page in seen)
         assert {page.version for page in seen if page} == {"1", "2"}
 
     async def test_prefixes_and_ecosystems_do_not_mix(self) -> None:
-        """Deployments that share a Redis see nothing of each other, in pages, indexed links or withheld links."""
+        """Deployments that share a Redis see no data of each other."""
         await self.catalog.put_page(PAGE, ("x.whl",))
         await self.catalog.withhold(PAGE.id, "x.whl.metadata")
         for prefix, ecosystem in (("test2", "pypi"), ("test", "npm")):
@@ -309,8 +321,12 @@ class RedisCatalogTests(CatalogPromises, TestCase):
         keys = await self.client.call("KEYS", "*")
         assert all(key.startswith(b"test:") for key in keys)
 
-    async def test_record_that_cannot_be_read_counts_as_not_there(self) -> None:
-        """Fields that are lost or garbled, or written by another release, mean "fetch again" and no error."""
+    async def test_malformed_record_counts_as_missing(self) -> None:
+        """
+        A lost or malformed field, or one of another release, counts as missing.
+
+        So the page is fetched again, without an error.
+        """
         key = "test:page:pypi:project/requests"
         for spoil in (("HDEL", key, "form:json"), ("HSET", key, "meta", '{"x":1}'), ("HSET", key, "stamp", "garbled")):
             await self.catalog.put_page(PAGE, ())
@@ -318,8 +334,8 @@ class RedisCatalogTests(CatalogPromises, TestCase):
             assert await self.catalog.get_page(PAGE.id) is None
         assert await self.catalog.page_stamp(PAGE.id) is None
 
-    async def test_withheld_links_leave_nothing_behind(self) -> None:
-        """The set goes with its last link, and links that ran out go when another one comes."""
+    async def test_withheld_links_expire(self) -> None:
+        """The set of withheld links expires with its last link. Expired links are removed when another one is added."""
         key = "test:withheld:pypi:project/requests"
         await self.catalog.withhold(PAGE.id, "a")
         self.clock.advance(DAY)
@@ -328,8 +344,8 @@ class RedisCatalogTests(CatalogPromises, TestCase):
         assert DAY - 60 < await self.client.call("TTL", key) <= DAY
 
 
-class RedisComesAndGoesTests(TestCase):
-    """Without Redis every call fails soon with CatalogDown; when Redis is there, it is used, without a restart."""
+class RedisOutageTests(TestCase):
+    """Without Redis, every call fails soon with CatalogDown. When Redis is back, it is used without a restart."""
 
     def setUp(self) -> None:
         self.events: list[LogEvent] = []
@@ -343,13 +359,13 @@ class RedisComesAndGoesTests(TestCase):
     def lines_about(self, url: RedisUrl) -> list[str]:
         return [line for line in self.log_lines() if line.startswith(f"Redis at {url}")]
 
-    async def test_redis_that_comes_later_is_used(self) -> None:
-        """Started before its Redis, over TCP too, a catalog fails at once, and works when Redis has come."""
+    async def test_redis_that_is_started_later_is_used(self) -> None:
+        """Calls fail at once until Redis is started, and then succeed. This holds over a unix socket and over TCP."""
         for tcp in (False, True):
             server = new_server(self, tcp=tcp)
             client = new_client(self, server.url())
             catalog = RedisCatalog(client, "test", "pypi", reactor)
-            for ask in every_question(catalog):
+            for ask in every_call(catalog):
                 asked_at = reactor.seconds()
                 assert "Redis can't be reached" in await reason_why(ask)
                 assert reactor.seconds() - asked_at < 1.0
@@ -359,8 +375,12 @@ class RedisComesAndGoesTests(TestCase):
             await catalog.put_page(PAGE, ())
             assert await catalog.get_page(PAGE.id) == PAGE
 
-    async def test_killed_redis_is_missed_once_and_used_again(self) -> None:
-        """A Redis that is killed costs errors, not hanging; what it had kept is there again. Two log lines in all."""
+    async def test_killed_redis_is_logged_once_and_used_again(self) -> None:
+        """
+        A killed Redis costs errors, not delays.
+
+        Its data is there after the restart, and the log has two lines in all.
+        """
         server = new_server(self)
         await server.start()
         client = new_client(self, server.url())
@@ -380,8 +400,12 @@ class RedisComesAndGoesTests(TestCase):
         assert back.endswith("is back")
         assert [gone, back] == self.log_lines()
 
-    async def test_connections_that_are_cut_are_made_again_unnoticed(self) -> None:
-        """A Redis that closes idle connections is not down: the next call waits for a new one; nothing is logged."""
+    async def test_closed_connections_are_replaced_silently(self) -> None:
+        """
+        Connections that Redis closes are replaced; the next call waits for a new one.
+
+        Nothing is logged: a Redis that closes idle connections is not down.
+        """
         server = new_server(self)
         await server.start()
         client = new_client(self, server.url())
@@ -393,8 +417,8 @@ class RedisComesAndGoesTests(TestCase):
         await client.check()
         assert self.log_lines() == []
 
-    async def test_frozen_redis_does_not_hold_requests(self) -> None:
-        """A Redis that accepts and never answers costs one timeout, after which calls fail at once until it answers."""
+    async def test_frozen_redis_does_not_block_requests(self) -> None:
+        """A Redis that never answers costs one timeout. After that, calls fail at once until it answers."""
         server = new_server(self)
         await server.start()
         client = new_client(self, server.url(), timeout=0.3)
@@ -412,8 +436,12 @@ class RedisComesAndGoesTests(TestCase):
         assert client._open == set(client._usable)
         assert len(self.lines_about(server.url())) == 2
 
-    async def test_wrong_password_is_reported_without_being_told(self) -> None:
-        """A refused password fails calls soon, is in no message and no log, and is tried again: Redis may be mended."""
+    async def test_wrong_password_is_reported_without_being_shown(self) -> None:
+        """
+        A refused password fails calls soon, and is neither shown nor logged.
+
+        The client tries again, since the server's settings may be corrected.
+        """
         server = new_server(self, "--requirepass", "right-horse")
         await server.start()
         client = new_client(self, server.url(password="wrong-horse"))
@@ -425,8 +453,12 @@ class RedisComesAndGoesTests(TestCase):
         assert len(self.lines_about(server.url())) == 2
         assert "horse" not in reason + "".join(self.log_lines()) + repr(self.events) + repr(vars(client))
 
-    async def test_password_that_redis_repeats_is_not_told(self) -> None:
-        """A Redis without AUTH quotes the command that it does not know, password and all; we do not."""
+    async def test_password_that_redis_quotes_is_not_shown(self) -> None:
+        """
+        The error does not show a password that Redis quotes.
+
+        A Redis without AUTH quotes that command with its arguments.
+        """
         server = new_server(self, "--rename-command", "AUTH", "")
         await server.start()
         client = new_client(self, server.url(password="battery-staple" * 20))  # so long that Redis quotes a part of it
@@ -435,7 +467,7 @@ class RedisComesAndGoesTests(TestCase):
         assert "battery" not in reason + "".join(self.log_lines())
 
     async def test_user_password_and_database_are_used(self) -> None:
-        """A user of Redis's access lists logs in, and what he writes is in the database of the URL."""
+        """The client uses the user, password and database of its URL."""
         server = new_server(self, tcp=True)
         await server.start()
         administrator = new_client(self, server.url(db=3))
@@ -447,7 +479,7 @@ class RedisComesAndGoesTests(TestCase):
         assert await new_client(self, server.url(db=0)).call("GET", "who") is None
 
     async def test_full_redis_is_reported_and_still_read(self) -> None:
-        """When Redis refuses to write, that is one log line for many requests, and pages are still found."""
+        """A Redis that refuses writes is logged once, and pages are still read."""
         server = new_server(self)
         await server.start()
         client = new_client(self, server.url())
@@ -460,8 +492,12 @@ class RedisComesAndGoesTests(TestCase):
         assert len(self.log_lines()) == 1
         assert "OOM" in self.log_lines()[0]
 
-    async def test_command_that_is_slow_does_not_cost_others_their_connection(self) -> None:
-        """One timeout on a connection where answers come does not cut it; one where none came does."""
+    async def test_slow_command_does_not_abort_its_connection(self) -> None:
+        """
+        A timeout does not abort a connection on which other replies arrive.
+
+        A connection without any reply is aborted.
+        """
         server = new_server(self)
         await server.start()
         client = new_client(self, server.url(), timeout=0.3, connections=1)
@@ -477,8 +513,8 @@ class RedisComesAndGoesTests(TestCase):
         await client.check()
         assert client._usable[0] is not connection
 
-    async def test_cancelled_command_leaves_the_answers_of_others_in_order(self) -> None:
-        """Who no longer wants an answer gets none, and nobody else gets it."""
+    async def test_cancelled_command_does_not_mix_up_replies(self) -> None:
+        """The reply to a cancelled command goes to no other call."""
         server = new_server(self)
         await server.start()
         client = new_client(self, server.url(), connections=1)
@@ -491,7 +527,11 @@ class RedisComesAndGoesTests(TestCase):
         assert self.log_lines() == []
 
     async def test_stop_closes_every_connection(self) -> None:
-        """When stop has fired nothing is connected, commands under way and later ones fail, and start works again."""
+        """
+        `stop` fires when all connections are closed.
+
+        Commands in progress and later ones fail, and `start` works again.
+        """
         server = new_server(self)
         await server.start()
         client = new_client(self, server.url())
@@ -504,15 +544,15 @@ class RedisComesAndGoesTests(TestCase):
         client.start()
         await client.check()
 
-    async def test_stop_while_redis_is_down_ends_the_tries(self) -> None:
-        """A process can end although its Redis never came, and whoever waited is told."""
+    async def test_stop_while_redis_is_down(self) -> None:
+        """A client can stop although its Redis is down. Waiting calls fail."""
         client = new_client(self, RedisUrl("tcp", "127.0.0.1", free_port()))
         waiting = Deferred.fromCoroutine(client.check())
         await client.stop()
         await self.assertFailure(waiting, CatalogDown)
 
-    async def test_tls_is_spoken_with_the_host_that_the_certificate_names_only(self) -> None:
-        """Over TLS Redis works with a certificate that is trusted and names the host; no other is talked to."""
+    async def test_tls_requires_a_trusted_certificate_for_the_host(self) -> None:
+        """TLS requires a trusted certificate that names the host."""
         server = new_server(self, tcp=True)
         await server.start()
         certificate = certificate_for("127.0.0.1", server.directory / "certificate.pem")
@@ -547,8 +587,8 @@ def new_client(case: TestCase, url: RedisUrl, timeout: float = 2.0, connections:
     return client
 
 
-def every_question(catalog: ICatalog) -> list[Callable[[], Awaitable[object]]]:
-    """Each of a catalog's methods, ready to be called."""
+def every_call(catalog: ICatalog) -> list[Callable[[], Awaitable[object]]]:
+    """Return a call of each of the catalog's methods."""
     return [
         lambda: catalog.get_page(PAGE.id),
         lambda: catalog.page_stamp(PAGE.id),
@@ -566,7 +606,7 @@ def every_question(catalog: ICatalog) -> list[Callable[[], Awaitable[object]]]:
 
 
 async def reason_why(ask: Callable[[], Awaitable[object]]) -> str:
-    """The text of the CatalogDown that this raises."""
+    """Return the text of the CatalogDown that a call raises."""
     try:
         answer = await ask()
     except CatalogDown as error:
@@ -575,13 +615,13 @@ async def reason_why(ask: Callable[[], Awaitable[object]]) -> str:
 
 
 async def eventually(ask: Callable[[], Awaitable[T]], bound: float = 10.0) -> T:
-    """Ask until there is no CatalogDown: no event tells when a connection has been made again."""
-    give_up_at = reactor.seconds() + bound
+    """Repeat a call until it raises no CatalogDown. No event tells when a connection is open again."""
+    deadline = reactor.seconds() + bound
     while True:
         try:
             return await ask()
         except CatalogDown:
-            if reactor.seconds() > give_up_at:
+            if reactor.seconds() > deadline:
                 raise
         await deferLater(reactor, 0.02)
 

@@ -1,4 +1,4 @@
-"""Leases are renewed for as long as they are held, and run out when their owner is gone."""
+"""Tests of leases: holders renew them, and they expire when the owner is gone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NAME = "fetch/https/files.example/a.whl"
 
 
 class LeasesTest(MemoryTestCase):
-    """Two owners over one catalog."""
+    """Two owners that share one catalog."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -19,8 +19,8 @@ class LeasesTest(MemoryTestCase):
         self.mine = Leases(self.catalog, "me", self.clock)
         self.yours = Leases(self.catalog, "you", self.clock)
 
-    def test_a_lease_is_held_for_as_long_as_it_is_needed(self) -> None:
-        """Far longer than one renewal lasts; whoever finds it hears how things stand now."""
+    def test_a_lease_is_renewed_while_it_is_held(self) -> None:
+        """A lease is renewed far beyond its expiry. Another owner sees the holder's latest text."""
         progress = iter(["0 of 9", *(f"{number} of 9" for number in range(1, 100))])
         self.assertIsNone(self.now(self.mine.take(NAME, lambda: next(progress))))
         for _ in range(8):
@@ -29,14 +29,18 @@ class LeasesTest(MemoryTestCase):
         assert held is not None
         self.assertEqual(("me", "8 of 9"), (held.owner, held.about))
 
-    def test_a_lease_that_is_let_go_of_is_free(self) -> None:
-        """At once, for whoever asks."""
+    def test_a_released_lease_is_free(self) -> None:
+        """A released lease is free for other owners at once."""
         self.now(self.mine.take(NAME))
         self.now(self.mine.release_if_held(NAME))
         self.assertIsNone(self.now(self.yours.take(NAME)))
 
-    def test_a_lease_can_be_left_to_ones_own(self) -> None:
-        """For a while, after which it runs out: whoever has the same owner goes on with it."""
+    def test_a_lease_can_be_kept_without_renewal(self) -> None:
+        """
+        A lease can be kept for a while without renewal.
+
+        Then it expires; until then, processes with the same owner can go on with it.
+        """
         self.now(self.mine.take(NAME))
         self.now(self.mine.keep_for(NAME, 900))
         self.clock.advance(899)
@@ -44,24 +48,24 @@ class LeasesTest(MemoryTestCase):
         self.clock.advance(1)
         self.assertIsNone(self.now(self.yours.take(NAME)))
 
-    def test_letting_go_of_what_is_not_held_changes_nothing(self) -> None:
-        """What was left to one's own stays left."""
+    def test_releasing_a_lease_that_is_not_renewed_changes_nothing(self) -> None:
+        """`release_if_held` does nothing unless this object renews the lease. A lease from `keep_for` stays."""
         self.now(self.mine.take(NAME))
         self.now(self.mine.keep_for(NAME, 900))
         self.now(self.mine.release_if_held(NAME))
         self.now(self.yours.release_if_held(NAME))
         self.assertIsNotNone(self.now(self.yours.take(NAME)))
 
-    def test_a_lease_whose_owner_is_gone_runs_out(self) -> None:
-        """Within its expiry, which is far shorter than a fetch may take."""
+    def test_a_lease_whose_owner_is_gone_expires(self) -> None:
+        """A lease expires when its owner stops renewing it. Its expiry is far shorter than a fetch may take."""
         self.now(self.mine.take(NAME))
         for call in self.clock.getDelayedCalls():
             call.cancel()
         self.clock.advance(LEASE_SECONDS)
         self.assertIsNone(self.now(self.yours.take(NAME)))
 
-    def test_a_catalog_that_goes_away_is_missed_quietly(self) -> None:
-        """Whoever takes a lease hears of it; a renewal waits for the next one."""
+    def test_renewals_survive_a_catalog_that_is_down(self) -> None:
+        """Taking a lease fails while the catalog is down. A renewal ignores that, and the next one succeeds."""
         self.now(self.mine.take(NAME))
         self.catalog.down = "cable pulled"
         self.clock.advance(LEASE_SECONDS / 3)

@@ -1,4 +1,4 @@
-"""The queue, in memory and in a real Redis: what is put is done, by one worker at a time, whatever happens to it."""
+"""Tests of the queue, in memory and in a real Redis. Each job is done, by one worker at a time."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from tests.support.redis_server import RedisServer
 reactor: Any = the_reactor
 
 NOW = 1_793_000_000.0
-#: Seconds for which a worker's claim holds without a sign of life.
-HOLDS = CLAIM_MS / 1000
-#: Milliseconds for which `take` waits here.
+#: Seconds until a worker's claim expires, unless it is renewed.
+CLAIM_SECONDS = CLAIM_MS / 1000
+#: Milliseconds for which `take` waits in these tests.
 WAIT_MS = 20
-#: Longer than the longest pause before a job comes again.
+#: Seconds; longer than the longest delay before a failed job is tried again.
 AN_HOUR = 3600.0
 UPLOAD = Job("upload", "https/files.example/a/x-1.0.whl", disk="d1")
 FETCH = Job("fetch", "https/files.example/a/x-1.0.whl", {"link": "a/x 1.0ü.whl", "size": "00012", "digest": ""})
@@ -38,8 +38,10 @@ FETCH = Job("fetch", "https/files.example/a/x-1.0.whl", {"link": "a/x 1.0ü.whl"
 
 class QueuePromises:
     """
-    What every queue promises. A test case beside this class makes `clock` in its setUp, and says how a worker of its
-    own gets at the queue and how time passes, for claims as well as for `clock`.
+    The promises of every queue.
+
+    A test case beside this class sets `clock` in its setUp. It defines `worker`, which returns the queue of one more
+    worker. It also defines `advance`, which lets time pass for claims and for `clock`.
     """
 
     clock: Clock
@@ -47,11 +49,11 @@ class QueuePromises:
     def worker(self, disk: str = "") -> IQueue:
         raise NotImplementedError
 
-    async def passes(self, seconds: float) -> None:
+    async def advance(self, seconds: float) -> None:
         raise NotImplementedError
 
     async def take(self, queue: IQueue, count: int = 10) -> list[ClaimedJob]:
-        """What there is now, in memory too, where the waiting is on the clock."""
+        """Claim the available jobs. In memory, the wait for a job is on the clock."""
         taking = Deferred.fromCoroutine(cast("Coroutine[Deferred[Any], Any, list[ClaimedJob]]", queue.take(count)))
         self.clock.advance(WAIT_MS / 1000)
         return await taking
@@ -63,55 +65,63 @@ class QueuePromises:
         (taken,) = await self.take(queue, 1)
         return taken
 
-    async def fail_often(self, queue: IQueue, times: int) -> None:
-        """Let the only job fail so often, each time as soon as it comes again."""
+    async def fail_repeatedly(self, queue: IQueue, times: int) -> None:
+        """Let the only job fail this many times, each time once it is due."""
         for _ in range(times):
             await queue.failed(await self.take_one(queue), "no luck")
-            await self.passes(AN_HOUR)
+            await self.advance(AN_HOUR)
 
-    async def grow_old(self, queue: IQueue) -> None:
-        """Let an hour pass for the job that waits."""
-        await self.passes(AN_HOUR)
+    async def age_the_job(self, queue: IQueue) -> None:
+        """Let an hour pass for the waiting job."""
+        await self.advance(AN_HOUR)
 
     def test_provides_the_interface(self) -> None:
-        """It has every method that IQueue names, with the arguments that it names."""
+        """The queue has every method of IQueue, with its arguments."""
         assert verifyObject(IQueue, self.worker())
 
-    async def test_job_comes_as_it_was_put(self) -> None:
-        """Every field of a job arrives, and text stays text."""
+    async def test_job_is_returned_as_it_was_put(self) -> None:
+        """Every field of a job is kept, and text stays text."""
         queue = self.worker("d1")
         await queue.put(FETCH)
         await queue.put(UPLOAD)
         taken = await self.take(queue)
         assert sorted([FETCH, UPLOAD], key=str) == sorted((each.job for each in taken), key=str)
 
-    async def test_jobs_come_in_the_order_in_which_they_were_queued(self) -> None:
-        """The oldest first, no more than asked for, and the rest is there for the next."""
+    async def test_jobs_are_taken_in_the_order_in_which_they_were_queued(self) -> None:
+        """The oldest jobs come first, and no more than requested. The rest stays for the next worker."""
         queue = self.worker()
         for number in range(5):
             await queue.put(Job("fetch", str(number)))
         assert await self.names(queue, 2) == ["0", "1"]
         assert await self.names(self.worker(), 10) == ["2", "3", "4"]
 
-    async def test_never_more_than_asked_for(self) -> None:
-        """A worker with room for one gets one, though a job for its disk and one for anybody are there."""
+    async def test_never_more_jobs_than_requested(self) -> None:
+        """
+        A worker never gets more jobs than it requested.
+
+        This holds even if a job for its disk and one for any disk wait.
+        """
         queue = self.worker("d1")
         await queue.put(UPLOAD)
         await queue.put(FETCH)
         assert [len(await self.take(queue, 1)) for _ in range(3)] == [1, 1, 0]
 
-    async def test_jobs_taken_over_count_among_those_asked_for(self) -> None:
-        """A worker with room for two gets one of a worker that died and one that is new, and not both new ones."""
+    async def test_jobs_taken_over_count_towards_the_requested_number(self) -> None:
+        """Jobs that are taken over count towards the requested number, as new ones do."""
         dying, queue = self.worker(), self.worker()
         await queue.put(FETCH)
         await self.take_one(dying)
-        await self.passes(HOLDS)
+        await self.advance(CLAIM_SECONDS)
         await queue.put(Job("fetch", "a"))
         await queue.put(Job("fetch", "b"))
         assert await self.names(queue, 2) == [FETCH.name, "a"]
 
     async def test_job_is_queued_once_until_it_is_done(self) -> None:
-        """Putting a job again does nothing while it waits, is worked on or comes again later; then it is a new one."""
+        """
+        A job can't be queued twice while it waits, runs, or is due later.
+
+        Once it is done, it can be queued again.
+        """
         queue = self.worker()
         await queue.put(FETCH)
         await queue.put(evolve(FETCH, about={}))
@@ -121,7 +131,7 @@ class QueuePromises:
         await queue.failed(first, "no luck")
         await queue.put(FETCH)
         assert await self.take(queue) == []
-        await self.passes(AN_HOUR)
+        await self.advance(AN_HOUR)
         again = await self.take_one(queue)
         assert again.job.about == FETCH.about
         await queue.done(again)
@@ -129,80 +139,84 @@ class QueuePromises:
         assert [taken.job for taken in await self.take(queue)] == [FETCH]
 
     async def test_kind_and_disk_tell_jobs_of_one_name_apart(self) -> None:
-        """The same file can be fetched and be uploaded, from each disk where it lies."""
+        """
+        Jobs of one name differ by kind and disk.
+
+        The same file can be fetched, and uploaded from each disk that has it.
+        """
         queue = self.worker("d1")
         for job in (FETCH, evolve(FETCH, kind="upload"), UPLOAD, evolve(UPLOAD, disk="d2")):
             await queue.put(job)
         assert len(await self.take(queue)) == 3
         assert [taken.job.disk for taken in await self.take(self.worker("d2"))] == ["d2"]
 
-    async def test_job_in_somebodys_hands_is_nobody_elses(self) -> None:
-        """While a claim holds, no other worker gets the job, nor does the same one twice."""
+    async def test_claimed_job_is_given_to_no_other_worker(self) -> None:
+        """While a claim holds, no worker gets the job again."""
         one, other = self.worker(), self.worker()
         await one.put(FETCH)
         assert await self.names(one) == [FETCH.name]
-        await self.passes(HOLDS - 1)
+        await self.advance(CLAIM_SECONDS - 1)
         assert await self.take(other) == []
         assert await self.take(one) == []
 
-    async def test_job_of_a_worker_that_died_is_taken_over(self) -> None:
-        """When a claim has run out, one other worker gets the job; it did not fail."""
+    async def test_job_of_a_dead_worker_is_taken_over(self) -> None:
+        """When a claim expires, one other worker gets the job. This does not count as a failure."""
         dying, second, third = self.worker(), self.worker(), self.worker()
         await dying.put(FETCH)
         await self.take_one(dying)
-        await self.passes(HOLDS)
+        await self.advance(CLAIM_SECONDS)
         taken = await self.take_one(second)
         assert taken.job == FETCH
         assert await self.take(third) == []
         await second.done(taken)
-        await self.passes(HOLDS)
+        await self.advance(CLAIM_SECONDS)
         assert await self.take(third) == []
         assert await third.state() == QueueState(0, 0, 0)
 
-    async def test_signs_of_life_keep_a_job(self) -> None:
-        """A claim that is renewed holds for as long again, from then on."""
+    async def test_renewals_keep_a_claim(self) -> None:
+        """A renewed claim holds for its full length again."""
         one, other = self.worker(), self.worker()
         await one.put(FETCH)
         taken = await self.take_one(one)
         for _ in range(3):
-            await self.passes(HOLDS - 1)
+            await self.advance(CLAIM_SECONDS - 1)
             await one.renew(taken)
-        await self.passes(HOLDS - 1)
+        await self.advance(CLAIM_SECONDS - 1)
         assert await self.take(other) == []
-        await self.passes(1)
+        await self.advance(1)
         assert await self.names(other) == [FETCH.name]
 
-    async def test_claim_that_ran_out_is_found_behind_many_that_hold(self) -> None:
-        """Forty jobs that take long do not hide the one behind them whose worker died."""
+    async def test_expired_claim_is_found_behind_many_valid_ones(self) -> None:
+        """An expired claim is found behind forty valid ones."""
         busy, dying, idle = self.worker(), self.worker(), self.worker()
         for number in range(41):
             await busy.put(Job("fetch", str(number)))
         working = await self.take(busy, 40)
         assert await self.names(dying) == ["40"]
-        await self.passes(HOLDS)
+        await self.advance(CLAIM_SECONDS)
         for taken in working:
             await busy.renew(taken)
         found = [name for _ in range(8) for name in await self.names(idle, 1)]
         assert found == ["40"]
 
-    async def test_worker_that_comes_back_too_late_does_no_harm(self) -> None:
-        """What a worker says of a job that another has finished meanwhile changes nothing."""
+    async def test_late_report_changes_nothing(self) -> None:
+        """A late report changes nothing if another worker has finished the job."""
         late, other = self.worker(), self.worker()
         await late.put(FETCH)
         taken = await self.take_one(late)
-        await self.passes(HOLDS)
+        await self.advance(CLAIM_SECONDS)
         await other.done(await self.take_one(other))
         await late.renew(taken)
         await late.failed(taken, "too slow")
         await late.hand_back(taken)
         await late.done(taken)
-        await self.passes(AN_HOUR)
+        await self.advance(AN_HOUR)
         assert await self.take(other) == []
         assert await other.state() == QueueState(0, 0, 0)
         assert await other.dead() == []
 
-    async def test_pause_after_a_failure_grows(self) -> None:
-        """2 s after the first failure, doubled each time up to ten minutes, a quarter more or less."""
+    async def test_delay_after_a_failure_grows(self) -> None:
+        """The delay after a failure is 2 s, and doubles up to ten minutes. It varies by a quarter."""
         queue, other = self.worker(), self.worker()
         await queue.put(FETCH)
         for tries in range(14):
@@ -210,29 +224,33 @@ class QueuePromises:
             assert taken.job == evolve(FETCH, tries=tries)
             assert await queue.failed(taken, "no luck")
             pause = min(600, 2 * 2**tries)
-            await self.passes(0.75 * pause - 0.1)
+            await self.advance(0.75 * pause - 0.1)
             assert await self.take(other) == []
-            await self.passes(0.5 * pause + 0.1)
+            await self.advance(0.5 * pause + 0.1)
 
-    async def test_jobs_that_failed_together_do_not_come_again_together(self) -> None:
-        """After half of the spread some of fifty jobs are back, and some are not."""
+    async def test_jobs_that_failed_together_are_not_retried_together(self) -> None:
+        """
+        Jobs that failed together are not retried together.
+
+        After half of the spread, some of fifty are back, and some are not.
+        """
         queue = self.worker()
         for number in range(50):
             await queue.put(Job("fetch", str(number)))
         for taken in await self.take(queue, 50):
             await queue.failed(taken, "no luck")
-        await self.passes(2)
+        await self.advance(2)
         assert 0 < len(await self.take(queue, 50)) < 50
 
     async def test_job_that_fails_too_often_is_set_aside(self) -> None:
-        """After the last try it is no more taken, and is listed with the reason and the time; it can be put anew."""
+        """A job is set aside after its last try, with reason and time. It can be queued again."""
         queue = self.worker("d1")
         await queue.put(UPLOAD)
-        await self.fail_often(queue, MOST_TRIES - 1)
+        await self.fail_repeatedly(queue, MOST_TRIES - 1)
         assert await queue.dead() == []
         assert not await queue.failed(await self.take_one(queue), "the bucket said: näh")
         at = self.clock.seconds()
-        await self.passes(AN_HOUR)
+        await self.advance(AN_HOUR)
         assert await self.take(queue) == []
         (dead,) = await queue.dead()
         assert dead == DeadJob(evolve(UPLOAD, tries=MOST_TRIES), dead.id, "the bucket said: näh", at)
@@ -240,22 +258,22 @@ class QueuePromises:
         assert [taken.job for taken in await self.take(queue)] == [UPLOAD]
 
     async def test_jobs_set_aside_are_listed_in_order(self) -> None:
-        """The one that was set aside first comes first, and each is revived by itself."""
+        """Jobs that were set aside are listed oldest first. Each can be revived by itself."""
         queue = self.worker()
         for name in ("a", "b", "c"):
             await queue.put(Job("fetch", name))
-            await self.fail_often(queue, MOST_TRIES)
+            await self.fail_repeatedly(queue, MOST_TRIES)
         listed = await queue.dead()
         assert [dead.job.name for dead in listed] == ["a", "b", "c"]
         assert await queue.revive(listed[1])
         assert await self.names(queue) == ["b"]
         assert [dead.job.name for dead in await queue.dead()] == ["a", "c"]
 
-    async def test_revived_job_starts_anew(self) -> None:
-        """It has all its tries again, is queued once, and can be revived no second time."""
+    async def test_revived_job_has_all_its_tries(self) -> None:
+        """A revived job has all its tries again. It is queued once, and can't be revived twice."""
         queue = self.worker("d1")
         await queue.put(UPLOAD)
-        await self.fail_often(queue, MOST_TRIES)
+        await self.fail_repeatedly(queue, MOST_TRIES)
         (dead,) = await queue.dead()
         assert await queue.revive(dead)
         assert not await queue.revive(dead)
@@ -263,12 +281,12 @@ class QueuePromises:
         assert [taken.job for taken in await self.take(queue)] == [UPLOAD]
         assert await queue.state() == QueueState(1, 0, 0)
 
-    async def test_job_that_was_dropped_is_forgotten(self) -> None:
-        """It is not listed, not taken, and can be neither revived nor dropped again; the others stay."""
+    async def test_dropped_job_is_gone(self) -> None:
+        """A dropped job is deleted: it can be neither revived nor dropped again. The others stay."""
         queue = self.worker()
         for name in ("a", "b"):
             await queue.put(Job("fetch", name))
-            await self.fail_often(queue, MOST_TRIES)
+            await self.fail_repeatedly(queue, MOST_TRIES)
         first, second = await queue.dead()
         assert await queue.drop(first)
         assert not await queue.drop(first)
@@ -276,36 +294,36 @@ class QueuePromises:
         assert await queue.dead() == [second]
         assert await self.take(queue) == []
 
-    async def test_job_that_is_queued_anew_already_is_not_revived_beside_itself(self) -> None:
-        """Reviving a job that was put again meanwhile only takes it off the list."""
+    async def test_reviving_a_queued_job_does_not_duplicate_it(self) -> None:
+        """Reviving a job that was queued again meanwhile only removes it from the list."""
         queue = self.worker()
         await queue.put(FETCH)
-        await self.fail_often(queue, MOST_TRIES)
+        await self.fail_repeatedly(queue, MOST_TRIES)
         await queue.put(FETCH)
         (dead,) = await queue.dead()
         assert await queue.revive(dead)
         assert len(await self.take(queue)) == 1
         assert await queue.dead() == []
 
-    async def test_job_that_is_handed_back_is_somebody_elses_at_once(self) -> None:
-        """No pause, and no failure: a worker that stops has nothing against the job."""
+    async def test_job_that_is_handed_back_is_available_at_once(self) -> None:
+        """A job that is handed back is available at once. A worker that stops does so; the job has not failed."""
         stopping, other = self.worker("d1"), self.worker("d1")
         await stopping.put(UPLOAD)
         await stopping.hand_back(await self.take_one(stopping))
         await stopping.put(UPLOAD)
         assert [taken.job for taken in await self.take(other)] == [UPLOAD]
 
-    async def test_job_for_a_disk_is_taken_by_those_who_see_it(self) -> None:
-        """Workers of another disk, or of none, never get it, whatever becomes of it; other jobs are anybody's."""
+    async def test_job_for_a_disk_goes_to_workers_with_access(self) -> None:
+        """Only workers with access to its disk get a job, even after a failure. Jobs for any disk go to all workers."""
         here, elsewhere, nowhere = self.worker("d1"), self.worker("d2"), self.worker()
         await nowhere.put(UPLOAD)
         assert await self.take(elsewhere) == []
         assert await self.take(nowhere) == []
         taken = await self.take_one(here)
-        await self.passes(HOLDS)
+        await self.advance(CLAIM_SECONDS)
         assert await self.take(elsewhere) == []
         await here.failed(taken, "no luck")
-        await self.passes(AN_HOUR)
+        await self.advance(AN_HOUR)
         assert await self.take(elsewhere) == []
         await here.hand_back(await self.take_one(here))
         assert await self.take(nowhere) == []
@@ -316,12 +334,16 @@ class QueuePromises:
             assert taken.job == FETCH
             await queue.done(taken)
 
-    async def test_state_tells_how_much_there_is_to_do(self) -> None:
-        """Waiting or being worked on, waiting for the next try, set aside; for the disks that are seen."""
+    async def test_state_counts_jobs(self) -> None:
+        """
+        The state counts jobs that wait or run, are due later, or were set aside.
+
+        It covers the disks that the worker has access to.
+        """
         queue = self.worker()
         assert await queue.state() == QueueState(0, 0, 0)
         await queue.put(FETCH)
-        await self.fail_often(queue, MOST_TRIES)
+        await self.fail_repeatedly(queue, MOST_TRIES)
         for name in ("a", "b", "c"):
             await queue.put(Job("fetch", name))
         await queue.failed(await self.take_one(queue), "no luck")
@@ -332,11 +354,11 @@ class QueuePromises:
         assert await self.worker("d1").state() == QueueState(3, 1, 1)
 
     async def test_state_everywhere_counts_the_jobs_of_every_disk(self) -> None:
-        """Whoever looks after several hosts sees what waits on each, be it their first or a later try."""
+        """`everywhere` counts the jobs of all disks, also those due later. So an operator sees all hosts."""
         here, elsewhere, nowhere = self.worker("d1"), self.worker("d2"), self.worker()
         assert await nowhere.state(everywhere=True) == QueueState(0, 0, 0)
         await nowhere.put(FETCH)
-        await self.fail_often(here, MOST_TRIES)
+        await self.fail_repeatedly(here, MOST_TRIES)
         await nowhere.put(UPLOAD)
         await here.failed(await self.take_one(here), "no luck")
         for name in ("a", "b"):
@@ -346,22 +368,26 @@ class QueuePromises:
         for queue in (here, elsewhere, nowhere):
             assert await queue.state(everywhere=True) == QueueState(3, 1, 1)
 
-    async def test_state_tells_how_old_the_oldest_job_is(self) -> None:
-        """What waits or is worked on, for the disks that are seen; nothing is of no age."""
+    async def test_state_has_the_age_of_the_oldest_job(self) -> None:
+        """
+        The age is that of the oldest waiting or running job.
+
+        It covers the worker's disks; without any job, it is 0.
+        """
         queue = self.worker()
         assert (await queue.state()).oldest == 0
         await queue.put(UPLOAD)
-        assert (await queue.state()).oldest == 0  # a disk that it does not see
+        assert (await queue.state()).oldest == 0  # it has no access to this disk
         await queue.put(FETCH)
-        await self.grow_old(queue)
+        await self.age_the_job(queue)
         await queue.put(Job("fetch", "new"))
         assert (await queue.state()).oldest >= AN_HOUR
         await queue.done(await self.take_one(queue))
         assert (await queue.state()).oldest < AN_HOUR
 
     async def test_two_hundred_jobs_survive_workers_that_vanish(self) -> None:
-        """Four workers, one of which never comes back now and then: every job is done, and nothing is left over."""
-        chance = random.Random(4)  # noqa: S311 - which worker vanishes when, the same in every run
+        """Two hundred jobs are all done although workers vanish now and then."""
+        random_numbers = random.Random(4)  # noqa: S311 - every run has to be the same
         jobs = [Job("upload", str(number), disk="d1" if number % 2 else "") for number in range(200)]
         for job in jobs:
             await self.worker().put(job)
@@ -371,26 +397,26 @@ class QueuePromises:
         while await workers[0].state() != QueueState(0, 0, 0):
             rounds += 1
             assert rounds < 200, f"{200 - len(set(done))} jobs are missing"
-            hands = await gatherResults([Deferred.fromCoroutine(self.take(worker, 5)) for worker in workers])
-            for place, hand in enumerate(hands):
-                for taken in hand:
-                    if chance.random() < 0.05:
-                        workers[place] = self.worker("d1")
+            claims = await gatherResults([Deferred.fromCoroutine(self.take(worker, 5)) for worker in workers])
+            for number, claimed in enumerate(claims):
+                for taken in claimed:
+                    if random_numbers.random() < 0.05:
+                        workers[number] = self.worker("d1")
                         vanished += 1
                         break
-                    await workers[place].done(taken)
+                    await workers[number].done(taken)
                     done.append(taken.job.name)
-            await self.passes(5)
+            await self.advance(5)
         assert sorted(job.name for job in jobs) == sorted(done)
         assert vanished > 3
 
-    async def test_check_is_silent_when_all_is_well(self) -> None:
-        """A queue that works has nothing to say about itself."""
+    async def test_check_of_a_working_queue_succeeds(self) -> None:
+        """The check of a working queue raises nothing."""
         await self.worker("d1").check()
 
 
 class MemoryQueueTests(QueuePromises, TestCase):
-    """The queue that tests use keeps the promises of the real one."""
+    """The queue for tests keeps the promises of the real one."""
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -400,11 +426,11 @@ class MemoryQueueTests(QueuePromises, TestCase):
     def worker(self, disk: str = "") -> MemoryQueue:
         return MemoryQueue(self.clock, disk, jobs=self.jobs, wait=WAIT_MS)
 
-    async def passes(self, seconds: float) -> None:
+    async def advance(self, seconds: float) -> None:
         self.clock.advance(seconds)
 
     def test_take_waits_on_the_clock(self) -> None:
-        """Where there is nothing to do it waits, and no longer than it may."""
+        """Without a job, `take` waits on the clock, no longer than it may."""
         taking = Deferred.fromCoroutine(self.worker().take(1))
         self.clock.advance(WAIT_MS / 1000 - 0.001)
         self.assertNoResult(taking)
@@ -412,8 +438,8 @@ class MemoryQueueTests(QueuePromises, TestCase):
         assert self.successResultOf(taking) == []
         assert self.clock.getDelayedCalls() == []
 
-    async def test_job_ends_the_waiting(self) -> None:
-        """Whoever waits gets what is put, or handed back, at once."""
+    async def test_job_ends_a_wait(self) -> None:
+        """A waiting worker gets a job at once when it is queued or handed back."""
         one, other = self.worker(), self.worker()
         taking = Deferred.fromCoroutine(one.take(1))
         await other.put(FETCH)
@@ -425,10 +451,10 @@ class MemoryQueueTests(QueuePromises, TestCase):
         assert self.clock.getDelayedCalls() == []
 
     async def test_can_be_made_to_fail(self) -> None:
-        """Tests of what happens without a queue get the error that the real one raises."""
+        """Tests can make the queue fail with the error of the real one."""
         queue = self.worker()
         queue.down = "cable pulled"
-        for ask in every_question(queue):
+        for ask in every_call(queue):
             assert await reason_why(ask) == "cable pulled"
         queue.down = None
         waiting = Deferred.fromCoroutine(queue.take(1))
@@ -438,7 +464,7 @@ class MemoryQueueTests(QueuePromises, TestCase):
 
 
 class RedisQueueTests(QueuePromises, TestCase):
-    """The queue in a real Redis, whose append-only file keeps every write."""
+    """The queue in a real Redis, which writes every change to its append-only file."""
 
     async def setUp(self) -> None:  # type: ignore[override] # trial waits for it
         self.clock = Clock()
@@ -462,8 +488,8 @@ class RedisQueueTests(QueuePromises, TestCase):
     def worker(self, disk: str = "", prefix: str = "test", ecosystem: str = "pypi", wait: int = WAIT_MS) -> RedisQueue:
         return RedisQueue(self.client, prefix, ecosystem, disk, self.clock, reader=self.reader, wait=wait)
 
-    async def passes(self, seconds: float) -> None:
-        """Redis knows no other clock than its own: every claim is made older instead."""
+    async def advance(self, seconds: float) -> None:
+        """Let time pass. Redis has its own clock, so every claim is made older instead."""
         self.clock.advance(seconds)
         for stream in await self.client.call("KEYS", "test:queue:pypi*"):
             if await self.client.call("TYPE", stream) == b"stream" and await self.has_group(stream):
@@ -471,8 +497,8 @@ class RedisQueueTests(QueuePromises, TestCase):
                     age = idle + int(seconds * 1000)
                     await self.client.call("XCLAIM", stream, "workers", holder, 0, identity, "IDLE", age, "JUSTID")
 
-    async def grow_old(self, queue: IQueue) -> None:
-        """Redis knows no other clock than its own: what waits is put there as it was an hour ago."""
+    async def age_the_job(self, queue: IQueue) -> None:
+        """Let an hour pass for the waiting job. Redis has its own clock, so the entry gets an older id."""
         stream = "test:queue:pypi"
         ((identity, fields),) = await self.client.call("XRANGE", stream, "-", "+")
         await self.client.call("DEL", stream)
@@ -481,48 +507,48 @@ class RedisQueueTests(QueuePromises, TestCase):
     async def has_group(self, stream: bytes) -> bool:
         return bool(await self.client.call("XINFO", "GROUPS", stream))
 
-    async def waiting_reader(self) -> None:
-        """Returns when a read has begun to block."""
+    async def until_a_read_blocks(self) -> None:
+        """Return once a read blocks."""
         while b"blocked_clients:1" not in await self.client.call("INFO", "clients"):
             pass
 
-    def complaints(self) -> list[LogEvent]:
+    def warnings(self) -> list[LogEvent]:
         return [event for event in self.events if event["log_level"] >= LogLevel.warn]
 
-    async def test_job_ends_the_waiting(self) -> None:
-        """Whoever waits gets what is put, or handed back, at once, and no more of it than asked for."""
+    async def test_job_ends_a_wait(self) -> None:
+        """A waiting worker gets a job at once when it is queued or handed back. It gets no more than requested."""
         one, other = self.worker("d1", wait=9_000), self.worker("d1")
-        acts: list[Callable[[], Awaitable[None]]] = [lambda: other.put(UPLOAD), lambda: other.hand_back(taken)]
-        for act in acts:
+        actions: list[Callable[[], Awaitable[None]]] = [lambda: other.put(UPLOAD), lambda: other.hand_back(taken)]
+        for action in actions:
             began = reactor.seconds()
             taking = Deferred.fromCoroutine(one.take(1))
-            await self.waiting_reader()
-            await act()
+            await self.until_a_read_blocks()
+            await action()
             (taken,) = await taking
             assert taken.job == UPLOAD
             assert reactor.seconds() - began < 5
 
-    async def test_one_too_many_is_handed_back(self) -> None:
-        """When a job comes to each of two streams just before a wait for one, the next worker gets the other."""
+    async def test_surplus_job_is_handed_back(self) -> None:
+        """A job beyond the requested number is handed back. Redis may return one of each stream to a read for one."""
         other = self.worker("d1")
 
-        class Late:
-            async def call(late, *command: str | bytes | int) -> object:  # noqa: N805 - self is the test
+        class LateReader:
+            async def call(reader, *command: str | bytes | int) -> object:  # noqa: N805 - self is the test
                 await other.put(UPLOAD)
                 await other.put(FETCH)
                 return await self.reader.call(*command)
 
-        late = cast("RedisClient", Late())
-        first = await RedisQueue(self.client, "test", "pypi", "d1", self.clock, reader=late, wait=WAIT_MS).take(1)
+        reader = cast("RedisClient", LateReader())
+        first = await RedisQueue(self.client, "test", "pypi", "d1", self.clock, reader=reader, wait=WAIT_MS).take(1)
         second = await self.take(other, 1)
         assert [len(first), len(second)] == [1, 1]
         assert sorted(taken.job.kind for taken in first + second) == ["fetch", "upload"]
 
-    async def test_waiting_holds_nobody_up(self) -> None:
-        """While a worker waits for a job it can say that others are done, as many as it likes."""
+    async def test_waiting_does_not_block_other_commands(self) -> None:
+        """A worker that waits for a job can send other commands."""
         queue = self.worker(wait=9_000)
         waiting = Deferred.fromCoroutine(queue.take(1))
-        await self.waiting_reader()
+        await self.until_a_read_blocks()
         began = reactor.seconds()
         await gatherResults([Deferred.fromCoroutine(queue.state()) for _ in range(50)])
         assert reactor.seconds() - began < 5
@@ -530,17 +556,17 @@ class RedisQueueTests(QueuePromises, TestCase):
         await queue.put(FETCH)
         assert [taken.job for taken in await waiting] == [FETCH]
 
-    async def test_stop_in_the_middle_of_waiting(self) -> None:
-        """A client that is stopped ends the read that waits, with an error that is expected and none in the log."""
+    async def test_stop_during_a_wait(self) -> None:
+        """Stopping the client ends a blocked read with CatalogDown, and logs nothing."""
         queue = self.worker(wait=60_000)
         waiting = Deferred.fromCoroutine(queue.take(1))
-        await self.waiting_reader()
+        await self.until_a_read_blocks()
         await self.reader.stop()
         await self.assertFailure(waiting, CatalogDown)
-        assert self.complaints() == []
+        assert self.warnings() == []
 
     async def test_jobs_survive_a_redis_that_is_killed(self) -> None:
-        """What waits, what is worked on, what comes later and what was set aside: all is there when Redis is back."""
+        """Jobs survive a Redis that is killed: waiting, running, due later or set aside."""
         queue, other = self.worker(wait=9_000), self.worker()
         for name in ("dead", "later", "held", "waiting"):
             await queue.put(Job("fetch", name, tries=MOST_TRIES - 1 if name == "dead" else 0))
@@ -548,30 +574,30 @@ class RedisQueueTests(QueuePromises, TestCase):
         await queue.failed(dead, "no luck")
         await queue.failed(later, "no luck")
         await self.server.kill()
-        for ask in every_question(queue):
+        for ask in every_call(queue):
             await reason_why(ask)
         await self.server.start()
         assert await eventually(queue.state) == QueueState(2, 1, 1)
         assert await self.names(other) == ["waiting"]
         await queue.renew(held)
         await queue.done(held)
-        await self.passes(AN_HOUR)
+        await self.advance(AN_HOUR)
         assert sorted(await self.names(other)) == ["later", "waiting"]
         assert [each.why for each in await queue.dead()] == ["no luck"]
 
-    async def test_waiting_for_a_redis_that_is_killed_is_cut_short(self) -> None:
-        """The read that waits ends with the expected error, and the next one after the restart brings the job."""
+    async def test_wait_ends_when_redis_is_killed(self) -> None:
+        """Killing Redis ends a blocked read with CatalogDown. After a restart, the next read returns the job."""
         queue = self.worker(wait=9_000)
         waiting = Deferred.fromCoroutine(queue.take(1))
-        await self.waiting_reader()
+        await self.until_a_read_blocks()
         await self.server.kill()
         await self.assertFailure(waiting, CatalogDown)
         await self.server.start()
         await eventually(lambda: queue.put(FETCH))
         assert [taken.job for taken in await eventually(lambda: queue.take(1))] == [FETCH]
 
-    async def test_redis_that_comes_back_empty_is_used(self) -> None:
-        """Who put and took before goes on with the empty one; that what was held is lost is all that is said of it."""
+    async def test_redis_that_has_lost_its_data_is_used(self) -> None:
+        """A Redis that has lost its data is used as before. The log has one warning, for the lost claim."""
         queue = self.worker("d1")
         await queue.put(UPLOAD)
         taken = await self.take_one(queue)
@@ -582,20 +608,20 @@ class RedisQueueTests(QueuePromises, TestCase):
         await self.client.call("FLUSHALL")
         await queue.put(UPLOAD)
         assert [each.job for each in await self.take(queue)] == [UPLOAD]
-        assert len(self.complaints()) == 1
+        assert len(self.warnings()) == 1
 
-    async def test_redis_emptied_while_a_worker_waits(self) -> None:
-        """Nothing but the expected error comes of it, and the next read is as if nothing had been."""
+    async def test_redis_emptied_during_a_wait(self) -> None:
+        """Emptying Redis during a read causes CatalogDown at most. The next read works as usual."""
         queue = self.worker(wait=200)
         waiting = Deferred.fromCoroutine(queue.take(1))
-        await self.waiting_reader()
+        await self.until_a_read_blocks()
         await self.client.call("FLUSHALL")
         await queue.put(FETCH)
-        taken = await waiting_for(waiting) or await queue.take(1)
+        taken = await jobs_or_none(waiting) or await queue.take(1)
         assert [each.job for each in taken] == [FETCH]
 
-    async def test_entry_that_is_no_job_is_set_aside(self) -> None:
-        """What can't be read holds nobody up: it is listed with what it is, and never comes again."""
+    async def test_entry_that_is_not_a_job_is_set_aside(self) -> None:
+        """An entry that is not a job is set aside with its content. It delays no job and is never tried again."""
         queue = self.worker()
         for entry in (("job", "{"), ("job", '{"kind": 1}'), ("job", b"\xff\x00"), ("other", "field")):
             await self.client.call("XADD", "test:queue:pypi", "*", *entry)
@@ -610,18 +636,22 @@ class RedisQueueTests(QueuePromises, TestCase):
         assert await self.take(queue) == []
         assert len(await queue.dead()) == 5
 
-    async def test_held_entry_that_somebody_deleted_is_nothing(self) -> None:
-        """A job that an operator deletes while its worker is dead is not taken over, and breaks nothing."""
+    async def test_deleted_entry_is_not_taken_over(self) -> None:
+        """A claimed job that an operator deletes is not taken over. It causes no error."""
         queue, other = self.worker(), self.worker()
         await queue.put(FETCH)
         taken = await self.take_one(queue)
         await self.client.call("XDEL", taken.stream, taken.id)
-        await self.passes(HOLDS)
+        await self.advance(CLAIM_SECONDS)
         await queue.put(Job("fetch", "next"))
         assert await self.names(other) == ["next"]
 
     async def test_reason_can_be_any_text(self) -> None:
-        """A file name that is no text, in a reason of any length, does not keep a job from being set aside."""
+        """
+        A reason may have any characters and any length.
+
+        A filename that is not UTF-8 does not keep a job from being set aside.
+        """
         queue = self.worker()
         await queue.put(evolve(FETCH, tries=MOST_TRIES - 1))
         assert not await queue.failed(await self.take_one(queue), "no file \udcff" * 1000)
@@ -629,7 +659,7 @@ class RedisQueueTests(QueuePromises, TestCase):
         assert dead.why.startswith("no file ?no file")
         assert len(dead.why) == 1000
 
-    async def test_prefixes_and_ecosystems_do_not_meet(self) -> None:
+    async def test_prefixes_and_ecosystems_do_not_mix(self) -> None:
         """Deployments that share a Redis do not see each other's jobs."""
         mine = self.worker("d1")
         others = [self.worker("d1", "test2"), self.worker("d1", "test", "npm")]
@@ -643,8 +673,8 @@ class RedisQueueTests(QueuePromises, TestCase):
         keys = await self.client.call("KEYS", "*")
         assert {bytes(key).split(b":")[0] for key in keys} == {b"test", b"test2"}
 
-    async def test_nothing_is_left_of_jobs_that_are_done(self) -> None:
-        """What is over takes no room in Redis."""
+    async def test_finished_jobs_leave_nothing_behind(self) -> None:
+        """Finished jobs take no space in Redis."""
         queue = self.worker("d1")
         for number in range(20):
             await queue.put(Job("upload", str(number), disk="d1" if number % 2 else ""))
@@ -654,8 +684,8 @@ class RedisQueueTests(QueuePromises, TestCase):
         assert left == [b"test:queue:pypi", b"test:queue:pypi:d1"]
         assert [await self.client.call("XLEN", key) for key in left] == [0, 0]
 
-    async def test_claim_has_the_length_that_was_asked_for(self) -> None:
-        """Redis itself lets a claim run out."""
+    async def test_claim_has_the_requested_length(self) -> None:
+        """A claim expires after the requested time, by Redis's clock."""
         await self.worker().put(FETCH)
         short = RedisQueue(self.client, "test", "pypi", "", self.clock, reader=self.reader, claim=1, wait=WAIT_MS)
         assert await self.names(short) == [FETCH.name]
@@ -666,8 +696,8 @@ class RedisQueueTests(QueuePromises, TestCase):
         assert taken == [FETCH.name]
 
 
-def every_question(queue: IQueue) -> list[Callable[[], Awaitable[object]]]:
-    """Each of a queue's methods, ready to be called."""
+def every_call(queue: IQueue) -> list[Callable[[], Awaitable[object]]]:
+    """Return a call of each of the queue's methods."""
     taken = ClaimedJob(FETCH, "test:queue:pypi", "1-1")
     return [
         lambda: queue.put(FETCH),
@@ -686,8 +716,8 @@ def every_question(queue: IQueue) -> list[Callable[[], Awaitable[object]]]:
     ]
 
 
-async def waiting_for(taking: Deferred[list[ClaimedJob]]) -> list[ClaimedJob]:
-    """What it brings; nothing where the queue went away."""
+async def jobs_or_none(taking: Deferred[list[ClaimedJob]]) -> list[ClaimedJob]:
+    """Return the jobs of a take; none if the queue went down."""
     try:
         return await taking
     except CatalogDown:

@@ -1,4 +1,5 @@
-"""What the tests with real processes stand on: packages, an upstream that can misbehave, a daemon, an HTTP client.
+"""The test rig, on which tests with real processes depend.
 
-Knows HTTP and package formats. Must never import mypypi: these tests see the daemon from outside only.
+It has packages, a fake upstream that can fail, a daemon runner and an HTTP client. Knows HTTP and package formats. Must
+never import mypypi: these tests see the daemon only from outside.
 """

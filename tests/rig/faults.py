@@ -1,7 +1,7 @@
-"""The ways in which an upstream misbehaves, each as a value that a test sets on a path and asks what happened.
+"""The ways in which an upstream fails, as values for a path.
 
-Knows the wire of one exchange. Must never know what is served, or sleep: what is held back is held until the test
-lets it go. A fault counts itself as served only when the client really met it.
+Knows the wire of one exchange. Must never know what is served, and must never sleep: a delayed response waits until the
+test releases it. A fault counts itself as served only if the client has really met it.
 """
 
 from __future__ import annotations
@@ -17,24 +17,28 @@ from .wire import BOUND, Reply, Wire
 
 @define(eq=False)
 class Fault:
-    """One way to misbehave. `served` is how often a client met it."""
+    """One way to fail. `served` counts the clients that met it."""
 
     served: int = field(default=0, init=False)
     _changed: Condition = field(factory=Condition, init=False, repr=False)
     _released: bool = field(default=False, init=False, repr=False)
 
     def serve(self, reply: Reply, wire: Wire) -> None:
-        """Send this reply, badly."""
+        """Send this reply in the way of the fault."""
         raise NotImplementedError
 
     def release(self) -> None:
-        """Hold nothing back any more, now and in later requests."""
+        """Stop holding responses back, now and in later requests."""
         with self._changed:
             self._released = True
             self._changed.notify_all()
 
     def wait_served(self, count: int = 1, timeout: float = BOUND) -> None:
-        """Wait until clients met this fault so often. Raises AssertionError when they did not in time."""
+        """
+        Wait until clients have met this fault `count` times.
+
+        Raises AssertionError if they have not in time.
+        """
         with self._changed:
             met = self._changed.wait_for(lambda: self.served >= count, timeout)
         assert met, f"{self} was met {self.served} times, not {count}"
@@ -52,7 +56,7 @@ class Fault:
 
 @define(eq=False)
 class Hang(Fault):
-    """Says nothing, not even a status line, until it is released; then answers well."""
+    """Sends nothing, not even a status line, until it is released. Then it answers well."""
 
     def serve(self, reply: Reply, wire: Wire) -> None:
         if not self._released:
@@ -63,7 +67,7 @@ class Hang(Fault):
 
 @define(eq=False)
 class Stall(Fault):
-    """Stops in the body after so many bytes until it is released; then sends the rest."""
+    """Stops in the body after `after` bytes until it is released. Then it sends the rest."""
 
     after: int
 
@@ -78,7 +82,7 @@ class Stall(Fault):
 
 @define(eq=False)
 class CloseEarly(Fault):
-    """Closes the connection after so many bytes of a body that has more."""
+    """Closes the connection after `after` bytes of a longer body."""
 
     after: int
 
@@ -92,7 +96,11 @@ class CloseEarly(Fault):
 
 @define(eq=False)
 class WrongLength(Fault):
-    """Announces `by` bytes more (or fewer, when negative) than it sends, and closes the connection afterwards."""
+    """
+    Announces `by` bytes more than it sends, then closes the connection.
+
+    A negative `by` announces fewer.
+    """
 
     by: int
 
@@ -105,8 +113,11 @@ class WrongLength(Fault):
 
 @define(eq=False)
 class Unsized(Fault):
-    """Announces no length: the body is chunked, or else (`chunked` false) ends with the connection. No misbehaviour,
-    yet not what is usual."""
+    """
+    Announces no length: the body is chunked, or else ends with the connection.
+
+    HTTP allows this, but it is not usual.
+    """
 
     chunked: bool = True
 
@@ -126,7 +137,7 @@ class Unsized(Fault):
 
 @define(eq=False)
 class WrongBytes(Fault):
-    """Sends a body of the right length whose last byte is another."""
+    """Sends a body of the right length with a wrong last byte."""
 
     def serve(self, reply: Reply, wire: Wire) -> None:
         if not reply.body:
@@ -140,14 +151,14 @@ class WrongBytes(Fault):
 
 @define(eq=False)
 class Instead(Fault):
-    """Sends this body in place of the right one, with these headers added."""
+    """Sends this body in place of the right one, with these additional headers."""
 
     body: bytes
     headers: Mapping[str, str] = field(factory=dict)
 
     def serve(self, reply: Reply, wire: Wire) -> None:
         wire.head(evolve(reply, headers={**reply.headers, "Content-Length": str(len(self.body)), **self.headers}))
-        self._happened()  # here, since a client may have seen enough
+        self._happened()  # before the body, since the client may abort on the headers
         wire.body(self.body)
 
 
@@ -167,7 +178,7 @@ class Status(Fault):
 
 @define(eq=False)
 class Gzipped(Fault):
-    """Encodes the body with gzip, whether or not that was accepted."""
+    """Encodes the body with gzip, even if the client did not accept that."""
 
     def serve(self, reply: Reply, wire: Wire) -> None:
         if not reply.body or "Content-Encoding" in reply.headers:
@@ -181,7 +192,7 @@ class Gzipped(Fault):
 
 @define(eq=False)
 class Redirect(Fault):
-    """Sends the client elsewhere. ``{path}`` in `location` stands for the path that was asked for."""
+    """Redirects the client to `location`, where ``{path}`` stands for the requested path."""
 
     location: str
     code: int = 302
@@ -194,7 +205,11 @@ class Redirect(Fault):
 
 @define(eq=False)
 class Trickle(Fault):
-    """Sends the body at so many bytes a second, in pieces of `piece` bytes, until it is released."""
+    """
+    Sends the body at `rate` bytes per second, until it is released.
+
+    Each write is `piece` bytes long.
+    """
 
     rate: float
     piece: int = 1
@@ -215,26 +230,30 @@ class Trickle(Fault):
 @define(eq=False)
 class Gate(Fault):
     """
-    Sends the head, and of each body only as many bytes as the test has allowed so far, counted from its start.
+    Sends the head, and of each body only the allowed bytes.
 
-    `allow_all` opens it for good.
+    The allowed bytes count from the body's start. `allow_all` removes the limit.
     """
 
     _allowed: int = field(default=0, init=False)
     _sent: int = field(default=0, init=False)
 
     def allow(self, count: int) -> None:
-        """Let so many bytes more through."""
+        """Allow `count` more bytes."""
         with self._changed:
             self._allowed += count
             self._changed.notify_all()
 
     def allow_all(self) -> None:
-        """Let everything through from now on."""
+        """Remove the limit, now and for later requests."""
         self.release()
 
     def wait_sent(self, count: int, timeout: float = BOUND) -> None:
-        """Wait until a body was sent up to its byte `count`. Raises AssertionError when it was not in time."""
+        """
+        Wait until `count` bytes of a body have been sent.
+
+        Raises AssertionError if they have not in time.
+        """
         with self._changed:
             met = self._changed.wait_for(lambda: self._sent >= count, timeout)
         assert met, f"{self} sent {self._sent} bytes, not {count}"

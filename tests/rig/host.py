@@ -1,6 +1,6 @@
-"""A threaded HTTP server on loopback that serves files, remembers every request, and misbehaves when told to.
+"""A threaded file server on loopback that fails on demand.
 
-Knows HTTP: credentials, ranges, connections. Must never know what a package index is.
+It records all requests. Knows HTTP: credentials, ranges, connections. Must never know what a package index is.
 """
 
 from __future__ import annotations
@@ -30,7 +30,11 @@ FaultT = TypeVar("FaultT", bound=Fault)
 
 @define
 class Served:
-    """Bytes behind a path of a host. `encodable`: sent as gzip to whoever accepts that, as PyPI does with metadata."""
+    """
+    The content of one path. If `encodable`, it is sent as gzip to clients that accept that.
+
+    PyPI does the same with metadata files.
+    """
 
     content: bytes
     etag: str
@@ -38,17 +42,20 @@ class Served:
 
 
 def matches(prefix: str, path: str) -> bool:
-    """True for the very path, and for all below it where it ends with a slash: a wheel's path stands for itself, and
-    not for its ``.metadata`` as well, nor a package's page for its tarballs."""
+    """
+    True if `path` is `prefix`, or below a `prefix` with a final slash.
+
+    So a wheel's path does not match its ``.metadata`` as well, nor a package's page its tarballs.
+    """
     return path == prefix or (prefix.endswith("/") and path.startswith(prefix))
 
 
 class FileHost:
     """
-    A host of files on loopback: `url` is its address, without a trailing slash.
+    A file server on loopback: `url` is its address, without a trailing slash.
 
-    `auth` is the user and password it asks for. With `plain` it answers as a bare intermediary does, with Content-Type
-    and Content-Length only. Without `ranges` it sends whole files only. Use as a context manager.
+    `auth` is the user and password that it requires. With `plain` it answers as a simple intermediary does, with
+    Content-Type and Content-Length only. Without `ranges` it sends whole files only. Use as a context manager.
     """
 
     def __init__(
@@ -83,16 +90,16 @@ class FileHost:
         self.stop()
 
     def stop(self) -> None:
-        """Stop listening, let go of whatever faults hold back, and close all connections."""
+        """Stop listening, release all faults, and close all connections."""
         for fault in self._all_faults:
             fault.release()
         self._server.stop()
         self._cut_connections()
 
-    # What it serves
+    # Content
 
     def put(self, path: str, content: bytes, *, encodable: bool = False) -> None:
-        """Serve these bytes behind a path, in place of what was there before."""
+        """Serve this content at a path, in place of any earlier content."""
         etag = f'"{hashlib.blake2b(content, digest_size=16).hexdigest()}"'
         with self.changed:
             self._files[path] = Served(content, etag, encodable)
@@ -103,7 +110,7 @@ class FileHost:
             self._files.pop(path, None)
 
     def answer(self, request: Request) -> Reply:
-        """What a good server sends for this request. Called in the connection's own thread."""
+        """The correct reply to this request. Called in the connection's own thread."""
         if request.method not in ("GET", "HEAD"):
             return Reply.text(405, headers={"Allow": "GET, HEAD"})
         with self.changed:
@@ -122,38 +129,48 @@ class FileHost:
             return evolve(reply, headers=headers)
         return _ranged(request, evolve(reply, headers=headers | {"Accept-Ranges": "bytes"}))
 
-    # What it saw
+    # Requests
 
     def seen(self, prefix: str) -> list[Request]:
-        """The requests for this path, or those below it (see `matches`), in order of arrival."""
+        """
+        The requests for or below this path, in order of arrival.
+
+        See `matches`.
+        """
         with self.changed:
             return [request for request in self.requests if matches(prefix, request.path)]
 
     def count(self, prefix: str) -> int:
-        """How many requests came for this path, or below it."""
+        """The number of requests for this path, or below it."""
         return len(self.seen(prefix))
 
     def wait_for(self, predicate: Callable[[], bool], timeout: float = BOUND) -> None:
         """
-        Wait until this holds; it is asked again whenever a request arrives or ends.
+        Wait until the predicate holds. It is evaluated whenever a request arrives or ends.
 
-        Raises AssertionError, with the requests seen so far, when it does not hold in time.
+        Raises AssertionError, with the requests seen so far, if it does not hold in time.
         """
         with self.changed:
             held = self.changed.wait_for(predicate, timeout)
-            assert held, "\n".join(["waited in vain; requests so far:", *map(str, self.requests)])
+            assert held, "\n".join(
+                ["the condition did not become true in time; requests so far:", *map(str, self.requests)]
+            )
 
-    # How it misbehaves
+    # Faults
 
     def fault(self, prefix: str, fault: FaultT, times: int | None = None) -> FaultT:
-        """Misbehave so for the next `times` requests (None: for all) for this path, or below it (see `matches`)."""
+        """
+        Set a fault for requests that match `prefix` (see `matches`).
+
+        It applies to the next `times` requests; with None, to all.
+        """
         with self.changed:
             self._faults.append((prefix, fault, times))
             self._all_faults.append(fault)
         return fault
 
     def mend(self) -> None:
-        """Behave again; whatever faults hold back is let go."""
+        """Remove and release all faults."""
         with self.changed:
             self._faults.clear()
         for fault in self._all_faults:
@@ -161,7 +178,11 @@ class FileHost:
 
     @property
     def faults_served(self) -> Counter[str]:
-        """How often clients met each kind of fault, by its class's name; `refusing` counts as ``Refusing``."""
+        """
+        How often clients met each kind of fault, by class name.
+
+        Each use of `refusing` counts as one ``Refusing``.
+        """
         counts = Counter({"Refusing": self._refused})
         for fault in self._all_faults:
             counts[type(fault).__name__] += fault.served
@@ -170,15 +191,16 @@ class FileHost:
     @contextlib.contextmanager
     def refusing(self) -> Iterator[None]:
         """
-        Close the port and every connection; listen on the same port again afterwards.
+        Close the port and every connection, and later listen on it again.
 
-        Nobody can count the connections that a closed port refuses: that one from here was refused is checked.
+        The connections that a closed port refuses can't be counted. Instead, one attempt is made here, which must be
+        refused.
         """
         self._server.stop()
-        # Bound but not listening: connections are refused, and no one else is given the port meanwhile.
-        keeper = socket.socket()
-        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        keeper.bind((self.host, self.port))
+        # Bound but not listening: connections are refused, and no other process gets the port meanwhile.
+        placeholder = socket.socket()
+        placeholder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        placeholder.bind((self.host, self.port))
         self._cut_connections()
         with socket.socket() as probe:
             assert probe.connect_ex((self.host, self.port)) != 0, "the port is still open"
@@ -186,13 +208,13 @@ class FileHost:
         try:
             yield
         finally:
-            self._server = Server((self.host, self.port), self, keeper)
+            self._server = Server((self.host, self.port), self, placeholder)
             self._server.start()
 
-    # What its server tells it (see `Owner`)
+    # Events of its server (see `Owner`)
 
     def opened(self, connection: socket.socket) -> int:
-        """A client connected: the number of its connection."""
+        """Called when a client connects. Returns the number of its connection."""
         with self.changed:
             self.connections += 1
             self._open.add(connection)
@@ -200,12 +222,12 @@ class FileHost:
             return self.connections
 
     def closed(self, connection: socket.socket) -> None:
-        """This connection is over."""
+        """Called when a connection is closed."""
         with self.changed:
             self._open.discard(connection)
 
     def arrived(self, connection: int, method: str, target: str, headers: Message, body: bytes) -> Request:
-        """A request was read."""
+        """Called when a request was read."""
         path, _, query = target.partition("?")
         with self.changed:
             request = Request(len(self.requests), connection, method, path, query, headers, body)
@@ -215,13 +237,13 @@ class FileHost:
         return request
 
     def ended(self, request: Request, wire: Wire, *, broken: bool) -> None:
-        """Its answer was sent, or as much of it as could be."""
+        """Called when the reply was sent, or when sending it failed."""
         with self.changed:
             request.status, request.sent, request.broken, request.done = wire.status, wire.sent, broken, True
             self.changed.notify_all()
 
     def serve(self, request: Request, wire: Wire) -> None:
-        """Answer, well or badly."""
+        """Answer a request, with the next fault if there is one."""
         reply = self.answer(request) if self._authorised(request) else _unauthorised()
         if request.method == "HEAD":
             reply = evolve(reply, body=b"")
@@ -254,7 +276,11 @@ class FileHost:
 
 
 def compressed(request: Request, reply: Reply) -> Reply:
-    """As gzip with an ETag of its own where the client accepts that, else as it is; Vary says so in both."""
+    """
+    Encode the reply with gzip if the client accepts that.
+
+    The encoded reply has another ETag. Vary is set in either case.
+    """
     headers = {**reply.headers, "Vary": "Accept, Accept-Encoding"}
     if "gzip" not in (request.headers.get("Accept-Encoding") or ""):
         return evolve(reply, headers=headers)
@@ -265,23 +291,35 @@ def compressed(request: Request, reply: Reply) -> Reply:
     return evolve(reply, headers=headers, body=body)
 
 
-def unless_known(request: Request, reply: Reply) -> Reply:
-    """304 where the client says, by etag or else by date, that it has it (RFC 9110, section 13.2.2)."""
-    named, since = request.headers.get("If-None-Match"), request.headers.get("If-Modified-Since")
-    if named is not None:
-        known = {tag.strip().removeprefix("W/") for tag in named.split(",")}
-        has_it = not known.isdisjoint({reply.headers["ETag"], "*"})
+def or_not_modified(request: Request, reply: Reply) -> Reply:
+    """
+    Return 304 if the client's validators match.
+
+    The ETag takes precedence over the date (RFC 9110, section 13.2.2).
+    """
+    if_none_match, if_modified_since = request.headers.get("If-None-Match"), request.headers.get("If-Modified-Since")
+    if if_none_match is not None:
+        etags = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
+        is_current = not etags.isdisjoint({reply.headers["ETag"], "*"})
     else:
         modified = reply.headers.get("Last-Modified")
-        has_it = bool(since and modified and parsedate_to_datetime(since) >= parsedate_to_datetime(modified))
-    if not has_it:
+        is_current = bool(
+            if_modified_since
+            and modified
+            and parsedate_to_datetime(if_modified_since) >= parsedate_to_datetime(modified)
+        )
+    if not is_current:
         return reply
     kept = ("ETag", "Last-Modified", "Cache-Control", "Vary")
     return Reply(304, {name: reply.headers[name] for name in kept if name in reply.headers})
 
 
 def _ranged(request: Request, reply: Reply) -> Reply:
-    """The one range asked for (RFC 9110, section 14.2); several at once get the whole, which is allowed."""
+    """
+    The reply to a request for one range (RFC 9110, section 14.2).
+
+    A request for several ranges gets the whole file, which the RFC allows.
+    """
     match = re.fullmatch(r"bytes=(\d*)-(\d*)", request.headers.get("Range") or "")
     if match is None or not any(match.groups()) or request.method == "HEAD":
         return reply

@@ -1,6 +1,7 @@
-"""A small HTTP client that says what really came: no redirects followed, nothing decoded, nothing retried or hidden.
+"""A small HTTP client that returns what the server really sent.
 
-Knows HTTP/1.1 from the client's side. Must never know who answers.
+It follows no redirects, decodes nothing and retries nothing. Knows HTTP/1.1 from the client's side. Must never know
+which server answers.
 """
 
 from __future__ import annotations
@@ -24,19 +25,21 @@ from .wire import BOUND
 
 T = TypeVar("T")
 
-#: Small, so that the kernel does not take in a whole body for a client that does not read it; bytes.
+#: Receive buffer in bytes. It is small, so that the kernel does not receive a whole body for a client that does not
+#: read.
 _SLOW_BUFFER = 16 * 1024
 _PIECE = 64 * 1024
-#: Seconds between two looks at something that is awaited.
-_BETWEEN = 0.02
+#: Seconds between two polls.
+_POLL_INTERVAL = 0.02
 
 
 @frozen
 class Answer:
     """
-    What came back. `headers` is case-insensitive; one that is absent reads as None. `body` is as it came over the wire.
+    A response. Absent `headers` read as None; `body` is as it came over the wire.
 
-    Not `complete`: the connection ended before the body did. Then a `status` of 0 means: before the head did.
+    `headers` is case-insensitive. If the connection ended before the body did, the answer is not `complete`; if it
+    ended before the head did, `status` is 0.
     """
 
     status: int
@@ -68,16 +71,17 @@ def get(
     timeout: float = BOUND,
 ) -> Answer:
     """
-    Ask once, on a connection of its own, with these headers and Host and nothing else; with a body, its length as well.
+    Send one request on a new connection.
 
-    A transfer that breaks is an answer that is not complete. Raises ConnectionRefusedError where nobody listens, and
-    TimeoutError where nothing comes for `timeout` seconds.
+    It has these headers, Host, and a body's Content-Length, and no others. A transfer that breaks returns an answer
+    that is not complete. Raises ConnectionRefusedError if nothing listens at the address, and TimeoutError after
+    `timeout` seconds without a byte.
     """
     connection = _connection(url, timeout)
     try:
         connection.connect()
-        response = _ask(connection, url, headers, method, body)
-        return _BROKEN if response is None else _Body(response).rest()
+        response = _send(connection, url, headers, method, body)
+        return _NO_RESPONSE if response is None else _Body(response).rest()
     finally:
         connection.close()
 
@@ -94,9 +98,10 @@ def post(url: str, body: bytes, headers: Mapping[str, str] | None = None) -> Ans
 
 def raw(host: str, port: int, data: bytes, timeout: float = BOUND) -> bytes:
     """
-    Send these very bytes and return all that comes until the server closes: let them ask for ``Connection: close``.
+    Send exactly these bytes and return everything until the server closes.
 
-    Raises TimeoutError where nothing comes for `timeout` seconds.
+    The bytes should therefore ask for ``Connection: close``. Raises TimeoutError after `timeout` seconds without a
+    byte.
     """
     received = bytearray()
     with socket.create_connection((host, port), timeout) as connection:
@@ -105,15 +110,15 @@ def raw(host: str, port: int, data: bytes, timeout: float = BOUND) -> bytes:
             while piece := connection.recv(_PIECE):
                 received += piece
         except (ConnectionResetError, BrokenPipeError):
-            pass  # a server that refuses a request may well close without reading all of it
+            pass  # a server that refuses a request may close before it has read all of it
     return bytes(received)
 
 
 class SlowReader:
     """
-    A client that takes the head and then reads only when told to. Use as a context manager.
+    A client that reads the head, and then reads only on demand. Use as a context manager.
 
-    Its receive buffer is small, so that what is not read stays with the server.
+    Its receive buffer is small, so that bytes that it does not read stay with the server.
     """
 
     def __init__(self, url: str, headers: Mapping[str, str] | None = None, timeout: float = BOUND) -> None:
@@ -126,7 +131,7 @@ class SlowReader:
         self._connection.sock = self._stream = stream
         try:
             stream.connect((parts.hostname, parts.port or 80))
-            response = _ask(self._connection, url, headers, "GET")
+            response = _send(self._connection, url, headers, "GET")
             assert response is not None, "the server closed the connection before its answer"
         except BaseException:
             self._connection.close()
@@ -143,26 +148,31 @@ class SlowReader:
 
     def read(self, count: int, timeout: float | None = None) -> bytes:
         """
-        The next `count` bytes of the body; fewer only when it ends or breaks.
+        Return the next `count` bytes of the body.
 
-        Raises TimeoutError where nothing comes for `timeout` seconds, after which it can only be closed.
+        There are fewer only if the body ends or breaks. Raises TimeoutError after `timeout` seconds without a byte;
+        then the reader can only be closed.
         """
         if timeout is not None:
             self._stream.settimeout(timeout)
         return self._body.read(count)
 
     def rest(self) -> Answer:
-        """Read on to the end: the answer with what was left of the body."""
+        """Read the rest of the body, and return it as an answer."""
         return self._body.rest()
 
     def close(self) -> None:
-        """Go away, in the middle of the body where that has not ended."""
+        """Close the connection, even in the middle of the body."""
         self._body.response.close()
         self._connection.close()
 
 
 def parallel(count: int, work: Callable[[int], T]) -> list[T]:
-    """Call ``work(0)`` to ``work(count - 1)`` at once, each in a thread; the results in order. Raises as they do."""
+    """
+    Call ``work(0)`` to ``work(count - 1)`` at once, each in a thread.
+
+    Returns the results in order. Raises the error of a call that fails.
+    """
     start = Barrier(count)
 
     def run(number: int) -> T:
@@ -175,35 +185,39 @@ def parallel(count: int, work: Callable[[int], T]) -> list[T]:
 
 def eventually(ask: Callable[[], T], wanted: Callable[[T], object], timeout: float = BOUND) -> T:
     """
-    Ask again and again until what comes back is wanted, and return that.
+    Call `ask` repeatedly until `wanted` accepts its result, and return that result.
 
-    Raises AssertionError, with what came last, when it does not come in time.
+    Raises AssertionError, with the last result, if none is accepted in time.
     """
     deadline = time.monotonic() + timeout
     while not wanted(answer := ask()):
-        assert time.monotonic() < deadline, f"waited in vain, the last answer was {answer}"
-        time.sleep(_BETWEEN)
+        assert time.monotonic() < deadline, f"no accepted answer in time; the last answer was {answer}"
+        time.sleep(_POLL_INTERVAL)
     return answer
 
 
-_BROKEN = Answer(0, Message(), b"", complete=False)
+_NO_RESPONSE = Answer(0, Message(), b"", complete=False)
 
 
 def _connection(url: str, timeout: float) -> HTTPConnection:
     return HTTPConnection(urlsplit(url).netloc, timeout=timeout)
 
 
-def _ask(
+def _send(
     connection: HTTPConnection, url: str, headers: Mapping[str, str] | None, method: str, body: bytes = b""
 ) -> HTTPResponse | None:
-    """The response whose head has come; None where the connection ended first."""
+    """
+    Send the request and return the response after its head.
+
+    Returns None if the connection ended first.
+    """
     parts = urlsplit(url)
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    given = dict(headers or {}) | ({"Content-Length": str(len(body))} if body else {})
+    fields = dict(headers or {}) | ({"Content-Length": str(len(body))} if body else {})
     try:
-        own_host = any(name.lower() == "host" for name in given)
+        own_host = any(name.lower() == "host" for name in fields)
         connection.putrequest(method, target, skip_host=own_host, skip_accept_encoding=True)
-        for name, value in given.items():
+        for name, value in fields.items():
             connection.putheader(name, value)
         connection.endheaders(body or None)
         return connection.getresponse()
@@ -212,7 +226,11 @@ def _ask(
 
 
 class _Body:
-    """Reads a body and keeps count itself: HTTPResponse.read1 counts in some versions of Python only."""
+    """
+    Reads a body and counts its bytes.
+
+    HTTPResponse.read1 counts them in some versions of Python only.
+    """
 
     def __init__(self, response: HTTPResponse) -> None:
         self.response = response
@@ -221,19 +239,19 @@ class _Body:
 
     def read(self, count: int) -> bytes:
         received = bytearray()
-        while len(received) < count and (piece := self._some(count - len(received))):
+        while len(received) < count and (piece := self._read_some(count - len(received))):
             received += piece
         return bytes(received)
 
     def rest(self) -> Answer:
         received = bytearray()
-        while piece := self._some(_PIECE):
+        while piece := self._read_some(_PIECE):
             received += piece
         complete = not self._broken and not self._left
         return Answer(self.response.status, self.response.headers, bytes(received), complete)
 
-    def _some(self, count: int) -> bytes:
-        """At most so many bytes; none at the end, whichever end it is."""
+    def _read_some(self, count: int) -> bytes:
+        """Return at most `count` bytes; none at the body's end."""
         wanted = count if self._left is None else min(count, self._left)
         try:
             piece = self.response.read1(wanted) if wanted and not self._broken else b""

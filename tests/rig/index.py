@@ -1,7 +1,7 @@
-"""An upstream package index on loopback, as PyPI answers, or as lesser indexes do.
+"""A fake package index on loopback.
 
-Knows the Simple Repository API (PEP 503, 629, 658, 691, 700, 714, 740, 792) from the serving side. Must never import
-the code it is to test, or its parsers.
+It answers like PyPI, or like a simpler index. Knows the Simple Repository API (PEP 503, 629, 658, 691, 700, 714, 740,
+792) from the serving side. Must never import the code under test, or its parsers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from attrs import define, field
 from packaging.utils import canonicalize_name
 
-from .host import FileHost, compressed, unless_known
+from .host import FileHost, compressed, or_not_modified
 from .packages import Artifact
 from .pages import HTML, JSON, TEXT, Renderer, dump, negotiated, project_html, root_html
 from .wire import Reply, Request
@@ -41,10 +41,11 @@ class _Project:
 
 class FakeIndex(FileHost):
     """
-    The index: pages under ``/simple/`` and ``/pypi/``, and, unless told otherwise, the files under ``/packages/``.
+    An index with pages under ``/simple/`` and ``/pypi/``, and files under ``/packages/``.
 
-    `json_only` and `html_only` make it speak that alone, whatever is asked for. With `plain`, no ETag, 304, gzip,
-    core-metadata or provenance, no ranges, and ``_last-serial`` is a string. Pages may be changed at any time.
+    `json_only` and `html_only` make it send only that form, regardless of Accept. With `plain`, it sends no ETag, 304,
+    gzip, core-metadata or provenance, supports no ranges, and ``_last-serial`` is a string. Pages can be changed at any
+    time.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class FakeIndex(FileHost):
         self._serial = _SERIAL
         super().__init__(auth=auth, plain=plain, ranges=ranges, address=address)
 
-    # What it lists
+    # Packages
 
     def add(
         self,
@@ -75,10 +76,10 @@ class FakeIndex(FileHost):
         extra: Mapping[str, object] | None = None,
     ) -> str:
         """
-        List a file and serve it, here or `at` another host; returns its URL.
+        List a file and serve it; return its URL.
 
-        `extra` is added to its JSON entry, in place of fields of the same name: a false digest, say, or a field that
-        nobody has invented yet.
+        It is served here or on the host `at`. The fields in `extra` are added to its JSON entry and replace fields of
+        the same name: a false digest, for example, or a field that no PEP defines yet.
         """
         host = at or self
         name = hashlib.blake2b(artifact.content, digest_size=32).hexdigest()
@@ -98,7 +99,11 @@ class FakeIndex(FileHost):
             self.add(artifact)
 
     def replace(self, artifact: Artifact) -> str:
-        """Put other bytes, and their digest, behind the URL of the listed file of the same name; returns the URL."""
+        """
+        Replace the content of a listed file; return its URL.
+
+        The new artifact has the same file name; its digest replaces the old one.
+        """
         listed = self._listed(artifact.filename)
         with self.changed:
             self._serial += 1
@@ -108,7 +113,7 @@ class FakeIndex(FileHost):
         return listed.host.url + listed.path
 
     def remove(self, filename: str) -> None:
-        """List and serve this file no longer."""
+        """Stop listing and serving this file."""
         listed = self._listed(filename)
         with self.changed:
             self._serial += 1
@@ -119,12 +124,16 @@ class FakeIndex(FileHost):
         listed.host.drop(f"{listed.path}.metadata")
 
     def remove_project(self, name: str) -> None:
-        """Answer 404 for this project's pages; its files are served on."""
+        """Answer 404 for this project's pages, but continue to serve its files."""
         with self.changed:
             del self._projects[canonicalize_name(name)]
 
     def describe(self, name: str, extra: Mapping[str, object]) -> None:
-        """Add these fields to a project's JSON page (its status, say); the project is made where there is none."""
+        """
+        Add these fields, such as its status, to a project's JSON page.
+
+        The project is created if there is none.
+        """
         with self.changed:
             self._serial += 1
             key = canonicalize_name(name)
@@ -133,7 +142,11 @@ class FakeIndex(FileHost):
             project.serial = self._serial
 
     def add_names(self, names: Iterable[str]) -> None:
-        """Name projects in the root list that have no page: for a list of PyPI's size."""
+        """
+        Add projects without a page to the root list.
+
+        This makes the list as long as PyPI's.
+        """
         with self.changed:
             self._names.extend(names)
 
@@ -143,7 +156,7 @@ class FakeIndex(FileHost):
         return listed.host.url + listed.path
 
     def path_of(self, filename: str) -> str:
-        """The path of a listed file on its host: what to count, or to set a fault on."""
+        """The path of a listed file on its host, for `count` and `fault`."""
         return self._listed(filename).path
 
     def _listed(self, filename: str) -> _Listed:
@@ -158,10 +171,10 @@ class FakeIndex(FileHost):
         if artifact.metadata is not None:
             host.put(f"{path}.metadata", artifact.metadata, encodable=True)
 
-    # How it answers
+    # Replies
 
     def answer(self, request: Request) -> Reply:
-        """A page, or what the host of files says."""
+        """Answer with a page, or else as a file host."""
         if request.method in ("GET", "HEAD"):
             with self.changed:
                 match unquote(request.path).split("/")[1:]:
@@ -194,7 +207,7 @@ class FakeIndex(FileHost):
         return self._page(request, page | project.extra, project_html)
 
     def _entry(self, listed: _Listed) -> dict[str, object]:
-        """A file as the JSON page lists it (PEP 691, 700, 714, 740)."""
+        """A file's entry in the JSON page (PEP 691, 700, 714, 740)."""
         artifact = listed.artifact
         entry: dict[str, object] = {
             "filename": artifact.filename,
@@ -223,7 +236,11 @@ class FakeIndex(FileHost):
         return str(serial) if self.plain else serial
 
     def _legacy(self, request: Request, name: str, version: str | None) -> Reply:
-        """The JSON API that is older than the Simple API's JSON: a project, or one version of it."""
+        """
+        A project, or one version of it, in PyPI's older JSON API.
+
+        That API predates PEP 691.
+        """
         project = self._projects.get(canonicalize_name(name))
         releases: dict[str, list[dict[str, object]]] = {}
         for listed in project.files.values() if project else ():
@@ -253,7 +270,7 @@ class FakeIndex(FileHost):
         return self._finish(request, content_type, render(page).encode(), meta["_last-serial"])
 
     def _finish(self, request: Request, content_type: str, body: bytes, serial: object) -> Reply:
-        """With PyPI's headers: validator, freshness, gzip; or bare."""
+        """Add PyPI's headers (validator, freshness, gzip) unless the index is plain."""
         headers = {"Content-Type": content_type, "Content-Length": str(len(body))}
         if self.plain:
             return Reply(200, headers, body)
@@ -263,7 +280,7 @@ class FakeIndex(FileHost):
             "Cache-Control": "max-age=600, public",
             "X-PyPI-Last-Serial": str(serial),
         }
-        return unless_known(request, compressed(request, Reply(200, headers, body)))
+        return or_not_modified(request, compressed(request, Reply(200, headers, body)))
 
 
 def _moved(location: str) -> Reply:

@@ -1,6 +1,6 @@
-"""A wire between two programs that a test can make slow: everything comes, only later.
+"""A TCP relay between two programs that delays the answers on demand.
 
-Knows bytes and sockets. Must never know what they say.
+Knows bytes and sockets. Must never know their meaning.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ _PIECE = 64 * 1024
 
 class SlowLink:
     """
-    Accepts connections on a port of loopback and carries them to another, its answers `delay` seconds late. Use as a
-    context manager. `delayed` counts the answers that came late.
+    Relays connections from one port of loopback to another, and delays the answers.
+
+    `delay` is in seconds. `delayed` counts the pieces of answers that were delayed. Use as a context manager.
     """
 
     def __init__(self, port: int) -> None:
@@ -37,10 +38,10 @@ class SlowLink:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for each in self._sockets:
+        for opened in self._sockets:
             with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-            each.close()
+                opened.shutdown(socket.SHUT_RDWR)
+            opened.close()
         self._thread.join(BOUND)
 
     def _accept(self) -> None:
@@ -50,13 +51,13 @@ class SlowLink:
                 server = socket.create_connection(("127.0.0.1", self._target))
                 self._sockets += [client, server]
                 for ends in ((client, server, False), (server, client, True)):
-                    threading.Thread(target=self._carry, args=ends, daemon=True).start()
+                    threading.Thread(target=self._relay, args=ends, daemon=True).start()
 
-    def _carry(self, source: socket.socket, target: socket.socket, late: bool) -> None:  # noqa: FBT001 - one of two ways
+    def _relay(self, source: socket.socket, target: socket.socket, is_answer: bool) -> None:  # noqa: FBT001 - one of two directions
         with suppress(OSError):
             while piece := source.recv(_PIECE):
-                if late and self.delay:
-                    time.sleep(self.delay)  # a wire that is long, not a test that waits
+                if is_answer and self.delay:
+                    time.sleep(self.delay)  # simulates latency; no test waits here
                     self.delayed += 1
                 target.sendall(piece)
             target.shutdown(socket.SHUT_WR)

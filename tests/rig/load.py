@@ -1,8 +1,8 @@
-"""Many clients at once in one process of their own, cheap enough that a server, and not they, sets the pace.
+"""Runs many clients at once in separate processes.
 
-``python -m tests.rig.load`` asks as it is told on stdin and says on stdout what came. Each client compares what it gets
-with what is right while it comes, and keeps nothing of it. Knows HTTP/1.1 from the client's side, with a length. Must
-never know who answers.
+They are cheap enough that the server is the bottleneck. ``python -m tests.rig.load`` reads its order from stdin and
+writes the outcomes to stdout. Each client compares the body with the expected content while it arrives, and keeps
+nothing of it. Knows HTTP/1.1 from the client's side, with a Content-Length. Must never know which server answers.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from urllib.parse import urlsplit
 
 from attrs import asdict, define, field, frozen
 
-#: What is looked at should fit into the processor's cache; what is only counted may come in one go.
-_PIECE, _UNSEEN = 128 * 1024, 2 * 1024 * 1024
-#: To compare memory without a copy of it: Python's own ways make one, or look at each byte.
+#: Bytes per read. Compared bytes should fit into the processor's cache; bytes that are only counted need not.
+_PIECE, _UNCHECKED_PIECE = 128 * 1024, 2 * 1024 * 1024
+#: Compares memory without copying it. Python's own ways copy it, or compare byte by byte.
 _memcmp = ctypes.CDLL(None).memcmp
 _memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 _ROOT = Path(__file__).resolve().parents[2]
@@ -35,8 +35,11 @@ _LOCATION = re.compile(rb"\r\nlocation: *(\S+)", re.IGNORECASE)
 @frozen
 class Outcome:
     """
-    What one client got: the last status; whether the body was all there and right, and whether any byte of it was
-    wrong; where it was sent, if it was; the seconds from its start until its end.
+    The result of one client.
+
+    `status` is that of its last response. `whole`: the body was complete and right. `wrong`: at least one byte of it
+    was wrong. `location` is the target of a redirect, if there was one. `seconds` is the time from the client's start
+    until its end.
     """
 
     url: str
@@ -49,23 +52,25 @@ class Outcome:
 
 class Storm:
     """
-    Clients that have been started, and what they will have got, in as many processes as there are processors.
+    Many running clients, in one process per processor.
 
-    `follow`: go where a redirect leads. Without `check`, bytes are counted and not looked at, which costs next to
-    nothing: that is for measuring a server that shares the processors with its clients.
+    With `follow` the clients follow redirects. Without `check`, bytes are counted but not compared, which costs next to
+    nothing: this is for measuring a server that shares the processors with its clients.
     """
 
     def __init__(self, urls: Sequence[str], expected: Path, *, follow: bool = False, check: bool = True) -> None:
-        several = min(os.cpu_count() or 1, len(urls))
+        process_count = min(os.cpu_count() or 1, len(urls))
         order = {"expected": str(expected), "follow": follow, "check": check}
-        self._parts = [_Part(order | {"urls": list(urls[number::several])}) for number in range(several)]
+        self._processes = [
+            _LoadProcess(order | {"urls": list(urls[number::process_count])}) for number in range(process_count)
+        ]
 
     def outcomes(self) -> list[Outcome]:
-        """Wait for all of them to end."""
-        return [outcome for part in self._parts for outcome in part.outcomes()]
+        """Wait for all clients to end, and return their outcomes."""
+        return [outcome for process in self._processes for outcome in process.outcomes()]
 
 
-class _Part:
+class _LoadProcess:
     """The clients of one process."""
 
     def __init__(self, order: dict[str, object]) -> None:
@@ -84,12 +89,12 @@ class _Part:
         assert self._process.stdout.readline() == "connected\n"
 
     def outcomes(self) -> list[Outcome]:
-        """Wait for these to end."""
+        """Wait for the clients to end, and return their outcomes."""
         assert self._process.stdout is not None
         with self._process.stdout as stdout:
-            told = stdout.read()
+            printed = stdout.read()
         assert self._process.wait() == 0
-        return [Outcome(**each) for each in json.loads(told)]
+        return [Outcome(**each) for each in json.loads(printed)]
 
 
 @define(eq=False)
@@ -121,9 +126,9 @@ class _Client:
 
     def read(self) -> None:
         try:
-            # What TCP is to truncate, it throws away without copying it.
-            unseen = self.length >= 0 and not self.check
-            count = self.connection.recv_into(self.buffer, 0, socket.MSG_TRUNC if unseen else 0)
+            # With MSG_TRUNC, the kernel discards the bytes without copying them.
+            unchecked = self.length >= 0 and not self.check
+            count = self.connection.recv_into(self.buffer, 0, socket.MSG_TRUNC if unchecked else 0)
         except BlockingIOError:
             return
         except ConnectionError:
@@ -142,11 +147,11 @@ class _Client:
         if self.at + count > len(self.expected):
             self.wrong = True
         elif count:
-            mine, right = ctypes.addressof(self.buffer) + start, ctypes.addressof(self.expected) + self.at
-            self.wrong = self.wrong or _memcmp(mine, right, count) != 0
+            received, right = ctypes.addressof(self.buffer) + start, ctypes.addressof(self.expected) + self.at
+            self.wrong = self.wrong or _memcmp(received, right, count) != 0
 
     def read_head(self, count: int) -> int:
-        """Where in the buffer the body begins."""
+        """Read the head, and return where in the buffer the body begins."""
         before = len(self.head)
         self.head += ctypes.string_at(self.buffer, count)
         head, found, _ = self.head.partition(b"\r\n\r\n")
@@ -173,7 +178,7 @@ def main() -> None:
     order = json.load(sys.stdin)
     content = Path(order["expected"]).read_bytes()
     expected = ctypes.create_string_buffer(content, len(content))
-    buffer = ctypes.create_string_buffer(_PIECE if order["check"] else _UNSEEN)
+    buffer = ctypes.create_string_buffer(_PIECE if order["check"] else _UNCHECKED_PIECE)
     selector = selectors.DefaultSelector()
     began = time.monotonic()
     clients = [

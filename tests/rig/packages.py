@@ -1,6 +1,7 @@
-"""Makes wheels and sdists that pip and uv install, and tarballs that npm does, the same bytes every time.
+"""Makes wheels, sdists and npm tarballs that pip, uv and npm install.
 
-Knows the package formats. Must never know an index, a URL or the network.
+The same arguments always give the same bytes. Knows the package formats. Must never know an index, a URL or the
+network.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from attrs import field, frozen
 from packaging.utils import canonicalize_name, parse_sdist_filename, parse_wheel_filename
 
-#: A build backend that needs nothing but Python, so that an sdist installs from an index that holds nothing else.
+#: A build backend without dependencies, so that an sdist installs from an index that has no other package.
 _BACKEND = """\
 import base64, hashlib, os, zipfile
 
@@ -67,7 +68,11 @@ setup(
 
 @frozen
 class Artifact:
-    """A package file. `metadata` is what an index serves as its ``.metadata`` (PEP 658): None for an sdist."""
+    """
+    A package file of a Python project.
+
+    `metadata` is the content of its ``.metadata`` file (PEP 658), or None for an sdist.
+    """
 
     filename: str
     content: bytes = field(repr=False)
@@ -81,7 +86,7 @@ class Artifact:
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """Its size in bytes."""
         return len(self.content)
 
     @property
@@ -104,14 +109,14 @@ class Artifact:
 
 @frozen
 class Tarball:
-    """An npm package as it is published: a .tgz, and its package.json as `manifest`."""
+    """A published npm package: a .tgz, and its package.json as `manifest`."""
 
     manifest: Mapping[str, object]
     content: bytes = field(repr=False)
 
     @property
     def name(self) -> str:
-        """With its scope."""
+        """The name with its scope."""
         return str(self.manifest["name"])
 
     @property
@@ -120,22 +125,26 @@ class Tarball:
 
     @property
     def filename(self) -> str:
-        """As npm names it: without the scope."""
+        """The file name that npm gives it, without the scope."""
         return f"{self.name.rpartition('/')[2]}-{self.version}.tgz"
 
     @property
     def integrity(self) -> str:
-        """Subresource Integrity, section 3.5, with SHA-512, as npm computes it."""
+        """
+        The integrity string with SHA-512, as npm computes it.
+
+        See Subresource Integrity, section 3.5.
+        """
         return "sha512-" + base64.b64encode(hashlib.sha512(self.content).digest()).decode()
 
     @property
     def shasum(self) -> str:
-        """SHA-1 in hex, which npm gave before there was `integrity`."""
+        """SHA-1 in hex, which npm used before `integrity`."""
         return hashlib.sha1(self.content, usedforsecurity=False).hexdigest()
 
 
 def incompressible(size: int, seed: str = "") -> bytes:
-    """This many bytes that no compression makes smaller; the same for the same seed."""
+    """Return `size` incompressible bytes; the same seed gives the same bytes."""
     return hashlib.shake_256(seed.encode()).digest(size) if size else b""
 
 
@@ -149,7 +158,11 @@ def make_wheel(
     padding: int = 0,
     tag: str = "py3-none-any",
 ) -> Artifact:
-    """A wheel with the three files of its dist-info, these modules (file name to source) and `padding` bytes more."""
+    """
+    Make a wheel with these modules and `padding` more bytes.
+
+    `modules` maps file names to their source. The wheel has the three files of its dist-info.
+    """
     stem = f"{_escaped(name)}-{version}"
     metadata = _metadata(name, version, requires, requires_python)
     files = {path: source.encode() for path, source in (modules or {}).items()}
@@ -172,9 +185,10 @@ def make_sdist(
     legacy: bool = False,
 ) -> Artifact:
     """
-    A tar.gz with PKG-INFO and a pyproject.toml whose backend it carries itself: it installs with nothing at hand.
+    Make a tar.gz with PKG-INFO and a pyproject.toml.
 
-    With `legacy`, a setup.py instead, for which the installing environment needs setuptools.
+    It contains its own build backend, so that it installs without any other package. With `legacy`, it has a setup.py
+    instead, for which the installing environment needs setuptools.
     """
     requires = list(requires)
     stem = f"{_escaped(name)}-{version}"
@@ -204,8 +218,10 @@ def make_tarball(
     **manifest: object,
 ) -> Tarball:
     """
-    A .tgz with a package.json, which has these further fields, and an index.js that exports the version and does what
-    `source` says; and `padding` bytes more.
+    Make a .tgz with a package.json and an index.js.
+
+    `manifest` holds further fields of the package.json. The index.js exports the version and runs `source`. The tarball
+    has `padding` more bytes.
     """
     document = {"name": name, "version": version, "description": "made by a test", "main": "index.js", **manifest}
     if dependencies:
@@ -220,7 +236,11 @@ def make_tarball(
 
 
 def _escaped(name: str) -> str:
-    """A name as it stands in file names (binary distribution format, "Escaping and Unicode")."""
+    """
+    A name in the form for file names.
+
+    See the binary distribution format, "Escaping and Unicode".
+    """
     return re.sub(r"[-_.]+", "_", canonicalize_name(name))
 
 
@@ -249,7 +269,7 @@ def _zip(files: Mapping[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for path, content in files.items():
-            entry = zipfile.ZipInfo(path)  # dated 1980, so that the bytes do not depend on the clock
+            entry = zipfile.ZipInfo(path)  # its default date is 1980, so that the bytes do not depend on the clock
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, content)
     return buffer.getvalue()

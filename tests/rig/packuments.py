@@ -1,4 +1,4 @@
-"""What a registry's documents look like: packuments, versions, signatures, attestations.
+"""The documents of an npm registry: packuments, versions, signatures, attestations.
 
 Knows the npm registry's documentation ("Package Metadata", "ECDSA registry signatures"). Must never know a request.
 """
@@ -22,11 +22,11 @@ from .packages import Tarball
 FULL = "application/json"
 ABBREVIATED = "application/vnd.npm.install-v1+json"
 
-#: When the first package was published.
+#: The time at which the first package is published.
 EPOCH = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
-#: "Abbreviated version object", and what the registry has added since.
-_FOR_INSTALLERS = {
+#: The fields of the "Abbreviated version object", and those that the registry has added since.
+_ABBREVIATED_FIELDS = {
     "name", "version", "deprecated", "dependencies", "optionalDependencies", "devDependencies", "bundleDependencies",
     "peerDependencies", "peerDependenciesMeta", "acceptDependencies", "bin", "directories", "dist", "engines",
     "_hasShrinkwrap", "hasInstallScript", "os", "cpu", "libc", "funding",
@@ -37,7 +37,11 @@ _PROVENANCE = "https://slsa.dev/provenance/v1"
 
 @define
 class Version:
-    """A listed version: its tarball at `url`, and what `extra` and `dist` add. `signature` is that of the registry."""
+    """
+    A listed version, with its tarball at `url` and the registry's `signature`.
+
+    `extra` and `dist` are added to its document.
+    """
 
     tarball: Tarball
     url: str
@@ -48,7 +52,7 @@ class Version:
     attestations_url: str = ""
 
     def document(self) -> dict[str, object]:
-        """The version's object: its package.json, and what the registry knows of it."""
+        """The version's object: its package.json and the registry's additions."""
         dist: dict[str, object] = {
             "integrity": self.tarball.integrity,
             "shasum": self.tarball.shasum,
@@ -72,7 +76,11 @@ class Version:
 
 @define
 class Package:
-    """A package's versions and tags; `extra` is what its full packument has besides."""
+    """
+    A package's versions and tags.
+
+    `extra` holds further fields of its full packument.
+    """
 
     name: str
     modified: datetime
@@ -98,7 +106,7 @@ class Package:
         }
 
     def abbreviated(self) -> dict[str, object]:
-        """What an installer needs of it."""
+        """The abbreviated packument, with the fields that an installer needs."""
         return {
             "name": self.name,
             "dist-tags": dict(self.tags),
@@ -106,8 +114,8 @@ class Package:
             "modified": iso(self.modified),
         }
 
-    def found(self) -> dict[str, object]:
-        """What a search says of it."""
+    def search_result(self) -> dict[str, object]:
+        """The package's entry in a search result."""
         someone = {"username": "someone", "email": "someone@people.example"}
         return {
             "name": self.name,
@@ -121,18 +129,18 @@ class Package:
         }
 
     def find(self, wanted: str) -> Version | None:
-        """A version, by its name or a tag's."""
+        """Return a version by its number or its tag."""
         return self.versions.get(self.tags.get(wanted, wanted))
 
 
 @frozen
 class Signer:
-    """A registry's key: another one for each."""
+    """A registry's signing key, generated anew for each registry."""
 
     _key: ec.EllipticCurvePrivateKey = field(factory=lambda: ec.generate_private_key(ec.SECP256R1()), repr=False)
 
     def sign(self, tarball: Tarball) -> dict[str, str]:
-        """An entry of ``dist.signatures``."""
+        """Return an entry of ``dist.signatures``."""
         signature = self._key.sign(f"{spec(tarball)}:{tarball.integrity}".encode(), ec.ECDSA(SHA256()))
         return {"keyid": self._id, "sig": _base64(signature)}
 
@@ -152,7 +160,11 @@ class Signer:
 
 
 def attestations(version: Version) -> dict[str, object] | None:
-    """In shape what the registry gives for a version that has any; nobody vouches for these."""
+    """
+    The attestations of an attested version, without signatures.
+
+    The format is the registry's.
+    """
     if not version.attestations_url:
         return None
     subject = {"name": f"pkg:npm/{quote(spec(version.tarball))}"}
@@ -163,17 +175,17 @@ def attestations(version: Version) -> dict[str, object] | None:
 
 
 def spec(tarball: Tarball) -> str:
-    """``name@version``"""
+    """Return ``name@version``."""
     return f"{tarball.name}@{tarball.version}"
 
 
 def iso(moment: datetime) -> str:
-    """As JavaScript writes a date."""
+    """A date in JavaScript's format."""
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _abbreviated(version: Mapping[str, object]) -> dict[str, object]:
-    short = {name: value for name, value in version.items() if name in _FOR_INSTALLERS}
+    short = {name: value for name, value in version.items() if name in _ABBREVIATED_FIELDS}
     scripts = version.get("scripts")
     if isinstance(scripts, dict) and _INSTALL_SCRIPTS & set(scripts):
         short["hasInstallScript"] = True

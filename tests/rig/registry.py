@@ -1,6 +1,7 @@
-"""An upstream npm registry on loopback, as the public one answers, or as a lesser one does.
+"""A fake npm registry on loopback.
 
-Knows the registry's addresses and headers. Must never import the code it is to test, or its parsers.
+It answers like the public one, or like a simpler one. Knows the registry's addresses and headers. Must never import the
+code under test, or its parsers.
 """
 
 from __future__ import annotations
@@ -13,22 +14,22 @@ from datetime import timedelta
 from email.utils import format_datetime
 from urllib.parse import parse_qs, quote, unquote
 
-from .host import FileHost, compressed, unless_known
+from .host import FileHost, compressed, or_not_modified
 from .packages import Tarball
 from .packuments import ABBREVIATED, EPOCH, FULL, Package, Signer, Version, attestations, iso, spec
 from .wire import Reply, Request
 
-#: Passes between one change and the next, so that dates to the second tell them apart.
-_MEANWHILE = timedelta(seconds=7, milliseconds=123)
+#: Time between one change and the next, so that dates with a resolution of one second distinguish them.
+_TIME_STEP = timedelta(seconds=7, milliseconds=123)
 
 
 class FakeRegistry(FileHost):
     """
-    The registry: packuments, its own endpoints and, unless told otherwise, the tarballs.
+    A registry with packuments, tarballs and the registry's own endpoints.
 
-    With `plain`, it answers as a bare intermediary does: always in full, no ETag, 304, gzip or ranges, no keys,
-    attestations, search or audit. Packages may be changed at any time. `audits` are the questions it was POSTed,
-    decoded.
+    With `plain` it answers as a simple intermediary does: always in full, without ETag, 304, gzip or ranges, and
+    without keys, attestations, search or audit. Packages can be changed at any time. `audits` are the decoded audit
+    requests.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class FakeRegistry(FileHost):
         self._hosts: dict[str, FileHost] = {}
         super().__init__(auth=auth, plain=plain, ranges=ranges, address=address)
 
-    # What it lists
+    # Packages
 
     def add(
         self,
@@ -61,11 +62,12 @@ class FakeRegistry(FileHost):
         attested: bool = False,
     ) -> str:
         """
-        List a version and serve its tarball, here or `at` another host, behind this percent-encoded path (and query)
-        where it is not the usual one; returns its URL.
+        List a version and serve its tarball; return its URL.
 
-        `extra` is added to its object (``deprecated``, say), `dist` to what that says of the tarball, in place of
-        fields of the same name: another ``integrity``, say, or none with None.
+        The tarball is served here or on the host `at`. `path` is its percent-encoded path and query, if it is not the
+        usual one. The fields in `extra` (``deprecated``, for example) are added to the version's object, and those in
+        `dist` to its ``dist``. They replace fields of the same name: another ``integrity``, for example, or no such
+        field with None.
         """
         host = at or self
         path = path or f"/{quote(tarball.name, safe='@/')}/-/{quote(tarball.filename, safe='+')}"
@@ -83,7 +85,7 @@ class FakeRegistry(FileHost):
         return url
 
     def replace(self, tarball: Tarball) -> str:
-        """Put other bytes, and their digests, behind the URL of this version; returns the URL."""
+        """Replace the tarball of a version, and its digests; return its URL."""
         with self.changed:
             version = self._touch(tarball.name).versions[tarball.version]
             version.tarball, version.signature = tarball, self._signer.sign(tarball)
@@ -92,17 +94,17 @@ class FakeRegistry(FileHost):
         return version.url
 
     def describe(self, name: str, extra: Mapping[str, object]) -> None:
-        """Add these fields to a package's full packument: a ``readme``, say."""
+        """Add these fields, such as a ``readme``, to a package's full packument."""
         with self.changed:
             self._touch(name).extra.update(extra)
 
     def tag(self, name: str, tag: str, version: str) -> None:
-        """``npm dist-tag add``."""
+        """Set a tag, as ``npm dist-tag add`` does."""
         with self.changed:
             self._touch(name).tags[tag] = version
 
     def advise(self, name: str, vulnerable_versions: str) -> None:
-        """From now on, audits say that these versions of a package are vulnerable."""
+        """Report these versions of a package as vulnerable in later audits."""
         advisory = {
             "id": 1000 + len(self._advisories),
             "url": "https://advisories.example/1",
@@ -114,28 +116,28 @@ class FakeRegistry(FileHost):
             self._advisories.setdefault(name, []).append(advisory)
 
     def package(self, name: str) -> Package:
-        """What is known of a package now."""
+        """The current data of a package."""
         with self.changed:
             return self._packages[name]
 
     def keys(self) -> dict[str, object]:
-        """The keys that signatures are checked with."""
+        """The public keys of the registry's signatures."""
         return self._signer.keys()
 
     def _touch(self, name: str) -> Package:
-        """The package, which changes now."""
-        self._now += _MEANWHILE
+        """Mark a package as modified now, and return it."""
+        self._now += _TIME_STEP
         package = self._packages.setdefault(name, Package(name, self._now))
         package.modified = self._now
         return package
 
-    # How it answers
+    # Replies
 
     def answer(self, request: Request) -> Reply:
-        """What the path is of, or what the host of files says."""
+        """Answer with a document, or else as a file host."""
         segments = unquote(request.path).split("/")[1:]
         if segments[0] == "-":
-            return self._own(request, segments[1:])
+            return self._own_endpoint(request, segments[1:])
         parts = 2 if segments[0].startswith("@") else 1
         name, rest = "/".join(segments[:parts]), segments[parts:]
         if request.method not in ("GET", "HEAD") or len(rest) > 1:
@@ -150,7 +152,11 @@ class FakeRegistry(FileHost):
             return _document(version.document() if version else None)
 
     def _packument(self, request: Request, package: Package) -> Reply:
-        """In the form that is wanted and with validators; where it is plain, in full and without."""
+        """
+        A packument in the requested form, with validators.
+
+        If the registry is plain, it is always the full form, without validators.
+        """
         if self.plain:
             return _document(package.full())
         abbreviated = ABBREVIATED in (request.headers.get("Accept") or "")
@@ -160,10 +166,10 @@ class FakeRegistry(FileHost):
             "Last-Modified": format_datetime(package.modified, usegmt=True),
             "Cache-Control": "public, max-age=300",
         }
-        return unless_known(request, compressed(request, Reply(200, {**reply.headers, **validators}, reply.body)))
+        return or_not_modified(request, compressed(request, Reply(200, {**reply.headers, **validators}, reply.body)))
 
-    def _own(self, request: Request, segments: list[str]) -> Reply:
-        """The registry's own endpoints, below ``/-/``."""
+    def _own_endpoint(self, request: Request, segments: list[str]) -> Reply:
+        """Answer a request for one of the registry's own endpoints, below ``/-/``."""
         if self.plain:
             return Reply.text(404 if request.method == "GET" else 405)
         found: object = None
@@ -184,8 +190,8 @@ class FakeRegistry(FileHost):
                     found = self._audit(request, "/".join(kind))
         return compressed(request, _document(found))
 
-    def _attestations(self, wanted: str) -> object:
-        name, _, number = wanted.rpartition("@")
+    def _attestations(self, spec_text: str) -> object:
+        name, _, number = spec_text.rpartition("@")
         package = self._packages.get(name)
         version = package.find(number) if package else None
         return attestations(version) if version else None
@@ -195,11 +201,15 @@ class FakeRegistry(FileHost):
             query.get(name, [default])[0] for name, default in (("text", ""), ("from", 0), ("size", 20))
         )
         found = [package for package in self._packages.values() if str(text) in package.name]
-        shown = [{"package": package.found()} for package in found]
+        shown = [{"package": package.search_result()} for package in found]
         return {"objects": shown[int(first) :][: int(size)], "total": len(found), "time": iso(self._now)}
 
     def _audit(self, request: Request, kind: str) -> object:
-        """The three kinds: of package names with their versions, and, older, of a tree of dependencies."""
+        """
+        Answer one of the three kinds of audit.
+
+        ``advisories/bulk`` takes package names with their versions; the two older kinds take a dependency tree.
+        """
         encoded = request.headers.get("Content-Encoding") == "gzip"
         question = json.loads(gzip.decompress(request.body) if encoded else request.body)
         self.audits.append(question)
@@ -219,12 +229,12 @@ class FakeRegistry(FileHost):
 
 
 def _document(document: object, content_type: str = FULL) -> Reply:
-    """A document as the registry sends it, without validators: compact; None is not found."""
+    """A JSON document without validators, or 404 if it is None."""
     status = 404 if document is None else 200
     body = json.dumps({"error": "Not found"} if document is None else document, separators=(",", ":")).encode()
     return Reply(status, {"Content-Type": content_type, "Content-Length": str(len(body))}, body)
 
 
 def _decoded(path: str) -> str:
-    """Where a host keeps what is behind this path, whatever its query."""
+    """The path under which a host keeps this file: decoded, without its query."""
     return unquote(path.partition("?")[0])

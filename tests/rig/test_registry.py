@@ -1,4 +1,7 @@
-"""The rig's registry keeps its word: seen from outside, it answers as the npm registry's documentation says."""
+"""Tests of the rig's fake npm registry.
+
+It must answer as the npm registry's documentation says.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +36,10 @@ def ask(registry: FakeRegistry, path: str, **headers: str) -> Answer:
 
 
 class TestTarballs:
-    def test_hold_a_package(self) -> None:
-        """Its package.json is the manifest; the same bytes every time."""
+    """Tests of `make_tarball`, and of the tarballs that the registry serves."""
+
+    def test_contain_the_package(self) -> None:
+        """A tarball's package.json is its manifest, and its bytes are always the same."""
         with tarfile.open(fileobj=io.BytesIO(THING.content)) as archive:
             assert archive.getnames() == ["package/package.json", "package/index.js"]
             manifest, index = (archive.extractfile(each) for each in archive.getnames())
@@ -46,8 +51,12 @@ class TestTarballs:
         assert (again.content, again.filename) == (THING.content, "thing-1.0.0.tgz")
         assert THING.shasum == hashlib.sha1(THING.content).hexdigest()  # noqa: S324 - as registries give it
 
-    def test_are_where_the_packument_says(self, registry: FakeRegistry) -> None:
-        """Here, on another host, behind another path; not when they are lost; and changed when they are replaced."""
+    def test_are_served_at_the_listed_url(self, registry: FakeRegistry) -> None:
+        """
+        A tarball is served here, on another host, or at another path.
+
+        `replace` changes its bytes, and `drop` makes it a 404.
+        """
         other = make_tarball("other", "1.0.0+b")
         with FileHost() as elsewhere:
             urls = [
@@ -63,8 +72,14 @@ class TestTarballs:
 
 
 class TestPackuments:
-    def test_come_in_the_form_that_is_asked_for(self, registry: FakeRegistry) -> None:
-        """In full unless the other one is named; however the scope's slash is written."""
+    """Tests of packuments, versions and tags."""
+
+    def test_have_the_requested_form(self, registry: FakeRegistry) -> None:
+        """
+        A packument is full unless Accept names the abbreviated form.
+
+        The slash of a scope may be encoded or not.
+        """
         full = ask(registry, "/@acme/thing").json()
         assert full == ask(registry, "/@acme%2Fthing", Accept=FULL).json() == registry.package("@acme/thing").full()
         short = ask(registry, "/@acme%2fthing", Accept=f"{ABBREVIATED}; q=1.0, {FULL}; q=0.8")
@@ -76,8 +91,12 @@ class TestPackuments:
         assert isinstance(version, dict)
         assert set(version["1.0.0"]) == {"name", "version", "dependencies", "dist", "hasInstallScript"}
 
-    def test_have_validators_and_are_not_sent_to_who_has_them(self, registry: FakeRegistry) -> None:
-        """By etag, else by date, in either encoding; a change changes both."""
+    def test_can_be_revalidated(self, registry: FakeRegistry) -> None:
+        """
+        A packument can be revalidated by ETag or by date, in either encoding.
+
+        A change of the package changes both.
+        """
         answer = ask(registry, "/@acme/thing", **{"Accept-Encoding": "gzip"})
         etag, modified = answer.headers["ETag"], answer.headers["Last-Modified"]
         assert (answer.headers["Content-Encoding"], answer.headers["Cache-Control"]) == ("gzip", "public, max-age=300")
@@ -89,8 +108,12 @@ class TestPackuments:
         assert (changed.status, changed.headers["ETag"] != etag) == (200, True)
         assert parsedate_to_datetime(changed.headers["Last-Modified"]) > parsedate_to_datetime(modified)
 
-    def test_are_bare_where_it_is_plain(self, registry: FakeRegistry) -> None:
-        """As behind an intermediary: in full, without anything else; the registry's own endpoints are not there."""
+    def test_of_a_plain_registry_have_no_validators(self, registry: FakeRegistry) -> None:
+        """
+        A plain registry sends full packuments without validators.
+
+        It has no endpoints of its own.
+        """
         registry.plain = True
         answer = ask(registry, "/@acme/thing", **{"Accept": ABBREVIATED, "Accept-Encoding": "gzip"})
         assert answer.json() == registry.package("@acme/thing").full()
@@ -99,8 +122,8 @@ class TestPackuments:
         assert [ask(registry, path).status for path in ("/-/npm/v1/keys", "/-/v1/search?text=a")] == [404, 404]
         assert post(f"{registry.url}/-/npm/v1/security/advisories/bulk", b"{}").status == 405
 
-    def test_have_parts(self, registry: FakeRegistry) -> None:
-        """A version by number or tag, and the tags."""
+    def test_versions_and_tags_can_be_requested(self, registry: FakeRegistry) -> None:
+        """A version is found by its number or tag; the tags have their own URL."""
         registry.add(make_tarball("@acme/thing", "2.0.0-rc.1"), tag="next")
         assert [ask(registry, f"/@acme%2fthing/{each}").status for each in ("1.0.0", "next", "9.9.9")] == [
             200,
@@ -112,10 +135,12 @@ class TestPackuments:
         assert ask(registry, "/unknown").json() == {"error": "Not found"}
 
 
-class TestItsOwnEndpoints:
+class TestOwnEndpoints:
+    """Tests of the endpoints below ``/-/``."""
+
     @pytest.mark.parametrize("kind", ["advisories/bulk", "audits", "audits/quick"])
-    def test_audits_tell_of_advisories_and_are_remembered(self, registry: FakeRegistry, kind: str) -> None:
-        """In gzip or not."""
+    def test_audits_return_advisories_and_are_recorded(self, registry: FakeRegistry, kind: str) -> None:
+        """Each audit returns the advisories and is recorded, with or without gzip."""
         registry.advise("thing", "<2.0.0")
         question = (
             {"thing": ["1.0.0"]} if kind == "advisories/bulk" else {"dependencies": {"thing": {"version": "1.0.0"}}}
@@ -125,8 +150,8 @@ class TestItsOwnEndpoints:
         assert [(answer.status, "<2.0.0" in answer.text) for answer in answers] == [(200, True)] * 2
         assert registry.audits == [question] * 2
 
-    def test_the_others_answer(self, registry: FakeRegistry) -> None:
-        """Ping, keys, search by page, attestations of what has them."""
+    def test_ping_keys_search_and_attestations_answer(self, registry: FakeRegistry) -> None:
+        """Ping, keys, search (by page) and attestations have answers."""
         registry.add(make_tarball("thing-2"), attested=True)
         assert ask(registry, "/-/ping").json() == {}
         assert ask(registry, "/-/npm/v1/keys").json() == registry.keys()

@@ -1,4 +1,7 @@
-"""The rig keeps its word: what the other tests lean on is seen from outside, by its own client, as it is described."""
+"""Tests of the rig itself, from outside.
+
+The other tests depend on its behaviour.
+"""
 
 from __future__ import annotations
 
@@ -49,8 +52,10 @@ def url(index: FakeIndex) -> str:
 
 
 class TestPackages:
-    def test_a_wheel_says_what_it_holds(self) -> None:
-        """RECORD lists every file with its true digest; METADATA is the artifact's own."""
+    """Tests of `make_wheel` and `make_sdist`."""
+
+    def test_a_wheel_lists_its_contents(self) -> None:
+        """RECORD lists every file with its digest, and METADATA is the artifact's own."""
         with zipfile.ZipFile(io.BytesIO(WHEEL.content)) as archive:
             assert archive.read("some_package-1.0.dist-info/METADATA") == WHEEL.metadata
             record = archive.read("some_package-1.0.dist-info/RECORD").decode().splitlines()
@@ -61,12 +66,16 @@ class TestPackages:
 
     @pytest.mark.parametrize("make", [make_wheel, make_sdist])
     def test_the_same_package_has_the_same_bytes(self, make: Callable[..., Artifact]) -> None:
-        """Two makings agree, and padding does not compress away."""
+        """The same arguments give the same bytes, and padding is incompressible."""
         assert make("a", "1", padding=9000) == make("a", "1", padding=9000)
         assert len(gzip.compress(make("a", "1", padding=9000).content)) > 9000
 
-    def test_an_sdist_carries_what_builds_it(self, tmp_path: Path) -> None:
-        """The backend inside makes a wheel with the sdist's own metadata and modules, and needs nothing."""
+    def test_an_sdist_contains_its_build_backend(self, tmp_path: Path) -> None:
+        """
+        The sdist's own backend builds a wheel with its metadata and modules.
+
+        It needs no other package.
+        """
         sdist = make_sdist("a.b", "2", requires=["other"], modules={"a.py": "x = 'é'\n"})
         _unpack(sdist, tmp_path)
         subprocess.run(
@@ -77,7 +86,7 @@ class TestPackages:
             assert wheel.read("a.py").decode() == "x = 'é'\n"
 
     def test_an_old_sdist_has_a_setup_script(self, tmp_path: Path) -> None:
-        """Which compiles, and has no pyproject.toml beside it."""
+        """A legacy sdist has a setup.py with its modules, and no pyproject.toml."""
         _unpack(make_sdist("a", "2", modules={"a.py": ""}, legacy=True), tmp_path)
         assert sorted(path.name for path in (tmp_path / "a-2").iterdir()) == ["PKG-INFO", "a.py", "setup.py"]
         assert "py_modules=['a']" in (tmp_path / "a-2" / "setup.py").read_text()
@@ -89,6 +98,8 @@ def _unpack(sdist: Artifact, place: Path) -> None:
 
 
 class TestPages:
+    """Tests of `FakeIndex`'s pages."""
+
     @pytest.mark.parametrize(
         ("accept", "form"),
         [
@@ -100,12 +111,12 @@ class TestPages:
         ],
     )
     def test_pages_are_negotiated(self, index: FakeIndex, url: str, accept: str, form: str) -> None:
-        """Each client gets the form it likes best, or 406."""
+        """Each client gets the form that it prefers, or 406."""
         answer = get(f"{index.url}/simple/some-package/", {"Accept": accept})
         assert (answer.status, answer.headers["Content-Type"]) == (406 if accept == "image/png" else 200, form)
 
     def test_the_json_page_has_the_fields_of_the_real_one(self, index: FakeIndex, url: str) -> None:
-        """And it is compact, with a serial that is a number."""
+        """The JSON page has PyPI's fields. It is compact, and its serial is a number."""
         answer = get(f"{index.url}/simple/some-package/", {"Accept": JSON})
         page = answer.json()
         assert isinstance(page, dict)
@@ -126,8 +137,12 @@ class TestPages:
         assert page["meta"] == {"_last-serial": 10001, "api-version": "1.4"}
         assert b" " not in answer.body.replace(b"made by a test", b"")
 
-    def test_the_html_page_says_the_same(self, index: FakeIndex) -> None:
-        """Attributes are escaped; a reason for yanking and an invented digest come through."""
+    def test_the_html_page_has_the_same_data(self, index: FakeIndex) -> None:
+        """
+        The HTML page has the JSON page's data, with escaped attributes.
+
+        That includes the reason for yanking and a digest given in `extra`.
+        """
         index.add(WHEEL, yanked="a <bug>", extra={"hashes": {"sha256": "0" * 64}})
         text = get(f"{index.url}/simple/some-package/").text
         assert (
@@ -136,7 +151,11 @@ class TestPages:
         assert 'data-yanked="a &lt;bug&gt;"' in text
 
     def test_pages_have_validators_for_each_encoding(self, index: FakeIndex, url: str) -> None:
-        """The ETag of the gzip form differs, and 304 is given for the one that was sent."""
+        """
+        The gzip form has its own ETag.
+
+        Only that ETag gets a 304 for the gzip form.
+        """
         page = f"{index.url}/simple/some-package/"
         plain, packed = get(page), get(page, {"Accept-Encoding": "gzip, deflate"})
         assert (packed.headers["Content-Encoding"], packed.text) == ("gzip", plain.text)
@@ -146,8 +165,12 @@ class TestPages:
         assert (again.status, again.body, again.complete) == (304, b"", True)
         assert get(page, {"If-None-Match": packed.headers["ETag"]}).status == 200
 
-    def test_an_intermediary_leaves_only_the_bare_minimum(self) -> None:
-        """Content-Type and Content-Length; no core-metadata; the serial a string; no ranges."""
+    def test_a_plain_index_sends_only_the_minimum(self) -> None:
+        """
+        A plain index sends only Content-Type and Content-Length.
+
+        It has no core-metadata and no ranges, and its serial is a string.
+        """
         with FakeIndex(plain=True) as index:
             url = index.add(WHEEL)
             page = get(f"{index.url}/simple/some-package/", {"Accept": JSON, "Accept-Encoding": "gzip"})
@@ -156,8 +179,8 @@ class TestPages:
             assert "core-metadata" not in page.text
             assert get(url, {"Range": "bytes=0-9"}).status == 200
 
-    def test_an_index_may_speak_one_language_only(self) -> None:
-        """Whatever is asked for."""
+    def test_an_index_can_have_one_form_only(self) -> None:
+        """With `json_only` or `html_only`, the index ignores Accept."""
         with FakeIndex(json_only=True) as only_json, FakeIndex(html_only=True) as only_html:
             for index, accept, form in [(only_json, "text/html", JSON), (only_html, JSON, "text/html; charset=utf-8")]:
                 index.add(WHEEL)
@@ -170,8 +193,12 @@ class TestPages:
             assert (answer.status, answer.headers["Location"]) == (301, "/simple/some-package/")
         assert get(f"{index.url}/simple/unknown/").status == 404
 
-    def test_the_root_list_and_the_older_json_are_there(self, index: FakeIndex, url: str) -> None:
-        """Names without a page can be added to the list; a version that is not there is a 404."""
+    def test_the_root_list_and_the_older_json_are_served(self, index: FakeIndex, url: str) -> None:
+        """
+        The index serves the root list and PyPI's older JSON API.
+
+        Names without a page can be added to the list; an unknown version is a 404.
+        """
         index.add_names(["no-page"])
         root = get(f"{index.url}/simple/", {"Accept": JSON}).text
         assert '{"_last-serial":10001,"name":"some-package"},{"_last-serial":10000,"name":"no-page"}' in root
@@ -182,8 +209,8 @@ class TestPages:
             assert [entry["url"] for entry in document["urls"]] == [url]
         assert get(f"{index.url}/pypi/some-package/2.0/json").status == 404
 
-    def test_pages_change_when_told(self, index: FakeIndex, url: str) -> None:
-        """A file is added, gets other bytes behind its URL, and goes."""
+    def test_pages_can_be_changed(self, index: FakeIndex, url: str) -> None:
+        """A page changes when a file is added, replaced or removed."""
         page = f"{index.url}/simple/some-package/"
         sdist = make_sdist("some.Package", "1.1")
         index.add(sdist)
@@ -196,8 +223,8 @@ class TestPages:
         assert WHEEL.filename not in get(page).text
         assert [get(url).status, get(f"{url}.metadata").status] == [404, 404]
 
-    def test_credentials_are_asked_for(self) -> None:
-        """Nothing is told without them, and each request shows what was sent."""
+    def test_credentials_are_required(self) -> None:
+        """Without credentials a request gets a 401; each request records its Authorization."""
         with FakeIndex(auth=("user", "secret")) as index:
             assert get(index.add(WHEEL)).status == 401
             assert get(f"{index.url}/simple/", {"authorization": "Basic dXNlcjpzZWNyZXQ="}).status == 200
@@ -205,33 +232,43 @@ class TestPages:
 
 
 class TestFiles:
+    """Tests of `FileHost`'s files and its records of requests."""
+
     @pytest.mark.parametrize(
         ("wanted", "part"),
         [("bytes=0-9", slice(0, 10)), ("bytes=100-", slice(100, None)), ("bytes=-7", slice(-7, None))],
     )
-    def test_a_range_is_given(self, url: str, wanted: str, part: slice) -> None:
-        """From the start, to the end, and the last bytes."""
+    def test_a_range_is_served(self, url: str, wanted: str, part: slice) -> None:
+        """A range gets a 206: from the start, to the end, or the last bytes."""
         answer = get(url, {"Range": wanted})
         assert (answer.status, answer.body) == (206, WHEEL.content[part])
         assert answer.headers["Content-Range"].endswith(f"/{WHEEL.size}")
 
-    def test_ranges_need_the_validator_they_name(self, url: str) -> None:
-        """If-Range with another ETag gets the whole; past the end is a 416."""
+    def test_ranges_honour_if_range(self, url: str) -> None:
+        """
+        If-Range with another ETag gets the whole file.
+
+        A range past the end gets a 416.
+        """
         etag = get(url).headers["ETag"]
         assert get(url, {"Range": "bytes=9-", "If-Range": etag}).status == 206
         assert get(url, {"Range": "bytes=9-", "If-Range": '"other"'}).body == WHEEL.content
         beyond = get(url, {"Range": f"bytes={WHEEL.size}-"})
         assert (beyond.status, beyond.headers["Content-Range"]) == (416, f"bytes */{WHEEL.size}")
 
-    def test_metadata_lies_beside_its_wheel(self, url: str) -> None:
-        """Byte for byte, and encoded when that is accepted; HEAD tells the length and sends nothing."""
+    def test_metadata_is_served_beside_its_wheel(self, url: str) -> None:
+        """
+        The metadata file is served beside its wheel, encoded on request.
+
+        HEAD returns the length without a body.
+        """
         assert get(f"{url}.metadata").body == WHEEL.metadata
         assert get(f"{url}.metadata", {"Accept-Encoding": "gzip"}).content == WHEEL.metadata
         answer = head(url)
         assert (answer.headers["Content-Length"], answer.body, answer.complete) == (str(WHEEL.size), b"", True)
 
-    def test_files_may_lie_with_another_host(self, index: FakeIndex) -> None:
-        """Another address, another port; the index has no such file."""
+    def test_files_can_be_on_another_host(self, index: FakeIndex) -> None:
+        """A file can be served by another host instead of the index."""
         with FileHost(address="127.0.0.2") as files:
             url = index.add(WHEEL, at=files)
             assert url.startswith(f"http://127.0.0.2:{files.port}/packages/")
@@ -239,8 +276,12 @@ class TestFiles:
             assert get(url).body == WHEEL.content
             assert get(index.url + index.path_of(WHEEL.filename)).status == 404
 
-    def test_requests_are_remembered_in_order(self, index: FakeIndex, url: str) -> None:
-        """Path and query as sent, whatever they are; and how many came at once."""
+    def test_requests_are_recorded_in_order(self, index: FakeIndex, url: str) -> None:
+        """
+        Requests are recorded in order, with path and query as sent.
+
+        The highest number of simultaneous requests is recorded as well.
+        """
         gate = index.fault("/packages/", Gate())
         clients = Thread(target=parallel, args=(5, lambda _: get(url)))
         clients.start()
@@ -254,14 +295,16 @@ class TestFiles:
         assert (index.connections, index.most_in_flight) == (6, 5)
         assert [request.sent for request in index.seen("/packages/")] == [WHEEL.size] * 5
 
-    def test_waiting_in_vain_fails(self, index: FakeIndex) -> None:
-        """With what was seen, so that the reader knows what came instead."""
+    def test_waiting_fails_after_its_timeout(self, index: FakeIndex) -> None:
+        """`wait_for` fails after its timeout and names the requests that came instead."""
         get(f"{index.url}/instead")
         with pytest.raises(AssertionError, match="/instead"):
             index.wait_for(lambda: index.count("/expected") == 1, timeout=0.01)
 
 
 class TestFaults:
+    """Tests of the faults of an upstream."""
+
     @pytest.mark.parametrize(
         ("fault", "seen"),
         [
@@ -282,7 +325,7 @@ class TestFaults:
     def test_a_fault_is_met_once_and_counted(
         self, index: FakeIndex, url: str, fault: Fault, seen: tuple[int, bytes, bool]
     ) -> None:
-        """The client sees what the fault says; the next client sees nothing of it."""
+        """The client meets the fault; the next client does not."""
         index.fault("/packages/", fault, times=1)
         answer = get(url)
         assert (answer.status, answer.body, answer.complete) == seen
@@ -291,35 +334,39 @@ class TestFaults:
         assert index.faults_served[type(fault).__name__] == fault.served == 1
 
     def test_a_fault_that_could_not_happen_does_not_count(self, index: FakeIndex, url: str) -> None:
-        """A close after more bytes than there are is no fault."""
+        """A close after more bytes than the body has is not counted."""
         fault = index.fault("/packages/", CloseEarly(WHEEL.size))
         assert get(url).complete
         assert fault.served == 0
 
-    def test_a_fault_keeps_to_its_path(self, index: FakeIndex, url: str) -> None:
-        """A file's own path leaves its metadata alone; mending ends it."""
+    def test_a_fault_affects_only_its_path(self, index: FakeIndex, url: str) -> None:
+        """
+        A fault on a file does not affect its metadata.
+
+        `mend` removes it.
+        """
         index.fault(index.path_of(WHEEL.filename), Status(404))
         assert [get(url).status, get(f"{url}.metadata").status] == [404, 200]
         index.mend()
         assert get(url).status == 200
 
     def test_statuses_and_redirects_have_their_headers(self, index: FakeIndex, url: str) -> None:
-        """Retry-After and Location, the latter with the path that was asked for."""
+        """`Status` sends Retry-After, and `Redirect` a Location with the requested path."""
         index.fault("/simple/", Status(429, retry_after=7))
         index.fault("/packages/", Redirect("http://files.example{path}"))
         answer = get(f"{index.url}/simple/")
         assert (answer.status, answer.headers["Retry-After"]) == (429, "7")
         assert get(url).headers["Location"] == f"http://files.example{index.path_of(WHEEL.filename)}"
 
-    def test_gzip_comes_unasked(self, index: FakeIndex, url: str) -> None:
-        """Where identity was asked for."""
+    def test_gzip_is_sent_unasked(self, index: FakeIndex, url: str) -> None:
+        """`Gzipped` encodes the body even if the client asked for identity."""
         index.fault("/packages/", Gzipped())
         answer = get(url, {"Accept-Encoding": "identity"})
         assert (answer.headers["Content-Encoding"], answer.content) == ("gzip", WHEEL.content)
 
     @pytest.mark.parametrize(("fault", "before"), [(Hang(), 0), (Stall(100), 100)], ids=["hang", "stall"])
-    def test_what_is_held_back_comes_when_released(self, index: FakeIndex, url: str, fault: Fault, before: int) -> None:
-        """Until then a client gets so far and no further."""
+    def test_a_held_response_continues_on_release(self, index: FakeIndex, url: str, fault: Fault, before: int) -> None:
+        """A held response ends where the fault says, and continues on release."""
         index.fault("/packages/", fault)
         with socket.create_connection((index.host, index.port), timeout=10) as client:
             client.sendall(f"GET {index.path_of(WHEEL.filename)} HTTP/1.1\r\nConnection: close\r\n\r\n".encode())
@@ -335,8 +382,8 @@ class TestFaults:
                 received += piece
         assert received.partition(b"\r\n\r\n")[2] == WHEEL.content
 
-    def test_a_gate_lets_through_what_is_allowed(self, index: FakeIndex, url: str) -> None:
-        """Byte by byte, as the test says."""
+    def test_a_gate_sends_the_allowed_bytes(self, index: FakeIndex, url: str) -> None:
+        """A gate sends exactly the bytes that the test allows."""
         gate = index.fault("/packages/", Gate())
         with SlowReader(url) as client:
             gate.allow(10)
@@ -349,7 +396,7 @@ class TestFaults:
         assert (rest.body, rest.complete) == (WHEEL.content[15:], True)
 
     def test_a_closed_port_refuses_and_opens_again(self, index: FakeIndex, url: str) -> None:
-        """The port stays the same, and connections that were open are closed."""
+        """`refusing` closes open connections and refuses new ones; the port stays the same."""
         with socket.create_connection((index.host, index.port), timeout=10) as kept:
             kept.sendall(b"HEAD / HTTP/1.1\r\n\r\n")
             assert kept.recv(65536).startswith(b"HTTP/1.1 404")
@@ -360,8 +407,8 @@ class TestFaults:
             assert get(url).body == WHEEL.content
         assert index.faults_served["Refusing"] == 1
 
-    def test_a_client_that_leaves_is_seen(self, index: FakeIndex) -> None:
-        """Its request ends broken, with less sent than there was."""
+    def test_a_client_that_disconnects_is_recorded(self, index: FakeIndex) -> None:
+        """A disconnected client's request is recorded as broken, with fewer bytes sent."""
         big = make_wheel("big", padding=20_000_000)
         with SlowReader(index.add(big)) as client:
             client.read(1000)
@@ -371,20 +418,28 @@ class TestFaults:
 
 
 class TestWaiting:
-    def test_what_comes_eventually_is_waited_for(self) -> None:
-        """And returned, however often it takes."""
+    """Tests of `eventually`."""
+
+    def test_eventually_waits_for_an_accepted_result(self) -> None:
+        """`eventually` repeats its call until the result is accepted."""
         numbers = iter(range(10))
         assert eventually(lambda: next(numbers), lambda number: number == 3) == 3
 
-    def test_what_never_comes_ends_the_test(self) -> None:
-        """Saying what came instead."""
+    def test_eventually_fails_after_its_timeout(self) -> None:
+        """`eventually` fails after its timeout and names the last result."""
         with pytest.raises(AssertionError, match="the last answer was 1"):
             eventually(lambda: 1, lambda number: number == 2, timeout=0.05)
 
 
 class TestClient:
+    """Tests of the rig's HTTP client."""
+
     def test_a_slow_reader_leaves_the_bytes_with_the_server(self, index: FakeIndex) -> None:
-        """What it does not read is not sent, beyond what the kernel takes; later it gets all of it."""
+        """
+        The server can't finish a response that the client does not read.
+
+        When the client reads on, it gets all of it.
+        """
         big = make_wheel("big", padding=20_000_000)
         with SlowReader(index.add(big)) as client:
             first = client.read(1000)
@@ -393,13 +448,13 @@ class TestClient:
         assert first + rest.body == big.content
         assert rest.complete
 
-    def test_raw_bytes_get_raw_bytes(self, index: FakeIndex) -> None:
-        """What no HTTP library would send."""
+    def test_raw_sends_any_bytes(self, index: FakeIndex) -> None:
+        """`raw` sends a request that no HTTP library would send."""
         answer = raw(index.host, index.port, b"GET / HTTP/9.9\r\n\r\n")
         assert b" 505 " in answer
 
-    def test_no_answer_at_all_is_a_broken_one(self) -> None:
-        """A server that closes before the head."""
+    def test_no_answer_has_status_0(self) -> None:
+        """If the server closes before the head, the answer has status 0."""
         with socket.create_server(("127.0.0.1", 0)) as server:
 
             def close_at_once() -> None:
@@ -410,7 +465,7 @@ class TestClient:
         assert (answer.status, answer.complete) == (0, False)
 
     def test_parallel_returns_in_order_and_raises(self, index: FakeIndex, url: str) -> None:
-        """Fifty clients at once; and a failure is not swallowed."""
+        """`parallel` returns the results in order and raises the error of a call."""
         answers: list[Answer] = parallel(50, lambda _: get(url))
         assert {answer.body for answer in answers} == {WHEEL.content}
         assert parallel(3, str) == ["0", "1", "2"]
@@ -438,13 +493,13 @@ class StandIn(Service):
         root.isLeaf = True
         site = server.Site(root)
         listening = endpoints.serverFromString(reactor, os.environ["MYPYPI_LISTEN"]).listen(site)
-        # Not before the reactor runs: until then SIGTERM ends the process on the spot.
+        # Ready only once the reactor runs: until then SIGTERM ends the process immediately.
         reactor.callLater(0, listening.addCallback, self.ready)
 
     def ready(self, port):
         log.info("ready: http://127.0.0.1:{port}/ over {data}", port=port.getHost().port, data=os.getcwd())
         if "COMPLAIN" in os.environ:
-            reactor.callLater(0, int, "nobody handles this")
+            reactor.callLater(0, int, "this is not handled")
 
     def stopService(self):
         self.child.kill()
@@ -467,9 +522,11 @@ maker = Maker()
 
 
 class TestDaemon:
+    """Tests of `Daemon`, with a small twistd plugin in place of the real one."""
+
     @pytest.fixture
     def place(self, tmp_path: Path) -> Path:
-        """Where twistd finds the stand-in."""
+        """A directory with the stand-in's twistd plugin."""
         plugins = tmp_path / "code" / "twisted" / "plugins"
         plugins.mkdir(parents=True)
         (plugins / "standin.py").write_text(STAND_IN)
@@ -480,14 +537,18 @@ class TestDaemon:
         with Daemon("standin", place / "data", python_path=[place / "code"]) as daemon:
             yield daemon
 
-    def test_it_is_ready_where_its_log_says(self, daemon: Daemon) -> None:
-        """It answers, its log is there to search, its memory to measure."""
+    def test_it_answers_at_the_address_in_its_log(self, daemon: Daemon) -> None:
+        """A started daemon answers; its log and memory can be read."""
         assert get(daemon.url).body == b"here"
         assert daemon.wait_for_log(r"over (.*)\n").group(1) == str(daemon.data.parent)
         assert 5_000_000 < daemon.rss_bytes() < daemon.rss_bytes(children=True)
 
-    def test_it_stops_when_asked(self, daemon: Daemon) -> None:
-        """In good order, with nothing left behind; and its port is closed. twistd ends by the signal that it got."""
+    def test_it_stops_in_order(self, daemon: Daemon) -> None:
+        """
+        `stop` leaves no child process, and the port is closed.
+
+        twistd ends by the signal that it received.
+        """
         assert daemon.stop() == -signal.SIGTERM
         assert daemon.ended_in_order
         assert "stopped" in daemon.log
@@ -496,7 +557,7 @@ class TestDaemon:
             get(daemon.url)
 
     def test_it_can_be_killed(self, daemon: Daemon) -> None:
-        """At once: nothing is said, and what it started is found, and swept."""
+        """`kill` ends it without a shutdown; `sweep` kills its child processes."""
         daemon.kill()
         assert "stopped" not in daemon.log
         assert daemon.stop() == -signal.SIGKILL
@@ -505,22 +566,30 @@ class TestDaemon:
         daemon.sweep()
         assert daemon.leftovers(0) == []
 
-    def test_one_that_does_not_start_shows_why(self, place: Path) -> None:
-        """Its log is in the failure, and nobody waits for what can't come."""
+    def test_a_failed_start_shows_the_log(self, place: Path) -> None:
+        """`start` fails at once if the daemon ends early, and shows the log."""
         daemon = Daemon("standin", place / "data", {"FAIL": "1"}, python_path=[place / "code"])
         with pytest.raises(AssertionError, match="would not start"):
             daemon.start()
 
-    def test_what_nobody_handled_is_told(self, place: Path, daemon: Daemon) -> None:
-        """A failure in the log is a complaint; a daemon without one has none."""
+    def test_unhandled_errors_are_complaints(self, place: Path, daemon: Daemon) -> None:
+        """
+        An unhandled error in the log is a complaint.
+
+        A daemon without one has none.
+        """
         env = {"COMPLAIN": "1"}
         with Daemon("standin", place / "other", env, python_path=[place / "code"]) as failing:
-            failing.wait_for_log("nobody handles this")
+            failing.wait_for_log("this is not handled")
         assert failing.complaints
         assert daemon.complaints == []
 
     def test_the_environment_is_clean(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Settings of whoever runs the tests do not reach the daemon; the checkout does."""
+        """
+        The daemon does not inherit settings from the tests' environment.
+
+        It finds the checkout, however.
+        """
         monkeypatch.setenv("MYPYPI_UPSTREAM_URL", "http://index.example")
         monkeypatch.setenv("FAIL", "1")
         assert (ROOT / "mypypi").is_dir()

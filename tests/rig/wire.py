@@ -1,6 +1,6 @@
-"""One HTTP exchange as a server sees it, and the threaded server that reads requests and hands them to its owner.
+"""One HTTP exchange from the server's side, and a threaded server.
 
-Knows HTTP/1.1 and sockets. Must never decide what is answered.
+The server passes requests to its owner. Knows HTTP/1.1 and sockets. Must never decide which answer is sent.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Protocol
 
 from attrs import define, field, frozen
 
-#: Seconds after which anything in the rig that waits gives up, so that a broken test ends.
+#: Timeout in seconds for every wait in the rig, so that a broken test ends.
 BOUND = 30.0
 
 _PIECE = 256 * 1024
@@ -26,11 +26,12 @@ _PIECE = 256 * 1024
 @define(eq=False)
 class Request:
     """
-    What a client sent, and how its answer went. `path` is as it came over the wire, without the query.
+    A request of a client, and the state of its answer.
 
-    `number` counts from 0 in order of arrival, `connection` tells TCP connections apart, `at` is seconds on the
-    monotonic clock. `headers` is case-insensitive; a header that is absent reads as None. Once `done`, `sent` body
-    bytes were handed over, and `broken` tells whether the connection was cut, by the client or by a fault.
+    `path` is as it came over the wire, without the query. `number` counts from 0 in order of arrival, `connection`
+    identifies the TCP connection, `at` is in seconds on the monotonic clock. `headers` is case-insensitive; absent
+    headers read as None. Once the request is `done`, `sent` is the number of body bytes that were sent, and `broken` is
+    true if the client or a fault cut the connection.
     """
 
     number: int
@@ -49,7 +50,7 @@ class Request:
 
 @frozen
 class Reply:
-    """What a server that behaves would send. ``Content-Length`` is among the headers."""
+    """The response of a correct server. Its headers include ``Content-Length``."""
 
     status: int
     headers: Mapping[str, str]
@@ -57,14 +58,14 @@ class Reply:
 
     @classmethod
     def text(cls, status: int, text: str = "", headers: Mapping[str, str] | None = None) -> Reply:
-        """A short plain answer; without a text, the status's own phrase."""
+        """A short plain-text response, by default the status's phrase."""
         body = (text or HTTPStatus(status).phrase).encode()
         plain = {"Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(body))}
         return cls(status, plain | dict(headers or {}), body)
 
 
 class Wire:
-    """The server's end of one exchange. `sent` counts body bytes handed to the kernel."""
+    """The server's end of one exchange. `sent` counts body bytes passed to the kernel."""
 
     def __init__(self, connection: socket.socket, path: str, *, bodiless: bool) -> None:
         self.path = path
@@ -82,7 +83,7 @@ class Wire:
         self.status = reply.status
 
     def body(self, data: bytes | memoryview) -> None:
-        """Send these bytes of the body; nothing where the request was HEAD."""
+        """Send these bytes of the body, unless the request was HEAD."""
         if self._bodiless:
             return
         view = memoryview(data)
@@ -91,34 +92,38 @@ class Wire:
             self.sent += len(view[start : start + _PIECE])
 
     def reply(self, reply: Reply) -> None:
-        """Send all of it, as promised."""
+        """Send the head and the whole body."""
         self.head(reply)
         self.body(reply.body)
 
     def cut(self) -> None:
-        """Close the connection; what was sent still arrives."""
+        """Close the connection. Bytes that were already sent still arrive."""
         self.is_cut = True
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
 
 
 class Owner(Protocol):
-    """What a `Server` tells of its connections and requests, each from the connection's own thread."""
+    """
+    The owner of a `Server`, which handles its connections and requests.
+
+    Each call comes from the connection's own thread.
+    """
 
     def opened(self, connection: socket.socket) -> int:
-        """A client connected; returns the number of its connection."""
+        """A client has connected. Returns the number of its connection."""
 
     def closed(self, connection: socket.socket) -> None:
-        """This connection is over."""
+        """A connection was closed."""
 
     def arrived(self, connection: int, method: str, target: str, headers: Message, body: bytes) -> Request:
         """A request was read."""
 
     def serve(self, request: Request, wire: Wire) -> None:
-        """Answer it, well or badly."""
+        """Answer a request, well or badly."""
 
     def ended(self, request: Request, wire: Wire, *, broken: bool) -> None:
-        """Its answer was sent, or as much of it as could be."""
+        """The reply was sent, or sending it failed."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -139,11 +144,11 @@ class _Handler(BaseHTTPRequestHandler):
             super().handle()
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it so
-        """Say nothing: requests are recorded."""
+        """Log nothing: requests are recorded."""
 
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        target = self.requestline.split()[1]  # not self.path, which the base class has tidied
+        target = self.requestline.split()[1]  # not self.path, which the base class has normalised
         owner = self.server.owner
         request = owner.arrived(self.number, self.command, target, self.headers, body)
         wire = Wire(self.connection, request.path, bodiless=self.command == "HEAD")
@@ -161,9 +166,13 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """Listens on `address` (port 0: any), or on a socket that is bound to it already."""
+    """
+    A threaded server on `address` (port 0: any free port).
 
-    request_queue_size = 128  # the base class's 5 would drop connections that come at once
+    `bound` is a socket that is already bound to the address.
+    """
+
+    request_queue_size = 128  # the base class's 5 would drop simultaneous connections
     daemon_threads = True
 
     def __init__(self, address: tuple[str, int], owner: Owner, bound: socket.socket | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The promises of `mypypi.settings`: everything is checked at once, and a secret is never shown."""
+"""Tests of the settings: all problems are reported at once, and secrets are never shown."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from mypypi.settings.reference import as_rst_table, describe, variables
 from mypypi.settings.settings import default_upstream
 from mypypi.settings.types import RedisUrl, Secret
 
-#: One text for every variable which it takes, other than the default, and what it becomes.
-TAKEN: dict[str, tuple[str, object]] = {
+#: A valid text for every variable, other than the default, and the value that it becomes.
+EXAMPLES: dict[str, tuple[str, object]] = {
     "MYPYPI_PACKAGE_TYPE": ("npm", "npm"),
     "MYPYPI_UPSTREAM_URL": ("https://index.example/", "https://index.example"),
     "MYPYPI_UPSTREAM_USERNAME": ("me", "me"),
@@ -61,17 +61,17 @@ TAKEN: dict[str, tuple[str, object]] = {
 
 
 def problems(environment: dict[str, str]) -> tuple[str, ...]:
-    """What `Settings.load` says is wrong; a test that expects a problem fails here where there is none."""
+    """Return the problems that `load_settings` reports; fail if there are none."""
     with pytest.raises(SettingsError) as caught:
         load_settings(environment)
     return caught.value.problems
 
 
 class TestDefaults:
-    """An empty environment makes the settings of the documentation's tables."""
+    """An empty environment gives the defaults of the documentation's tables."""
 
     def test_without_any_variable(self) -> None:
-        """What a user who sets nothing gets from the server and the worker."""
+        """Without any variable, server and worker have these defaults."""
         settings = load_settings({})
         assert (settings.package_type, settings.file_storage_driver, settings.mode) == ("pypi", "local", "server")
         assert (settings.upstream_strict, settings.s3_public, settings.cold_files) == (False, False, "stream")
@@ -84,23 +84,23 @@ class TestDefaults:
         assert (settings.s3_access_key, settings.s3_secret_key, settings.s3_endpoint_url) == (None, None, None)
 
     def test_embedded_listens_on_loopback_with_one_worker_and_a_private_redis(self) -> None:
-        """`twistd mypypi` works on a laptop without a Redis, and nobody else can reach it."""
+        """`twistd mypypi` needs no Redis, and listens on loopback only."""
         settings = load_settings({}, embedded=True)
         assert settings.listen == "tcp:8080:interface=127.0.0.1"
         assert settings.workers == 1
         assert settings.redis_url is None
 
-    def test_embedded_yields_to_what_is_set(self) -> None:
-        """The embedded defaults are defaults."""
+    def test_variables_override_the_embedded_defaults(self) -> None:
+        """A variable overrides a default of `twistd mypypi`."""
         given = {"MYPYPI_LISTEN": "tcp:81", "WORKERS": "3", "MYPYPI_REDIS_URL": "redis://redis.example"}
         settings = load_settings(given, embedded=True)
         assert (settings.listen, settings.workers) == ("tcp:81", 3)
         assert settings.redis_url == RedisUrl("tcp", "redis.example")
 
     @pytest.mark.parametrize("embedded", [False, True])
-    def test_an_empty_text_is_as_good_as_none(self, embedded: bool) -> None:  # noqa: FBT001 - pytest's parameter
-        """Compose files pass empty texts for variables that nobody set."""
-        empty = dict.fromkeys([*TAKEN, "MYPYPI_NO_SUCH_NAME"], "")
+    def test_an_empty_variable_counts_as_unset(self, embedded: bool) -> None:  # noqa: FBT001 - pytest's parameter
+        """An empty variable counts as unset. Compose files pass empty texts for unset variables."""
+        empty = dict.fromkeys([*EXAMPLES, "MYPYPI_NO_SUCH_NAME"], "")
         assert load_settings(empty, embedded=embedded) == load_settings({}, embedded=embedded)
 
     @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ class TestDefaults:
         ],
     )
     def test_the_default_upstream_is_where_purl2url_places_packages(self, package_type: str, page: str) -> None:
-        """No registry's host is written down here: packageurl-python knows them."""
+        """The default upstream is the host that packageurl-python names. So no registry's host is written here."""
         address = urlsplit(default_upstream(package_type))
         assert (address.scheme, address.netloc) == ("https", urlsplit(page).netloc)
         assert address.netloc
@@ -119,18 +119,18 @@ class TestDefaults:
 
     @pytest.mark.parametrize("package_type", ["pypi", "npm"])
     def test_upstream_is_the_public_one_of_the_package_type(self, package_type: str) -> None:
-        """A deployment that says what it serves needs not say whose."""
+        """The package type alone selects its public registry as upstream."""
         settings = load_settings({"MYPYPI_PACKAGE_TYPE": package_type})
         assert settings.upstream_url == default_upstream(package_type)
 
     def test_the_settings_are_frozen(self) -> None:
-        """Nobody changes a setting behind another's back."""
+        """A setting can't be changed after loading."""
         with pytest.raises(attrs.exceptions.FrozenInstanceError):
             load_settings({}).workers = 9
 
 
 class TestDirectories:
-    """Where files lie does not depend on where a later part of the program stands."""
+    """Directories do not depend on later changes of the working directory."""
 
     @pytest.fixture(autouse=True)
     def _here(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,29 +151,33 @@ class TestDirectories:
     def test_relative_paths(
         self, tmp_path: Path, data: str, files: str, expected_data: str, expected_files: str
     ) -> None:
-        """A relative path of files is taken from the data directory when that is set, else from here."""
+        """
+        A relative directory for files is below MYPYPI_DATA_DIRECTORY, if that is set.
+
+        Otherwise it is below the working directory.
+        """
         settings = load_settings({"MYPYPI_DATA_DIRECTORY": data, "MYPYPI_FILE_STORAGE_DIRECTORY": files})
         assert settings.data_directory == tmp_path / expected_data
         assert settings.file_storage_directory == tmp_path / expected_files
 
 
 class TestOneVariable:
-    """A variable takes what the table says, and says what it expects where it does not."""
+    """A variable accepts its documented values. For other values, the message says which are expected."""
 
     def test_every_variable_is_read(self) -> None:
-        """No field is forgotten, and each ends up where its name says."""
-        settings = load_settings({name: text for name, (text, _) in TAKEN.items()})
-        values = [getattr(settings, name.removeprefix("MYPYPI_").lower()) for name in TAKEN]
-        assert [value for _, value in TAKEN.values()] == values
+        """Every variable sets the field of its name."""
+        settings = load_settings({name: text for name, (text, _) in EXAMPLES.items()})
+        values = [getattr(settings, name.removeprefix("MYPYPI_").lower()) for name in EXAMPLES]
+        assert [value for _, value in EXAMPLES.values()] == values
 
     @pytest.mark.parametrize("text", ["true", "1", "yes", "on", "TRUE", "Yes"])
-    def test_ways_to_say_true(self, text: str) -> None:
-        """Whoever configures need not remember which of them it was."""
+    def test_texts_for_true(self, text: str) -> None:
+        """Several common texts mean true, in any letter case."""
         assert load_settings({"MYPYPI_UPSTREAM_STRICT": text}).upstream_strict is True
 
     @pytest.mark.parametrize("text", ["false", "0", "no", "off", "False"])
-    def test_ways_to_say_false(self, text: str) -> None:
-        """As for true; and 'false' is no true text."""
+    def test_texts_for_false(self, text: str) -> None:
+        """Several common texts mean false, in any letter case."""
         assert load_settings({"MYPYPI_UPSTREAM_STRICT": text}).upstream_strict is False
 
     @pytest.mark.parametrize(
@@ -201,8 +205,8 @@ class TestOneVariable:
             ("MYPYPI_HOT_PAGES_BYTES", "64M", "a whole number of bytes from 1000000"),
         ],
     )
-    def test_says_what_it_holds_and_what_is_expected(self, name: str, text: str, expected: str) -> None:
-        """The message is enough to mend the mistake."""
+    def test_message_has_the_value_and_the_expected_values(self, name: str, text: str, expected: str) -> None:
+        """The message has the variable, its value, and the expected values. That is enough to correct the mistake."""
         (problem,) = problems({name: text})
         assert problem.startswith(f"{name} holds {text!r}; expected ")
         assert expected in problem
@@ -227,18 +231,22 @@ class TestOneVariable:
         ],
     )
     def test_addresses_must_be_well_formed(self, name: str, text: str) -> None:
-        """A typing mistake in an address shows at the start and not at the first request."""
+        """A malformed address is reported at start, not at the first request."""
         (problem,) = problems({name: text})
         assert problem.startswith(f"{name} holds ")
         assert "http:// or https:// address with a host" in problem
 
     @pytest.mark.parametrize("text", ["http://127.0.0.1:3141/root/pypi", "https://[::1]:8443", "https://index.example"])
     def test_addresses_that_are_well_formed(self, text: str) -> None:
-        """Ports, IPv6 and a path belong to an address; slashes at its end don't."""
+        """Ports, IPv6 and a path are accepted; trailing slashes are removed."""
         assert load_settings({"MYPYPI_UPSTREAM_URL": f"{text}//"}).upstream_url == text
 
     def test_credentials_do_not_belong_in_the_upstream_url(self) -> None:
-        """They would show in logs and links; the message says where they belong, and does not show them."""
+        """
+        Credentials in the upstream URL are refused, since logs and links would show them.
+
+        The message names the variables for them, and does not show the credentials.
+        """
         (problem,) = problems({"MYPYPI_UPSTREAM_URL": "https://me:hunter2@index.example"})
         assert "hunter2" not in problem
         assert "MYPYPI_UPSTREAM_USERNAME" in problem
@@ -247,24 +255,28 @@ class TestOneVariable:
     @pytest.mark.parametrize(
         "text", ["tcp:80", "tcp6:80", "unix:/run/mypypi.sock", "systemd:domain=INET:index=0", "ssl:443:privateKey=none"]
     )
-    def test_listen_takes_endpoints_that_this_process_could_not_open(self, text: str) -> None:
-        """A worker reads the settings too, and has neither the server's sockets nor its certificate."""
+    def test_listen_accepts_endpoints_that_this_process_could_not_open(self, text: str) -> None:
+        """
+        An endpoint that this process could not open is accepted.
+
+        A worker reads the same settings, but has neither the server's sockets nor its certificate.
+        """
         assert load_settings({"MYPYPI_LISTEN": text}).listen == text
 
     @pytest.mark.parametrize("text", ["80", "tcp", "tcp:", "tcp:http", "tcp:80:port=1", "tcp:80\\", "carrier-pigeon:1"])
     def test_listen_is_a_server_endpoint(self, text: str) -> None:
-        """What Twisted could not parse is reported together with everything else."""
+        """An endpoint that Twisted can't parse is reported like other problems."""
         (problem,) = problems({"MYPYPI_LISTEN": text})
         assert problem.startswith(f"MYPYPI_LISTEN holds {text!r}; expected a Twisted server endpoint")
 
     def test_a_username_has_no_colon(self) -> None:
-        """HTTP basic auth could not tell where the password begins."""
+        """A username with a colon is refused. HTTP basic auth could not tell where the password begins."""
         (problem,) = problems({"MYPYPI_UPSTREAM_USERNAME": "me:too", "MYPYPI_UPSTREAM_PASSWORD": "hunter2"})
         assert "without a colon" in problem
 
 
 class TestTogether:
-    """What variables say about one another is checked, and all that is wrong is said at once."""
+    """Settings that depend on each other are checked, and all problems reported at once."""
 
     @pytest.mark.parametrize(
         ("present", "absent"),
@@ -276,26 +288,30 @@ class TestTogether:
         ],
     )
     def test_half_a_pair_of_credentials(self, present: str, absent: str) -> None:
-        """Neither half means anything alone."""
+        """One half of a pair of credentials requires the other."""
         (problem,) = problems({present: "x", absent: ""})
         assert problem.startswith(f"{absent} is not set; expected ")
         assert present in problem
 
     def test_s3_needs_a_bucket(self) -> None:
-        """Not the first upload, but the start, says so."""
+        """A missing bucket is reported at start, not at the first upload."""
         (problem,) = problems({"MYPYPI_FILE_STORAGE_DRIVER": "s3"})
         assert problem.startswith("MYPYPI_S3_BUCKET is not set; expected ")
         assert load_settings({"MYPYPI_FILE_STORAGE_DRIVER": "s3", "MYPYPI_S3_BUCKET": "wheels"}).s3_bucket == "wheels"
 
     @pytest.mark.parametrize("slash", ["", "/"])
-    def test_the_upstream_of_an_index_is_named_without_simple(self, slash: str) -> None:
-        """Copied from pip's configuration it ends in /simple, which would be asked for twice."""
+    def test_an_upstream_url_with_simple_is_refused(self, slash: str) -> None:
+        """
+        An upstream URL that ends in /simple is refused.
+
+        Copied from pip's configuration it has that suffix, which would be requested twice.
+        """
         text = f"https://index.example/root/simple{slash}"
         (problem,) = problems({"MYPYPI_UPSTREAM_URL": text})
         assert problem == f"MYPYPI_UPSTREAM_URL holds {text!r}; expected the same without the trailing /simple"
 
     def test_an_npm_registry_may_be_called_simple(self) -> None:
-        """In npm mode the path means nothing of the kind."""
+        """An npm registry's URL may end in /simple, since the path has no such meaning there."""
         given = {"MYPYPI_PACKAGE_TYPE": "npm", "MYPYPI_UPSTREAM_URL": "https://registry.example/simple"}
         assert load_settings(given).upstream_url == "https://registry.example/simple"
 
@@ -309,16 +325,24 @@ class TestTogether:
         ],
     )
     def test_an_unknown_name(self, unknown: str, nearest: str) -> None:
-        """A mistyped name is no silent default; its value may be a secret whose name was mistyped."""
+        """
+        An unknown variable is reported with the nearest name, not ignored.
+
+        Its value is not shown: it may be a secret whose name was mistyped.
+        """
         (problem,) = problems({unknown: "hunter2"})
         assert problem == f"{unknown} is not a setting; the nearest name is {nearest}"
 
-    def test_other_programs_variables_are_none_of_ours(self) -> None:
-        """An environment is full of them."""
+    def test_variables_of_other_programs_are_ignored(self) -> None:
+        """Variables of other programs are ignored."""
         assert load_settings({"HOME": "/", "PYPI_URL": "x", "MYPYPIX": "y"}) == load_settings({})
 
     def test_variables_that_kubernetes_sets_for_a_service_called_mypypi(self) -> None:
-        """A pod beside such a Service gets them unasked, and must start."""
+        """
+        Variables that Kubernetes sets for a Service called mypypi are ignored.
+
+        A pod beside such a Service gets them, and must start.
+        """
         given = {
             "MYPYPI_SERVICE_HOST": "10.0.0.1",
             "MYPYPI_SERVICE_PORT": "80",
@@ -331,13 +355,17 @@ class TestTogether:
         }
         assert load_settings(given) == load_settings({})
 
-    def test_a_port_that_a_person_set_is_unknown(self) -> None:
-        """MYPYPI_PORT=8080 does not do what whoever wrote it thinks."""
+    def test_mypypi_port_with_a_number_is_unknown(self) -> None:
+        """
+        MYPYPI_PORT with a plain number is reported as unknown.
+
+        It does not set the port, as its author may expect.
+        """
         (problem,) = problems({"MYPYPI_PORT": "8080"})
         assert problem.startswith("MYPYPI_PORT is not a setting")
 
     def test_all_problems_at_once_each_on_its_own_line(self) -> None:
-        """One start is enough to learn all that is wrong."""
+        """All problems are reported by one start, each on its own line."""
         given = {
             "MYPYPI_CACHE_TIME": "soon\nlater",
             "WORKERS": "-1",
@@ -362,13 +390,13 @@ class TestSecrets:
     """A secret is in no message, no repr and no traceback."""
 
     def test_a_secret_shows_only_when_revealed(self) -> None:
-        """Whoever logs one by mistake logs nothing."""
+        """Only `reveal` shows a secret. So a secret that is logged by mistake stays hidden."""
         secret = Secret("hunter2")
         assert "hunter2" not in f"{secret} {secret!r} {[secret]} {secret:}"
         assert secret.reveal() == "hunter2"
 
-    def test_the_settings_show_none_of_theirs(self) -> None:
-        """The settings can be logged as they are."""
+    def test_the_settings_show_no_secret(self) -> None:
+        """The settings can be logged without showing a secret."""
         given = {
             "MYPYPI_UPSTREAM_USERNAME": "me",
             "MYPYPI_UPSTREAM_PASSWORD": "hunter2",
@@ -381,8 +409,12 @@ class TestSecrets:
         assert settings.upstream_password == settings.s3_access_key == settings.s3_secret_key == Secret("hunter2")
 
     @pytest.mark.parametrize("name", ["MYPYPI_UPSTREAM_PASSWORD", "MYPYPI_S3_ACCESS_KEY", "MYPYPI_S3_SECRET_KEY"])
-    def test_a_bad_one_is_reported_without_it(self, name: str) -> None:
-        """A line break at the end, as files have it, is the usual mistake."""
+    def test_a_malformed_secret_is_not_shown(self, name: str) -> None:
+        """
+        The message about a malformed secret does not show it.
+
+        A line break at the end, as files have it, is the usual mistake.
+        """
         problem = problems({name: "hunter2\n"})[0]
         assert problem.startswith(f"{name} holds (not shown); expected text without a line break")
 
@@ -397,13 +429,17 @@ class TestSecrets:
             "https://me:hunter2@index.example/simple",
         ],
     )
-    def test_a_bad_address_is_not_shown_where_it_may_hold_one(self, text: str) -> None:
-        """People put passwords into addresses."""
+    def test_a_malformed_address_with_a_secret_is_not_shown(self, text: str) -> None:
+        """A malformed address is not shown if it may contain a password."""
         assert "hunter2" not in "".join(problems({"MYPYPI_UPSTREAM_URL": text}))
 
     @pytest.mark.parametrize("bad", ["MYPYPI_REDIS_URL", "MYPYPI_UPSTREAM_PASSWORD", "WORKERS"])
-    def test_a_traceback_with_local_variables_shows_none(self, bad: str) -> None:
-        """Error reporters print every frame's variables, and what an error was raised from."""
+    def test_a_traceback_with_local_variables_shows_no_secret(self, bad: str) -> None:
+        """
+        A traceback with local variables, as error reporters print it, shows no secret.
+
+        Nor does the error have a cause that would show one.
+        """
         error: SettingsError | None = None
         try:
             load_settings(
@@ -428,7 +464,7 @@ class TestSecrets:
 
 
 class TestRedisUrl:
-    """The three forms of redis-py's URLs, and nothing that looks like them."""
+    """Only the three forms of redis-py's URLs are accepted."""
 
     @pytest.mark.parametrize(
         ("text", "expected"),
@@ -452,7 +488,7 @@ class TestRedisUrl:
         ],
     )
     def test_forms(self, text: str, expected: RedisUrl) -> None:
-        """Each part is where its users look for it, percent-decoded."""
+        """Each part of a URL is parsed and percent-decoded."""
         assert RedisUrl.parse(text) == expected
 
     @pytest.mark.parametrize(
@@ -479,8 +515,8 @@ class TestRedisUrl:
             "unix://me:hunter2@/",
         ],
     )
-    def test_others_are_reported_without_the_password(self, text: str) -> None:
-        """Not in the message, nor in an error which it came from."""
+    def test_malformed_urls_are_reported_without_the_password(self, text: str) -> None:
+        """A malformed URL is reported without its password. A chained error would show it, so there is none."""
         with pytest.raises(ValueError, match="expected redis://, rediss:// or unix://") as caught:
             RedisUrl.parse(text)
         assert "hunter2" not in str(caught.value)
@@ -498,40 +534,40 @@ class TestRedisUrl:
             ("unix://me:hunter2@/run/redis.sock?db=4", "unix:///run/redis.sock?db=4"),
         ],
     )
-    def test_shows_the_address_alone(self, text: str, shown: str) -> None:
-        """So that it can stand in logs and health checks."""
+    def test_text_shows_the_address_only(self, text: str, shown: str) -> None:
+        """The text of a URL is its address only, for logs and health checks."""
         url = RedisUrl.parse(text)
         assert str(url) == shown
         assert "hunter2" not in repr(url)
 
 
 class TestDocumentation:
-    """The help and the README's table are made of the fields, so neither can be out of step."""
+    """The help and the README's table are generated from the fields. So neither can be out of date."""
 
     def test_every_variable_has_help_of_one_sentence(self) -> None:
-        """A field without help would be a setting that nobody finds."""
+        """Every variable has help of one sentence. Without help, users would not find it."""
         for variable in variables():
             assert variable.help.endswith("."), variable.name
             assert ". " not in variable.help, variable.name
 
     def test_the_names_are_those_of_the_tables(self) -> None:
-        """A renamed or forgotten field changes what users must write."""
-        assert [variable.name for variable in variables()] == list(TAKEN)
+        """The variables are exactly these. A renamed or forgotten field would change what users must write."""
+        assert [variable.name for variable in variables()] == list(EXAMPLES)
 
-    def test_the_table_has_a_row_for_each(self) -> None:
-        """Three cells each: name, what it sets, default."""
+    def test_the_table_has_a_row_for_each_variable(self) -> None:
+        """The table has a row per variable: name, purpose, default."""
         head, *rows = as_rst_table().split("   * - ")[1:]
         assert head.split("\n     - ") == ["Name", "What it sets", "Default\n"]
-        assert [row.split("``")[1] for row in rows] == list(TAKEN)
+        assert [row.split("``")[1] for row in rows] == list(EXAMPLES)
         assert {row.count("\n     -") for row in rows} == {2}
         assert (
             "   * - ``WORKERS``\n     - Server processes to spawn.\n     - ``8``; ``mypypi``: ``1``\n" in as_rst_table()
         )
 
-    def test_the_help_has_a_paragraph_for_each(self) -> None:
-        """Plain text, which fits a terminal."""
+    def test_the_help_has_a_paragraph_for_each_variable(self) -> None:
+        """The help has a paragraph per variable, as plain text that fits a terminal."""
         lines = describe().splitlines()
-        assert [line for line in lines if not line.startswith(" ")] == list(TAKEN)
+        assert [line for line in lines if not line.startswith(" ")] == list(EXAMPLES)
         assert max(map(len, lines)) < 80
         assert "WORKERS\n    Server processes to spawn. Default: 8; mypypi: 1.\n" in describe()
         assert "`" not in describe()

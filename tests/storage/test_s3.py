@@ -1,4 +1,4 @@
-"""What the bucket does when S3 is slow, wrong or gone; what it sends to be checked; and how an upload ends early."""
+"""Tests of the bucket: S3 that fails or is down, checksums, and cancelled uploads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.rig.s3 import ACCESS_KEY, SECRET_KEY, Refuse, Swallow
 from tests.support.buckets import KEY, LARGE, PART, BucketTestCase, StopAfter
 
 WHEEL = b"a wheel" * 1000
-#: Seconds in which an answer comes where nothing does and the limits are those of `impatient`.
+#: Seconds; longer than all tries take with the limits of `short_limits`.
 SOON = 5.0
 
 
@@ -33,34 +33,39 @@ def base64_sha256(content: bytes) -> str:
 
 
 class BucketTest(BucketTestCase):
-    """A bucket as its storage sees it, before moto's server."""
+    """A storage with a bucket on moto's server."""
 
     __test__ = True
 
     def setUp(self) -> None:
         super().setUp()
-        # boto3 pauses between two tries.
-        pauses = mock.patch("botocore.endpoint.time.sleep")
-        self.pauses = pauses.start()
-        self.addCleanup(pauses.stop)
+        # boto3 sleeps between two tries; no test needs to wait for that.
+        sleep = mock.patch("botocore.endpoint.time.sleep")
+        self.sleep = sleep.start()
+        self.addCleanup(sleep.stop)
 
     def fault(self, method: str, fault: Fault, times: int | None = None) -> Fault:
         return self.proxy.fault(f"{method} {self.proxy.path_of(self.name())}", fault, times)
 
     def checksums(self) -> list[str | None]:
-        """Of what was put, in order."""
+        """Return the checksums of all PUT requests, in order."""
         return [request.headers["x-amz-checksum-sha256"] for request in self.proxy.asked("PUT", self.name())]
 
     @contextmanager
-    def impatient(self) -> Iterator[None]:
-        """S3's own limits are short, and kept: what is done meanwhile does not take long."""
+    def short_limits(self) -> Iterator[None]:
+        """Set short time limits for S3, and check that they are kept."""
         began = time.monotonic()
         with mock.patch.multiple(s3, _CONNECT_SECONDS=1, _ASK_SECONDS=0.2, _UPLOAD_SECONDS=0.3):
             yield
         self.assertLess(time.monotonic() - began, SOON)
 
     def assert_down(self, expected: str) -> None:
-        """Nothing is found, nothing can be uploaded, the check says why; the file waits, and no secret is told."""
+        """
+        Check that S3 counts as down for this reason.
+
+        The bucket has no file, uploads and the check fail with the reason, and no error shows a secret. The file that
+        waits is served.
+        """
         self.assertIsNone(self.find("https/files.example/other"))
         errors = [self.upload_error(StorageDown), self.failing(self.storage.check(), StorageDown)]
         for error in errors:
@@ -71,7 +76,7 @@ class BucketTest(BucketTestCase):
         self.clock.advance(10)
 
     def assert_back(self) -> None:
-        """What waited is uploaded, and found in the bucket, once."""
+        """Check that the waiting file is uploaded, once, and found in the bucket."""
         self.proxy.mend()
         self.upload()
         self.now(self.storage.check())
@@ -79,7 +84,7 @@ class BucketTest(BucketTestCase):
         self.assertEqual([self.name()], self.server.names())
 
     def test_bucket_that_answers_503(self) -> None:
-        """It is tried a few times, then again later by the queue."""
+        """An upload that S3 answers with 503 is tried three times. After that, the queue tries it again later."""
         self.keep(WHEEL)
         fault = self.proxy.fault("/", Status(503))
         self.assert_down("S3 answered")
@@ -88,37 +93,37 @@ class BucketTest(BucketTestCase):
         self.assert_back()
 
     def test_bucket_that_refuses_connections(self) -> None:
-        """As if it were not there."""
+        """A bucket that refuses connections counts as down."""
         self.keep(WHEEL)
         with self.proxy.refusing():
             self.assert_down("S3 can't be reached: EndpointConnectionError")
         self.assert_back()
 
     def test_bucket_that_denies_access(self) -> None:
-        """In words that name the code, and none of what S3 tells of keys and signatures."""
+        """The error names S3's code, but not its message with keys and signatures."""
         self.keep(WHEEL)
         self.proxy.fault("/", Refuse(403, "SignatureDoesNotMatch"))
         self.assert_down("S3 answered")
         self.assertEqual(1, self.asked("PUT"))
         self.assert_back()
 
-    def test_bucket_that_says_nothing(self) -> None:
-        """It is not waited for for long."""
-        with self.impatient():
+    def test_bucket_that_does_not_respond(self) -> None:
+        """A bucket that does not respond times out soon."""
+        with self.short_limits():
             self.keep(WHEEL)
             self.proxy.fault("/", Swallow())
             self.assert_down("S3 can't be reached: ReadTimeoutError")
             self.assert_back()
 
-    def test_limits_are_short_where_somebody_waits(self) -> None:
-        """A question ends, with all its tries, about when pip would give up; uploads have more time."""
+    def test_limits_are_short_where_a_client_waits(self) -> None:
+        """A look-up with all its tries ends about when pip times out. Uploads have more time."""
         asking = self.bucket._asking.meta.config
         self.assertEqual((3, 4), (asking.connect_timeout, asking.read_timeout))
         self.assertEqual((2, "standard"), (asking.retries["total_max_attempts"], asking.retries["mode"]))
         self.assertEqual(30, self.bucket._uploading.meta.config.read_timeout)
 
-    def test_hiccup_is_not_noticed(self) -> None:
-        """One 500, or a connection that is cut, in the middle of an upload."""
+    def test_single_failure_is_retried(self) -> None:
+        """A single 500 is retried, even in the middle of an upload."""
         for method, content in (("PUT", WHEEL), ("POST", LARGE), ("HEAD", WHEEL)):
             self.keep(content)
             self.fault(method, Status(500), times=1)
@@ -126,7 +131,7 @@ class BucketTest(BucketTestCase):
             self.assertEqual(content, self.read(self.found()))
 
     def test_large_upload_that_fails_in_the_middle(self) -> None:
-        """Its parts are taken back, and the file waits; the next one sends all of it."""
+        """A large upload that fails removes its parts, and the file waits. The next upload sends all of it."""
         self.keep(LARGE)
         with mock.patch.object(self.bucket._uploading, "complete_multipart_upload", side_effect=self.error("SlowDown")):
             self.upload_error(StorageDown)
@@ -137,56 +142,56 @@ class BucketTest(BucketTestCase):
     def error(self, code: str) -> ClientError:
         return ClientError({"Error": {"Code": code}}, "CompleteMultipartUpload")
 
-    def test_upload_that_is_told_to_stop(self) -> None:
-        """At any point, nothing of it stays in the bucket, and the file waits."""
+    def test_upload_that_is_cancelled(self) -> None:
+        """An upload can be cancelled at any point. Nothing of it stays in the bucket, and the file waits."""
         for content, looks in ((WHEEL, 0), (WHEEL, 1), (LARGE, 0), (LARGE, 20), (LARGE, 110)):
             self.keep(content)
-            stop = StopAfter(looks)
-            with mock.patch.object(self.storage, "stopped", stop):
+            cancelled = StopAfter(looks)
+            with mock.patch.object(self.storage, "stopped", cancelled):
                 self.upload_error(UploadCancelled)
-            self.assertTrue(stop.is_set())
+            self.assertTrue(cancelled.is_set())
             self.assertEqual(([], []), (self.server.names(), self.server.pending()))
             self.assertIsNotNone(self.found().path)
-        self.assertGreater(self.asked("PUT"), 0, "a part had gone out")
-        self.pauses.assert_not_called()
+        self.assertGreater(self.asked("PUT"), 0, "no part was sent before the end")
+        self.sleep.assert_not_called()
         self.now(self.storage.check())
 
-    def test_upload_that_is_told_to_stop_while_s3_is_silent(self) -> None:
-        """It ends with the try that is under way, and there is no other."""
+    def test_upload_that_is_cancelled_while_s3_does_not_respond(self) -> None:
+        """A cancelled upload ends with the try under way, and starts no other."""
         waiting = self.keep(WHEEL)
         assert waiting.path is not None
         fault = self.fault("PUT", Swallow())
-        stopped, ended = Event(), []
+        cancelled, ended = Event(), []
 
         def upload() -> None:
             try:
-                self.bucket.upload(waiting.path or Path(), KEY, waiting.digest, stopped)
+                self.bucket.upload(waiting.path or Path(), KEY, waiting.digest, cancelled)
             except UploadCancelled as error:
                 ended.append(error)
 
-        with self.impatient():
+        with self.short_limits():
             thread = Thread(target=upload)
             thread.start()
             fault.wait_served()
-            stopped.set()
+            cancelled.set()
             thread.join(SOON)
         self.assertEqual((1, 1), (len(ended), self.asked("PUT")))
 
     def test_checksum_is_sent(self) -> None:
-        """The index's own digest, against which S3 checks what it got."""
+        """The index's own digest is sent, and S3 checks the bytes against it."""
         self.keep(WHEEL)
         self.upload()
         self.assertEqual([base64_sha256(WHEEL)], self.checksums())
 
     def test_checksum_of_each_part_is_sent(self) -> None:
-        """S3 has one for each, and for them all."""
+        """A checksum is sent for each part of a large file."""
         self.keep(LARGE)
         self.upload()
         parts = [LARGE[start : start + PART] for start in range(0, len(LARGE), PART)]
         self.assertEqual([base64_sha256(part) for part in parts], self.checksums())
 
-    def test_checksum_where_the_index_has_another_digest(self) -> None:
-        """It is worked out. Others, too, are noted on the object."""
+    def test_checksum_is_computed_for_other_digests(self) -> None:
+        """If the index has no SHA-256, it is computed for the checksum. The index's digest is noted on the object."""
         digest = Digest("sha1", hashlib.sha1(WHEEL, usedforsecurity=False).hexdigest())
         path = self.drafts / "a.draft"
         path.write_bytes(WHEEL)
@@ -196,8 +201,8 @@ class BucketTest(BucketTestCase):
         self.now(self.catalog.forget_stored(KEY))
         self.assertEqual(digest, self.found().digest)
 
-    def test_provider_that_does_not_know_checksums(self) -> None:
-        """It gets files without, and is not asked to take them with one again."""
+    def test_provider_without_checksums(self) -> None:
+        """A provider that does not support checksums gets no more of them."""
         self.keep(WHEEL)
         self.fault("PUT", Refuse(501, "NotImplemented"), times=1)
         self.upload()
@@ -209,16 +214,16 @@ class BucketTest(BucketTestCase):
         self.assertEqual([None] * 3, self.checksums()[before:])
         self.assertEqual(LARGE, self.read(self.found()))
 
-    def test_provider_that_does_not_take_checksums_of_parts(self) -> None:
-        """The parts are taken back, and sent without."""
+    def test_provider_without_checksums_of_parts(self) -> None:
+        """If a provider refuses checksums of parts, the parts are removed and sent without."""
         self.keep(LARGE)
         self.fault("PUT", Refuse(400, "InvalidRequest"), times=1)
         self.upload()
         self.assertEqual([None] * 3, self.checksums()[-3:])
         self.assertEqual((LARGE, []), (self.read(self.found()), self.server.pending()))
 
-    def test_content_that_is_not_what_was_sent_is_refused(self) -> None:
-        """Promise 1: what does not fit its checksum is not sent again without one."""
+    def test_wrong_checksum_is_not_retried_without_one(self) -> None:
+        """Promise 1: bytes that do not match their checksum are never sent without one."""
         self.keep(WHEEL)
         fault = self.fault("PUT", Refuse(400, "BadDigest"), times=1)
         self.assertIn("BadDigest", str(self.upload_error(StorageDown)))
@@ -227,38 +232,46 @@ class BucketTest(BucketTestCase):
         self.upload()
         self.assertEqual([base64_sha256(WHEEL)] * 2, self.checksums())
 
-    def test_refusal_that_has_another_reason_leaves_checksums_on(self) -> None:
-        """What is refused without a checksum as well was not refused for it."""
+    def test_refusal_for_another_reason_leaves_checksums_on(self) -> None:
+        """
+        A provider still gets checksums if it refuses an upload without one as well.
+
+        Then the checksum was not the reason.
+        """
         self.keep(WHEEL)
         self.fault("PUT", Refuse(400, "InvalidRequest"), times=2)
         self.upload_error(StorageDown)
         self.upload()
         self.assertEqual(base64_sha256(WHEEL), self.checksums()[-1])
 
-    def test_file_on_the_disk_that_is_not_what_it_was(self) -> None:
-        """Promise 1: S3 itself finds that it does not fit, and nothing of it is kept."""
+    def test_file_that_has_changed_on_the_disk(self) -> None:
+        """Promise 1: S3 refuses a file that has changed on the disk. It keeps nothing of it."""
         waiting = self.keep(WHEEL)
         assert waiting.path is not None
         waiting.path.write_bytes(WHEEL[::-1])
         self.upload_error(StorageDown)
         self.assertEqual([], self.server.names())
 
-    def test_size_is_compared_afterwards(self) -> None:
-        """What the bucket does not hold in full is not noted, and not thrown away here."""
+    def test_size_is_checked_after_an_upload(self) -> None:
+        """An incomplete object is not recorded, and the file stays on the disk."""
         for content in (WHEEL, LARGE):
             self.keep(content)
             client = self.bucket._uploading
-            with mock.patch.multiple(client, put_object=self.shorten, complete_multipart_upload=self.shorten):
+            with mock.patch.multiple(client, put_object=self.truncate, complete_multipart_upload=self.truncate):
                 error = self.upload_error(StorageDown)
             self.assertEqual("the bucket does not have the complete file after its upload", str(error))
             self.assertIsNone(self.now(self.catalog.stored(KEY)))
             self.assertEqual(content, self.read(self.found()))
 
-    def shorten(self, **_: object) -> None:
+    def truncate(self, **_: object) -> None:
         self.server.put(self.name(), b"short")
 
-    def test_object_without_a_note_is_known_by_its_etag(self) -> None:
-        """As others than this project put it there, in one piece. Without a digest, it is as if it were not there."""
+    def test_object_without_metadata_is_known_by_its_etag(self) -> None:
+        """
+        The digest of an object without metadata comes from its ETag.
+
+        Other programs upload such objects, in one piece. An object without any digest counts as missing.
+        """
         self.server.put(self.name(), WHEEL)
         expected = Digest("md5", hashlib.md5(WHEEL, usedforsecurity=False).hexdigest())
         self.assertEqual(expected, self.found().digest)
@@ -270,8 +283,8 @@ class BucketTest(BucketTestCase):
         )
         self.assertIsNone(self.find("other"))
 
-    def test_records_stay_where_the_bucket_can_not_be_listed(self) -> None:
-        """What can't be seen may well be there."""
+    def test_records_stay_if_the_bucket_can_not_be_listed(self) -> None:
+        """Records stay if the bucket can't be listed, since the objects may exist."""
         self.keep(WHEEL)
         self.upload()
         self.proxy.fault("/", Refuse(403, "AccessDenied"))
@@ -279,26 +292,26 @@ class BucketTest(BucketTestCase):
         self.assertIsNotNone(self.now(self.catalog.stored(KEY)))
 
     def test_small_file_takes_two_requests(self) -> None:
-        """It is put, and looked at."""
+        """A small file takes two requests: a PUT and a HEAD."""
         self.keep(WHEEL)
         self.upload()
         self.assertEqual(["PUT", "HEAD"], [request.method for request in self.proxy.requests])
 
     def test_bucket_without_credentials(self) -> None:
-        """Neither set, nor found where boto3 looks: it says so."""
+        """The error says that there are no credentials. Neither the settings nor boto3's own sources have any."""
         with mock.patch("botocore.credentials.CredentialResolver.load_credentials", return_value=None):
             self.storage = self.make_storage(self.make_bucket(access_key=None, secret_key=None))
             waiting = self.keep(WHEEL)
             for work in (self.storage.check(), self.storage.upload(KEY), self.storage.link(waiting)):
                 self.assertEqual("S3 can't be reached: NoCredentialsError", str(self.failing(work, StorageDown)))
 
-    def test_deleting_where_s3_does_not_answer(self) -> None:
-        """It is an error, since the object stays."""
+    def test_deleting_while_s3_is_down(self) -> None:
+        """Deleting fails while S3 is down, since the object stays."""
         self.proxy.fault("/", Status(503))
         self.failing(self.storage.delete(KEY), StorageDown)
 
     def test_settings_of_a_bucket(self) -> None:
-        """They are those of the environment."""
+        """The bucket's settings are those of the environment."""
         texts = {
             "MYPYPI_FILE_STORAGE_DRIVER": "s3",
             "MYPYPI_S3_BUCKET": "packages",

@@ -1,4 +1,4 @@
-"""What every storage promises, in one class that each of them passes; what is the disk's own, and a bucket's."""
+"""Tests of storages: the promises of all, and those of disk and bucket."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.memory import AtOnce, MemoryTestCase, WhenTold, sha256
 
 
 class StoragePromises(MemoryTestCase):
-    """What every storage promises. A test case for one says how it is made, and how its bytes are read."""
+    """The promises of every storage. A test case implements `make` and `read`."""
 
     __test__ = False
     storage: IStorage
@@ -38,11 +38,11 @@ class StoragePromises(MemoryTestCase):
 
     @abstractmethod
     def make(self) -> IStorage:
-        """A storage with nothing in it."""
+        """Return an empty storage."""
 
     @abstractmethod
     def read(self, stored: StoredFile) -> bytes:
-        """The bytes, as a client would get them."""
+        """Return the bytes, as a client would get them."""
 
     def draft(self, content: bytes) -> Path:
         path = self.drafts / "a.draft"
@@ -57,31 +57,31 @@ class StoragePromises(MemoryTestCase):
         return self.now(self.storage.find(key))
 
     def test_provides_the_interface(self) -> None:
-        """It has every method that IStorage names."""
+        """The storage has every method of IStorage."""
         self.assertTrue(verifyObject(IStorage, self.storage))
 
-    def test_what_was_never_kept_is_not_there(self) -> None:
-        """Nothing is found, and deleting it is no error."""
+    def test_unknown_file_is_not_found(self) -> None:
+        """An unknown file is not found, and deleting it is no error."""
         self.assertIsNone(self.find())
         self.now(self.storage.delete(KEY))
 
     def test_committed_file_is_found(self) -> None:
-        """With its size, its digest and its bytes; the draft is gone."""
+        """A committed file is found with size, digest and bytes. The draft is gone."""
         stored = self.commit(b"a wheel")
         self.assertEqual((KEY, 7, sha256(b"a wheel")), (stored.key, stored.size, stored.digest))
         self.assertEqual(stored, self.find())
         self.assertEqual(b"a wheel", self.read(stored))
         self.assertEqual([], os.listdir(self.drafts))
 
-    def test_empty_file_is_a_file(self) -> None:
-        """Of no bytes."""
+    def test_empty_file_is_stored(self) -> None:
+        """An empty file is stored like any other."""
         self.commit(b"")
         stored = self.find()
         assert stored is not None
         self.assertEqual((0, b""), (stored.size, self.read(stored)))
 
     def test_file_is_replaced(self) -> None:
-        """Other bytes under the same key take the place of those before; the same bytes once more change nothing."""
+        """Other bytes under the same key replace the old ones. The same bytes once more change nothing."""
         self.commit(b"old")
         self.commit(b"newer")
         self.commit(b"newer")
@@ -89,22 +89,22 @@ class StoragePromises(MemoryTestCase):
         assert stored is not None
         self.assertEqual((5, sha256(b"newer"), b"newer"), (stored.size, stored.digest, self.read(stored)))
 
-    def test_draft_that_is_open_can_be_read_on(self) -> None:
-        """Readers of a draft go on while it is committed."""
+    def test_open_draft_can_be_read_during_a_commit(self) -> None:
+        """A reader of a draft continues while the draft is committed."""
         with self.draft(b"being read").open("rb") as reader:
             self.now(self.storage.commit(KEY, self.drafts / "a.draft", sha256(b"being read")))
             self.assertEqual(b"being read", reader.read())
 
-    def test_deleted_file_is_forgotten(self) -> None:
-        """And can be kept again."""
+    def test_deleted_file_is_gone(self) -> None:
+        """A deleted file is not found, and can be stored again."""
         self.commit(b"a wheel")
         self.now(self.storage.delete(KEY))
         self.assertIsNone(self.find())
         self.commit(b"a wheel")
         self.assertIsNotNone(self.find())
 
-    def test_keys_do_not_meet(self) -> None:
-        """One key may continue another, even with what looks like a digest; each has its own file."""
+    def test_keys_do_not_mix(self) -> None:
+        """Each key has its own file, even if another key continues it. The continuation may look like a digest."""
         keys = [KEY, f"{KEY}.metadata", f"{KEY}/more", f"{KEY}/{sha256(b'x')}.1", "https/files.example/a"]
         for key in keys:
             self.assertIsNone(self.find(key))
@@ -116,20 +116,20 @@ class StoragePromises(MemoryTestCase):
         self.now(self.storage.delete(KEY))
         self.assertEqual([False, True, True, True, True], [self.find(key) is not None for key in keys])
 
-    def test_longest_key_is_taken(self) -> None:
-        """What `key_of` makes, a storage takes."""
+    def test_longest_key_is_accepted(self) -> None:
+        """A storage accepts the longest key that `key_of` returns."""
         key = f"https/files.example/{'a' * 255}/{'%E2%82%AC' * 28}"
         self.assertIsNone(self.find(key))
         self.assertEqual(key, self.commit(b"x", key).key)
 
     def test_working_storage_passes_its_check(self) -> None:
-        """Without leaving anything behind."""
+        """The check of a working storage succeeds, and leaves nothing behind."""
         self.now(self.storage.check())
         self.assertIsNone(self.find())
 
 
 class DiskStorageTest(StoragePromises):
-    """Files in a directory tree that reads without anything else."""
+    """Files in a directory tree that can be read without other data."""
 
     __test__ = True
 
@@ -141,21 +141,33 @@ class DiskStorageTest(StoragePromises):
         assert stored.path is not None
         return stored.path.read_bytes()
 
-    def test_file_lies_where_its_key_says_under_its_digest_and_size(self) -> None:
-        """So that storage can be read, checked and copied without the catalog."""
+    def test_path_has_key_digest_and_size(self) -> None:
+        """
+        A file's path has its key, digest and size.
+
+        So storage can be read, checked and copied without the catalog.
+        """
         self.commit(b"a wheel")
         self.assertEqual(b"a wheel", (self.root / KEY / f"{sha256(b'a wheel')}.7").read_bytes())
 
-    def test_file_that_has_lost_its_end_is_not_there(self) -> None:
-        """Promise 2: never a short 200. It can be kept again."""
+    def test_file_that_was_cut_short_is_not_found(self) -> None:
+        """
+        Promise 2: a file that was cut short is not found.
+
+        So no client gets a short 200; the file can be stored again.
+        """
         stored = self.commit(b"a wheel")
         assert stored.path is not None
         stored.path.write_bytes(b"a whe")
         self.assertIsNone(self.find())
         self.assertEqual(b"a wheel", self.read(self.commit(b"a wheel")))
 
-    def test_nothing_else_in_a_directory_is_a_file(self) -> None:
-        """What a copy that was cut off has left, or a person has put there, is neither served nor touched."""
+    def test_other_files_in_a_directory_are_ignored(self) -> None:
+        """
+        Other files in a key's directory are neither served nor deleted.
+
+        A copy that was cut off, or a person, may leave some.
+        """
         other = self.root / KEY / "README"
         other.parent.mkdir(parents=True)
         other.write_bytes(b"mine")
@@ -165,15 +177,19 @@ class DiskStorageTest(StoragePromises):
         self.now(self.storage.delete(KEY))
         self.assertEqual(b"mine", other.read_bytes())
 
-    def test_file_that_is_taken_away_is_not_there(self) -> None:
-        """Promise 6: bytes that are gone mean "fetch again", not an error."""
+    def test_file_that_was_removed_is_not_found(self) -> None:
+        """Promise 6: a file that was removed is not found. So it is fetched again, without an error."""
         stored = self.commit(b"a wheel")
         assert stored.path is not None
         stored.path.unlink()
         self.assertIsNone(self.find())
 
-    def test_another_file_system_is_copied_across(self) -> None:
-        """Drafts may lie elsewhere: the file comes whole and by a rename, with the same mode, and the draft goes."""
+    def test_draft_on_another_file_system_is_copied(self) -> None:
+        """
+        A draft on another file system is copied, then renamed.
+
+        The file is complete and has the draft's mode; the draft is deleted.
+        """
         with mock.patch("pathlib.Path.replace", side_effect=OSError(errno.EXDEV, "cross-device")):
             stored = self.commit(b"a wheel")
         assert stored.path is not None
@@ -181,8 +197,8 @@ class DiskStorageTest(StoragePromises):
         self.assertEqual([], os.listdir(self.drafts))
         self.assertEqual([stored.path.name], os.listdir(stored.path.parent))
 
-    def test_copy_that_fails_leaves_nothing_half_done(self) -> None:
-        """Neither a file nor a part of one; the draft stays for whoever wants to try again."""
+    def test_copy_that_fails_leaves_no_part(self) -> None:
+        """A copy that fails leaves no part of a file. The draft stays for another try."""
         with (
             mock.patch("pathlib.Path.replace", side_effect=OSError(errno.EXDEV, "cross-device")),
             mock.patch("shutil.copy", side_effect=OSError(errno.ENOSPC, "full")),
@@ -191,8 +207,8 @@ class DiskStorageTest(StoragePromises):
         self.assertEqual([], os.listdir(self.root / KEY))
         self.assertEqual(["a.draft"], os.listdir(self.drafts))
 
-    def test_full_disk_is_told_from_a_broken_one(self) -> None:
-        """Each in words that say what to do; never an OSError."""
+    def test_full_disk_differs_from_a_broken_one(self) -> None:
+        """A full disk and a broken one raise different errors, with the reason. They never raise OSError."""
         kinds = {errno.ENOSPC: StorageFull, errno.EDQUOT: StorageFull, errno.EIO: StorageDown, errno.EROFS: StorageDown}
         for code, kind in kinds.items():
             with mock.patch("pathlib.Path.replace", side_effect=OSError(code, os.strerror(code))):
@@ -200,21 +216,21 @@ class DiskStorageTest(StoragePromises):
             self.assertEqual(kind, type(error))
             self.assertIn(os.strerror(code), str(error))
 
-    def test_directory_that_can_not_be_made_is_storage_down(self) -> None:
-        """A file in the place of the directory, whoever runs this."""
+    def test_directory_that_can_not_be_created_is_storage_down(self) -> None:
+        """A file in place of the directory raises StorageDown, for any user."""
         self.root.write_bytes(b"in the way")
         self.failing(self.storage.commit(KEY, self.draft(b"x"), sha256(b"x")), StorageDown)
         self.failing(self.storage.check(), StorageDown)
         self.assertIsNone(self.find())
 
     def test_directory_that_can_not_be_read_is_storage_down(self) -> None:
-        """And not a file that is missing."""
+        """A directory that can't be read raises StorageDown. Its file does not count as missing."""
         with mock.patch("os.listdir", side_effect=PermissionError(errno.EACCES, "Permission denied")):
             self.failing(self.storage.find(KEY), StorageDown)
 
 
 class MemoryStorageTest(StoragePromises):
-    """What stands for a storage in the tests of others."""
+    """The storage that the tests of other parts use."""
 
     __test__ = True
 
@@ -226,7 +242,7 @@ class MemoryStorageTest(StoragePromises):
         return stored.path.read_bytes()
 
     def test_storage_that_is_down(self) -> None:
-        """It says so whatever it is asked, and works again afterwards."""
+        """Every method fails while the storage is down, and works afterwards."""
         storage = MemoryStorage(self.directory())
         storage.down = "unplugged"
         for work in (storage.find(KEY), storage.delete(KEY), storage.check()):
@@ -237,7 +253,7 @@ class MemoryStorageTest(StoragePromises):
 
 
 class BucketPromises(StoragePromises, BucketTestCase):
-    """What holds for files in a bucket, whoever provides it. Each is uploaded as soon as it is kept."""
+    """The promises of a bucket at any provider. Each file is uploaded as soon as it is committed."""
 
     storage: BucketStorage
 
@@ -252,8 +268,12 @@ class BucketPromises(StoragePromises, BucketTestCase):
         self.upload(key)
         return self.found(key)
 
-    def test_file_waits_until_it_is_uploaded(self) -> None:
-        """It is served from the disk until then, and from the bucket afterwards; nothing stays on the disk."""
+    def test_file_waits_on_the_disk_until_it_is_uploaded(self) -> None:
+        """
+        A file is served from the disk until it is uploaded.
+
+        After that it is served from the bucket, and nothing stays on the disk.
+        """
         waiting = self.keep(b"a wheel")
         self.assertEqual(waiting, self.find())
         self.assertEqual(b"a wheel", self.read(waiting))
@@ -264,22 +284,30 @@ class BucketPromises(StoragePromises, BucketTestCase):
         self.assertEqual(b"a wheel", self.read(self.found()))
         self.assertEqual([], self.waiting.keys())
 
-    def test_upload_is_a_job_for_those_who_see_the_disk(self) -> None:
-        """One, however often the same file is kept meanwhile."""
+    def test_upload_is_a_job_for_this_disk(self) -> None:
+        """
+        An upload is one job for workers with access to the disk.
+
+        There is no second job if the file is stored again.
+        """
         self.keep(b"a wheel")
         self.keep(b"another")
         self.assertEqual([self.upload_job()], self.queued())
 
-    def test_client_is_told_what_it_gets(self) -> None:
-        """Bytes, to be saved under the file's own name, which stay what they are."""
-        answer = get(self.now(self.storage.link(self.commit(b"a wheel"))).url)
+    def test_headers_let_a_client_save_the_file(self) -> None:
+        """The response's headers let a client save the bytes, unchanged, under the file's own name."""
+        response = get(self.now(self.storage.link(self.commit(b"a wheel"))).url)
         self.assertEqual(
             ["application/octet-stream", "attachment; filename*=UTF-8''b%2Bc-1.0.whl", "7"],
-            [answer.headers[name] for name in ("Content-Type", "Content-Disposition", "Content-Length")],
+            [response.headers[name] for name in ("Content-Type", "Content-Disposition", "Content-Length")],
         )
 
     def test_keys_with_odd_characters(self) -> None:
-        """Percent signs, plus, tilde, spaces, letters from elsewhere and queries come through bucket and link."""
+        """
+        Keys with any characters survive bucket and link.
+
+        They have percent signs, plus, tilde, spaces, letters of other alphabets and queries.
+        """
         odd = [
             "a%2Bb.whl",
             "a+b.whl",
@@ -301,7 +329,7 @@ class BucketPromises(StoragePromises, BucketTestCase):
         self.assertLessEqual(set(keys), self.bucket.keys())
 
     def test_key_that_is_too_long_for_s3(self) -> None:
-        """What `key_of` makes, a storage takes: up to 2048 bytes, where S3 has room for half of it."""
+        """Keys of up to 2048 bytes are accepted, although S3 allows half of that."""
         keys = ["https/files.example/" + "/".join(["d" * 99] * 20) + end for end in ("", "2")]
         for key in keys:
             self.commit(key[-1].encode(), key)
@@ -310,15 +338,15 @@ class BucketPromises(StoragePromises, BucketTestCase):
         self.assertEqual([True, True], [self.now(self.catalog.stored(key)) is not None for key in keys])
 
     def test_file_is_deleted_everywhere(self) -> None:
-        """On the disk, in the bucket, and in the catalog."""
+        """Deleting removes a file from the disk, the bucket and the catalog."""
         self.commit(b"a wheel")
         self.keep(b"another")
         self.now(self.storage.delete(KEY))
         self.assertEqual(([], [], None), (self.server.names(), self.waiting.keys(), self.now(self.catalog.stored(KEY))))
         self.assertIsNone(self.find())
 
-    def test_upload_that_is_done_twice(self) -> None:
-        """Without harm, whether the file still waits or does not."""
+    def test_upload_that_runs_twice(self) -> None:
+        """An upload can run twice without harm, whether or not the file still waits."""
         waiting = self.keep(b"a wheel")
         assert waiting.path is not None
         copy = waiting.path.read_bytes()
@@ -330,8 +358,8 @@ class BucketPromises(StoragePromises, BucketTestCase):
         self.assertEqual([self.name()], self.server.names())
         self.assertEqual(([], b"a wheel"), (self.waiting.keys(), self.read(self.found())))
 
-    def test_upload_of_what_has_vanished(self) -> None:
-        """Another worker was faster: nothing happens."""
+    def test_upload_of_a_file_that_is_gone(self) -> None:
+        """The upload of a file that is gone does nothing. Another worker was faster."""
         self.keep(b"a wheel")
         self.now(self.waiting.delete(KEY))
         self.upload()
@@ -345,8 +373,12 @@ class BucketPromises(StoragePromises, BucketTestCase):
             self.upload()
         self.assertEqual(([], None), (self.server.names(), self.find()))
 
-    def test_file_that_came_in_the_middle_of_an_upload(self) -> None:
-        """It is uploaded as well, and never thrown away in place of the other."""
+    def test_file_that_is_replaced_during_its_upload(self) -> None:
+        """
+        A file that replaces another during its upload is uploaded as well.
+
+        It is never deleted in place of the other.
+        """
         self.keep(b"old")
         upload = self.bucket.upload
 
@@ -365,16 +397,16 @@ class BucketPromises(StoragePromises, BucketTestCase):
         waiting = self.now(self.waiting.find(KEY))
         return None if waiting is None else waiting.digest
 
-    def test_large_file_goes_in_parts(self) -> None:
-        """And comes out in one piece."""
+    def test_large_file_is_uploaded_in_parts(self) -> None:
+        """A large file is uploaded in parts, and downloaded in one piece."""
         self.keep(LARGE)
         self.upload()
         self.assertEqual(len(LARGE), self.found().size)
         self.assertEqual(LARGE, self.read(self.found()))
         self.assertEqual((3, []), (self.asked("PUT"), self.server.pending()))
 
-    def test_parts_that_a_killed_worker_left_are_taken_back(self) -> None:
-        """Whoever does its job does that first; other files' parts stay."""
+    def test_parts_of_a_killed_worker_are_removed(self) -> None:
+        """The next upload of a file removes the parts that a killed worker left. Parts of other files stay."""
         other = f"{self.name()}.metadata"
         for name in (self.name(), other):
             begun = self.server.client.create_multipart_upload(Bucket=self.server.bucket, Key=name)["UploadId"]
@@ -386,8 +418,12 @@ class BucketPromises(StoragePromises, BucketTestCase):
         self.assertEqual([other], self.server.pending())
         self.assertEqual(LARGE, self.read(self.found()))
 
-    def test_object_that_nobody_noted_is_found(self) -> None:
-        """Redis was lost: the bucket is asked once, and not again. Others than `upload` put it there all the same."""
+    def test_object_without_a_record_is_found(self) -> None:
+        """
+        An object without a record is found by one request to the bucket.
+
+        Redis may have lost the record, or another program has uploaded the object.
+        """
         self.commit(b"a wheel")
         self.now(self.catalog.forget_stored(KEY))
         before = self.asked("HEAD")
@@ -395,16 +431,16 @@ class BucketPromises(StoragePromises, BucketTestCase):
         self.assertEqual(before + 1, self.asked("HEAD"))
         self.assertEqual(self.found(), self.now(self.catalog.stored(KEY)))
 
-    def test_file_that_was_never_kept_costs_one_question(self) -> None:
-        """And one that is noted or waits costs none."""
+    def test_unknown_file_costs_one_request(self) -> None:
+        """A look-up of an unknown file costs one request. A recorded or waiting file costs none."""
         self.assertIsNone(self.find())
         self.assertEqual(1, self.asked("HEAD"))
         self.keep(b"a wheel", "https/files.example/other")
         self.find("https/files.example/other")
         self.assertEqual(1, len(self.proxy.requests))
 
-    def test_record_whose_object_is_gone_is_forgotten(self) -> None:
-        """Promise 6: then it is fetched again. The others stay."""
+    def test_record_of_a_missing_object_is_deleted(self) -> None:
+        """Promise 6: the record of a missing object is deleted. So the file is fetched again; other records stay."""
         keys = [KEY, "https/files.example/a%2Bb", "https/files.example/c"]
         for key in keys:
             self.commit(b"x", key)
@@ -413,8 +449,12 @@ class BucketPromises(StoragePromises, BucketTestCase):
         self.assertEqual([False, True, True], [self.now(self.catalog.stored(key)) is not None for key in keys])
         self.assertIsNone(self.find())
 
-    def test_forgotten_file_is_looked_for_again(self) -> None:
-        """Who was sent to the bucket and found nothing there says so; the link goes too."""
+    def test_forgotten_file_is_not_found(self) -> None:
+        """
+        `forget` deletes the record and the link of a file.
+
+        A client was sent to the bucket, and found nothing there.
+        """
         stored = self.commit(b"a wheel")
         self.now(self.storage.link(stored))
         self.server.delete(self.name())
@@ -422,24 +462,28 @@ class BucketPromises(StoragePromises, BucketTestCase):
         self.now(self.storage.forget(KEY))
         self.assertEqual((None, None), (self.find(), self.now(self.catalog.link(KEY))))
 
-    def test_bucket_that_is_not_there(self) -> None:
-        """The check says so, without any secret."""
+    def test_missing_bucket(self) -> None:
+        """The check reports a missing bucket, without any secret."""
         storage = self.make_storage(self.make_bucket(name="no-such-bucket"))
         self.assertEqual("S3 answered 404 to HeadBucket", str(self.failing(storage.check(), StorageDown)))
 
 
 class MotoStorageTest(BucketPromises):
-    """moto's server, which keeps and tells all that S3 does, and takes any signature."""
+    """Buckets on moto's server, which has all of S3's features, and accepts any signature."""
 
     __test__ = True
 
-    def test_client_may_keep_what_it_gets(self) -> None:
-        """For ever, and so may whatever stands between."""
-        answer = head(self.now(self.storage.link(self.commit(b"a wheel"))).url)
-        self.assertEqual("public, max-age=31536000, immutable", answer.headers["Cache-Control"])
+    def test_client_may_cache_the_file(self) -> None:
+        """Clients and proxies may cache a file for ever."""
+        response = head(self.now(self.storage.link(self.commit(b"a wheel"))).url)
+        self.assertEqual("public, max-age=31536000, immutable", response.headers["Cache-Control"])
 
     def test_digest_is_noted_on_the_object(self) -> None:
-        """So that it is known when Redis was lost; in one piece or in parts."""
+        """
+        The object's metadata has the digest, in case Redis has lost it.
+
+        This holds for uploads in one piece and in parts.
+        """
         for content in (b"a wheel", LARGE):
             self.commit(content)
             self.assertEqual({"digest": str(sha256(content))}, self.server.get(self.name()).head["Metadata"])
@@ -447,14 +491,14 @@ class MotoStorageTest(BucketPromises):
             self.assertEqual(sha256(content), self.found().digest)
 
     def test_large_file_is_not_sent_twice(self) -> None:
-        """A job that is done again sees that it is there. Other bytes of the same size are sent."""
+        """A job that runs twice sends a large file once. Other bytes of the same size are sent."""
         for content in (LARGE, LARGE, LARGE[::-1]):
             self.keep(content)
             self.upload()
         self.assertEqual((6, LARGE[::-1]), (self.asked("PUT"), self.read(self.found())))
 
     def test_public_bucket_has_plain_links(self) -> None:
-        """The same for ever, with nothing in them but the name."""
+        """The link of a public bucket has only the object's name, and never expires."""
         self.commit(b"a wheel")
         storage = self.make_storage(self.make_bucket(public=True), public=True)
         link = self.now(storage.link(self.found()))
@@ -463,8 +507,12 @@ class MotoStorageTest(BucketPromises):
         self.server.client.put_object_acl(Bucket=self.server.bucket, Key=self.name(), ACL="public-read")
         self.assertEqual(b"a wheel", get(link.url).body)
 
-    def test_link_stays_the_same_while_it_holds_for_a_minute(self) -> None:
-        """So that clients and what stands between can keep what it leads to; it is told for how long."""
+    def test_link_stays_the_same_while_it_is_valid_for_a_minute(self) -> None:
+        """
+        A link stays the same while it is valid for another minute.
+
+        So clients and proxies can cache its target, for as long as `max_age` says.
+        """
         stored = self.commit(b"a wheel")
         first = self.now(self.storage.link(stored))
         self.assertEqual(540, first.max_age)
@@ -477,13 +525,13 @@ class MotoStorageTest(BucketPromises):
         self.assertEqual((540, False), (second.max_age, first.url == second.url))
 
     def test_link_without_a_catalog(self) -> None:
-        """Redis is down: there is a link all the same, for each client its own."""
+        """While Redis is down, each client gets a link of its own."""
         stored = self.commit(b"a wheel")
         self.catalog.down = "unplugged"
         self.assertEqual(b"a wheel", self.read(stored))
 
-    def test_link_tells_no_secret(self) -> None:
-        """Nor does it, or a storage, in a log."""
+    def test_link_shows_no_secret(self) -> None:
+        """Neither a link nor a storage shows a secret in the log."""
         link = self.now(self.storage.link(self.commit(b"a wheel")))
         self.assertNotIn(SECRET_KEY, link.url)
         for value in (link, self.bucket, self.bucket._settings, self.storage):
@@ -491,7 +539,7 @@ class MotoStorageTest(BucketPromises):
             self.assertNotIn(ACCESS_KEY, repr(value))
 
     def test_file_waits_while_the_queue_is_down(self) -> None:
-        """It is kept and served, and a sweep queues its upload."""
+        """A file is stored and served while the queue is down. A sweep queues its upload."""
         self.queue.down = "unplugged"
         self.keep(b"a wheel")
         self.assertIsNotNone(self.find())
@@ -500,20 +548,24 @@ class MotoStorageTest(BucketPromises):
         self.now(self.storage.sweep())
         self.assertEqual([self.upload_job()], self.queued())
 
-    def test_file_on_its_way_is_no_other_hosts_to_fetch(self) -> None:
-        """A sweep sees to it for as long as the file waits; what was uploaded while it looked is everybody's."""
+    def test_waiting_file_is_not_fetched_by_other_hosts(self) -> None:
+        """
+        A sweep keeps the lease of a waiting file.
+
+        So no other host fetches it. If the file was uploaded meanwhile, the lease is released.
+        """
         self.keep(b"a wheel")
-        gone = f"{KEY}-gone"
-        with mock.patch.object(self.waiting, "keys", return_value=[KEY, gone]):
+        uploaded = f"{KEY}-gone"
+        with mock.patch.object(self.waiting, "keys", return_value=[KEY, uploaded]):
             self.now(self.storage.sweep())
         self.assertIsNotNone(self.now(self.catalog.take_lease(fetch_lease(KEY), "another", 1)))
-        self.assertIsNone(self.now(self.catalog.take_lease(fetch_lease(gone), "another", 1)))
+        self.assertIsNone(self.now(self.catalog.take_lease(fetch_lease(uploaded), "another", 1)))
         self.assertEqual([self.upload_job()], self.queued())
         self.upload()
         self.assertIsNone(self.now(self.catalog.take_lease(fetch_lease(KEY), "another", 1)))
 
     def test_file_waits_while_the_catalog_is_down(self) -> None:
-        """What can't be noted is not thrown away; the job that is done again notes it."""
+        """A file whose upload can't be recorded stays on the disk. The job runs again and records it."""
         self.keep(b"a wheel")
         self.catalog.down = "unplugged"
         self.upload_error(CatalogDown)
@@ -522,14 +574,18 @@ class MotoStorageTest(BucketPromises):
         self.upload()
         self.assertIsNone(self.found().path)
 
-    def test_catalog_that_is_down_hides_nothing(self) -> None:
-        """The bucket is asked instead."""
+    def test_file_is_found_while_the_catalog_is_down(self) -> None:
+        """While the catalog is down, the bucket is asked."""
         self.commit(b"a wheel")
         self.catalog.down = "unplugged"
         self.assertEqual(7, self.found().size)
 
-    def test_bucket_that_does_not_answer_is_one_without_the_file(self) -> None:
-        """Within five seconds, whatever S3's own limits are; then it is left alone for ten, and asked again."""
+    def test_look_up_in_a_bucket_that_does_not_answer(self) -> None:
+        """
+        A look-up ends after five seconds, independent of S3's own limits.
+
+        The file counts as missing. Look-ups then pause for ten seconds.
+        """
         self.server.put(self.name(), b"a wheel", Metadata={"digest": str(sha256(b"a wheel"))})
         threads = WhenTold()
         storage = self.make_storage(self.bucket, threads)
@@ -546,14 +602,14 @@ class MotoStorageTest(BucketPromises):
         self.assertIsNotNone(self.successResultOf(finding))
 
     def test_check_of_a_bucket_that_does_not_answer(self) -> None:
-        """It says so within five seconds."""
+        """The check fails after five seconds without an answer."""
         checking = self.start(self.make_storage(self.bucket, WhenTold()).check())
         self.clock.advance(5.1)
         error = self.failureResultOf(checking, StorageDown)
         self.assertEqual("S3 did not answer within 5 s", str(error.value))
 
-    def test_health_tells_of_an_upload_that_failed(self) -> None:
-        """Until one works again; that a file was looked for in vain is no matter of health."""
+    def test_check_reports_a_failed_upload(self) -> None:
+        """The check reports a failed upload until one succeeds. A failed look-up is not reported."""
         self.keep(b"a wheel")
         fault = self.proxy.fault(f"PUT {self.proxy.path_of(self.name())}", Refuse(403, "AccessDenied"))
         self.upload_error(StorageDown)
@@ -570,13 +626,13 @@ class MotoStorageTest(BucketPromises):
 
 
 class RcloneStorageTest(BucketPromises):
-    """rclone's server, which checks signatures, and puts files where keys say."""
+    """Buckets on rclone's server, which checks signatures, and stores objects as files."""
 
     __test__ = True
     kind = RcloneServer
 
-    def test_keys_do_not_meet(self) -> None:
-        """Where rclone keeps objects, in a file system, a file is no directory: without such keys."""
+    def test_keys_do_not_mix(self) -> None:
+        """Each key has its own file. No key here continues another as a path, since rclone stores objects as files."""
         keys = [KEY, f"{KEY}.metadata", "https/files.example/a/b"]
         for key in keys:
             self.assertIsNone(self.find(key))
@@ -584,7 +640,7 @@ class RcloneStorageTest(BucketPromises):
         self.assertEqual([key.encode() for key in keys], [self.read(self.found(key)) for key in keys])
 
     def test_link_is_signed(self) -> None:
-        """Nobody gets anything without a link, with another one's, or with a longer life."""
+        """A link works only with its own signature, name and expiry."""
         url = self.now(self.storage.link(self.commit(b"a wheel"))).url
         longer = url.replace("Expires=600", "Expires=6000")
         self.assertEqual(
@@ -592,8 +648,8 @@ class RcloneStorageTest(BucketPromises):
             [get(each).status == 200 for each in (url, longer, url.replace("whl?", "whl2?"), url.partition("?")[0])],
         )
 
-    def test_link_runs_out(self) -> None:
-        """After the ten minutes that the settings say, and not before."""
+    def test_link_expires(self) -> None:
+        """A link expires after the ten minutes in the settings, and not before."""
         stored = self.commit(b"a wheel")
         statuses = []
         for age in (590, 610):
@@ -602,7 +658,7 @@ class RcloneStorageTest(BucketPromises):
                 statuses.append(get(self.bucket.link(stored.key)).status)
         self.assertEqual([200, True], [statuses[0], statuses[1] in (400, 403)])
 
-    def test_wrong_secret_is_told_from_a_missing_bucket(self) -> None:
-        """In words that name no key."""
+    def test_wrong_secret_differs_from_a_missing_bucket(self) -> None:
+        """A wrong secret has another error than a missing bucket. The error has no key."""
         storage = self.make_storage(self.make_bucket(secret_key="C" * 40))
         self.assertEqual("S3 answered 403 to HeadBucket", str(self.failing(storage.check(), StorageDown)))

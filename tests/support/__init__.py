@@ -1,1 +1,1 @@
-"""What tests share: fakes, wires in memory, sites and clusters of real processes."""
+"""Shared test support: fakes, in-memory connections, sites and clusters."""

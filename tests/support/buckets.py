@@ -1,4 +1,4 @@
-"""A bucket storage before a real S3 server, one step after the other, for the tests of both.
+"""A bucket storage with a real S3 server, run step by step.
 
 Knows how the parts of a storage fit together. Must never decide what they promise.
 """
@@ -25,7 +25,7 @@ from tests.support.memory import AtOnce, MemoryTestCase, sha256
 
 KEY = "https/files.example/a/b%2Bc-1.0.whl"
 DISK = "this-disk"
-#: The smallest part that S3 takes, unless it is the last one; and a file of three of them.
+#: The smallest part in bytes that S3 accepts, except as the last one; and the content of a file with three parts.
 PART = 5 << 20
 LARGE = os.urandom(1 << 20) * 11
 
@@ -33,45 +33,53 @@ _numbers = count()
 
 
 class StopAfter(Event):
-    """Is set once it was looked at so often: in the middle of an upload."""
+    """
+    An event that is set after `checks` calls of `is_set`.
 
-    def __init__(self, looks: int) -> None:
+    This stops an upload in its middle.
+    """
+
+    def __init__(self, checks: int) -> None:
         super().__init__()
-        self._looks = looks
+        self._checks_left = checks
 
     def is_set(self) -> bool:
-        self._looks -= 1
-        return self._looks < 0
+        self._checks_left -= 1
+        return self._checks_left < 0
 
 
 class BucketTestCase(MemoryTestCase):
-    """`storage` has nothing in it; what it says to `server` goes through `proxy`."""
+    """
+    A test case with an empty bucket storage.
+
+    The requests of `storage` to `server` pass through `proxy`.
+    """
 
     __test__ = False
     kind: ClassVar[type[S3Server]] = S3Server
     server: ClassVar[S3Server]
-    _ending: ClassVar[ExitStack]
+    _class_resources: ClassVar[ExitStack]
 
     @classmethod
     def setUpClass(cls) -> None:
         super().setUpClass()
-        cls._ending = ExitStack()
-        cls.server = cls._ending.enter_context(cls.kind())
+        cls._class_resources = ExitStack()
+        cls.server = cls._class_resources.enter_context(cls.kind())
 
     @classmethod
     def tearDownClass(cls) -> None:
-        cls._ending.close()
+        cls._class_resources.close()
         super().tearDownClass()
 
     def setUp(self) -> None:
         super().setUp()
-        # What is in the environment of whoever runs this is nobody else's business.
+        # The credentials in the environment of the test run must not be used.
         clean = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-        ending = ExitStack()
-        self.addCleanup(ending.close)
-        ending.enter_context(mock.patch.dict(os.environ, clean, clear=True))
-        ending.enter_context(self.server.another(f"bucket-{next(_numbers)}"))
-        self.proxy = ending.enter_context(S3Proxy(self.server))
+        resources = ExitStack()
+        self.addCleanup(resources.close)
+        resources.enter_context(mock.patch.dict(os.environ, clean, clear=True))
+        resources.enter_context(self.server.another(f"bucket-{next(_numbers)}"))
+        self.proxy = resources.enter_context(S3Proxy(self.server))
         self.drafts = self.directory()
         self.catalog = MemoryCatalog(self.clock)
         self.queue = MemoryQueue(self.clock, DISK)
@@ -80,8 +88,8 @@ class BucketTestCase(MemoryTestCase):
         self.storage = self.make_storage(self.bucket)
 
     def make_bucket(self, **settings: Any) -> S3Bucket:
-        """With these settings in place of the usual ones."""
-        usual = {
+        """Make a bucket with these settings in place of the defaults."""
+        defaults = {
             "name": self.server.bucket,
             "prefix": "pre/fix",
             "endpoint_url": self.proxy.url,
@@ -89,10 +97,14 @@ class BucketTestCase(MemoryTestCase):
             "access_key": ACCESS_KEY,
             "secret_key": SECRET_KEY,
         }
-        return S3Bucket(BucketSettings(**(usual | settings)), part_bytes=PART)
+        return S3Bucket(BucketSettings(**(defaults | settings)), part_bytes=PART)
 
     def make_storage(self, bucket: S3Bucket, threads: Threads | None = None, *, public: bool = False) -> BucketStorage:
-        """Over this bucket, and the waiting files, catalog and queue that there are."""
+        """
+        Make a storage over this bucket.
+
+        It uses the test's waiting files, catalog and queue.
+        """
         return BucketStorage(
             bucket,
             self.waiting,
@@ -106,7 +118,11 @@ class BucketTestCase(MemoryTestCase):
         )
 
     def read(self, stored: StoredFile) -> bytes:
-        """As a client gets it, from the disk or by an ordinary GET."""
+        """
+        Read a file as a client does.
+
+        The file is on disk, or behind a link for an ordinary GET.
+        """
         if stored.path is not None:
             return stored.path.read_bytes()
         answer = get(self.now(self.storage.link(stored)).url)
@@ -116,39 +132,41 @@ class BucketTestCase(MemoryTestCase):
         return answer.body
 
     def keep(self, content: bytes, key: str = KEY) -> StoredFile:
-        """Commit it; it waits."""
+        """Commit this content, whose upload then waits."""
         draft = Path(self.drafts, "a.draft")
         draft.write_bytes(content)
         return self.now(self.storage.commit(key, draft, sha256(content)))
 
     def upload(self, key: str = KEY) -> None:
-        """As a worker does."""
+        """Upload a file, as a worker does."""
         self.now(self.storage.upload(key))
 
     def upload_error(self, kind: type[Exception], key: str = KEY) -> Any:
-        """How the upload fails."""
+        """The error of this kind with which the upload fails."""
         return self.failing(self.storage.upload(key), kind)
 
     def find(self, key: str = KEY) -> StoredFile | None:
         return self.now(self.storage.find(key))
 
     def found(self, key: str = KEY) -> StoredFile:
-        """As `find`, and it is there."""
+        """Find a file that must be there."""
         stored = self.find(key)
         assert stored is not None
         return stored
 
     def name(self, key: str = KEY) -> str:
-        """What the object under this key is called."""
+        """The name of the object under this key."""
         return f"pre/fix/{key}"
 
     def asked(self, method: str, key: str = KEY) -> int:
-        """How often S3 was asked this for an object."""
+        """The number of requests of this method for an object."""
         return len(self.proxy.asked(method, self.name(key)))
 
     def queued(self) -> list[Job]:
-        """The jobs that wait, which are taken."""
-        return [taken.job for taken in self.now(self.queue.take(100))] if self.now(self.queue.state()).waiting else []
+        """Take all waiting jobs from the queue."""
+        return (
+            [claimed.job for claimed in self.now(self.queue.take(100))] if self.now(self.queue.state()).waiting else []
+        )
 
     def upload_job(self, key: str = KEY) -> Job:
         return Job(UPLOAD, key, disk=DISK)

@@ -1,6 +1,7 @@
-"""Servers and workers that share an upstream, a Redis and a bucket, on one host or several.
+"""Servers and workers that share an upstream, a Redis and a bucket.
 
-Knows where the daemons keep what they keep. Must never import what they run.
+They run on one simulated host or several. Knows where the daemons keep their data. Must never import the code that they
+run.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ _NUMBERS = count()
 @define(eq=False)
 class Cluster:
     """
-    What stands between clients and `index`: the daemons that were started here, over `redis`, and over `s3` by way of
-    `proxy`. Each cluster has a part of Redis and of the bucket for itself. `settings` are those of all daemons that are
-    started from now on, without their prefix.
+    The daemons that a test starts, with their upstream, Redis and bucket.
+
+    The daemons use `index` as their upstream, `redis`, and `s3` through `proxy`. Each cluster has its own prefix in
+    Redis and in the bucket. `settings` apply to all daemons started from now on, without their ``MYPYPI_`` prefix. A
+    host is a data directory below `place`.
     """
 
     index: FakeIndex
@@ -46,31 +49,35 @@ class Cluster:
     # Daemons
 
     def server(self, host: str = "data", **settings: str) -> Daemon:
-        """A server, which is ready, on this host."""
+        """Start a server on this host, and wait until it is ready."""
         daemon = self._make("mypypi-server", host, settings)
         daemon.start()
         return daemon
 
     def workers(self, number: int = 1, host: str = "data", **settings: str) -> list[Daemon]:
-        """So many workers, which are ready, on this host."""
+        """Start `number` workers on this host, and wait until they are ready."""
         started = [self.launch_worker(host, **settings) for _ in range(number)]
         for daemon in started:
             daemon.wait_for_log("ready: ")
         return started
 
     def worker(self, host: str = "data", **settings: str) -> Daemon:
-        """One worker, which is ready, on this host."""
+        """Start one worker on this host, and wait until it is ready."""
         (daemon,) = self.workers(1, host, **settings)
         return daemon
 
     def launch_worker(self, host: str = "data", **settings: str) -> Daemon:
-        """A worker on this host that will be ready some time."""
+        """Start a worker on this host without waiting."""
         daemon = self._make("mypypi-worker", host, settings)
         daemon.launch()
         return daemon
 
     def all_in_one(self, **settings: str) -> Daemon:
-        """A server and worker in one process, with a Redis of its own, which is ready."""
+        """
+        Start a server and worker in one process, with its own Redis.
+
+        Waits until it is ready.
+        """
         daemon = self._make("mypypi", "data", settings | {"REDIS_URL": ""})
         daemon.start()
         return daemon
@@ -101,38 +108,38 @@ class Cluster:
     # Packages
 
     def publish(self, padding: int = 0, version: str = "1.0") -> Artifact:
-        """A wheel that upstream has and nobody asked for yet, of `padding` bytes and some."""
+        """Publish a new wheel upstream, with at least `padding` bytes."""
         wheel = make_wheel(f"thing{next(_NUMBERS)}", version, padding=padding)
         self.index.add(wheel)
         return wheel
 
     def path(self, wheel: Artifact) -> str:
-        """Where the file lies here."""
+        """The path of the file on a server."""
         return f"/file/{self.index.url_of(wheel.filename).replace('://', '/')}"
 
     def get(
         self, server: Daemon, wheel: Artifact, headers: dict[str, str] | None = None, method: str = "GET"
     ) -> Answer:
-        """Ask a server for the file; no redirect is followed."""
+        """Request the file from a server, without following a redirect."""
         return get(server.url + self.path(wheel), headers, method=method)
 
     def follow(self, server: Daemon, wheel: Artifact, headers: dict[str, str] | None = None) -> Answer:
-        """Ask a server for the file, and go where it sends its client."""
+        """Request the file from a server, and follow a redirect."""
         answer = self.get(server, wheel, headers)
         return get(answer.headers["Location"], headers) if answer.status in (301, 302) else answer
 
     def fetched(self, wheel: Artifact) -> int:
-        """How often upstream was asked for the file."""
+        """The number of requests for the file that upstream received."""
         return self.index.count(self.index.path_of(wheel.filename))
 
     # The bucket
 
     def object_name(self, wheel: Artifact) -> str:
-        """What the file is called in the bucket."""
+        """The name of the file's object in the bucket."""
         return f"{self.name}/{self.index.url_of(wheel.filename).replace('://', '/')}"
 
     def bucket_url(self, wheel: Artifact) -> str:
-        """Where clients find the file in the bucket, without a signature."""
+        """The unsigned URL of the file in the bucket."""
         return self.proxy.url + self.proxy.path_of(self.object_name(wheel))
 
     def objects(self) -> list[str]:
@@ -140,31 +147,31 @@ class Cluster:
         return [name for name in self.s3.names() if name.startswith(f"{self.name}/")]
 
     def put_of(self, wheel: Artifact) -> str:
-        """What to set a fault on for the file's upload to meet it."""
+        """The prefix for a fault that the file's upload meets."""
         return f"PUT {self.proxy.path_of(self.object_name(wheel))}"
 
     def put_into_bucket(self, wheel: Artifact) -> int:
-        """How often the file was put into the bucket in one piece."""
+        """The number of successful single-part uploads of the file."""
         return sum(request.status == 200 for request in self.proxy.asked("PUT", self.object_name(wheel)))
 
     def wait_uploaded(self, *wheels: Artifact, timeout: float = BOUND) -> None:
-        """Wait until these files, and what else waits, are in the bucket, and nothing is left over."""
+        """Wait until these files are in the bucket and all work is done."""
         wanted = {self.object_name(wheel) for wheel in wheels}
         eventually(self.objects, wanted.issubset, timeout)
         self.wait_settled(timeout)
 
-    # What is under way
+    # Work in progress
 
     def left_over(self) -> list[str]:
-        """Jobs, drafts, files that wait, and pending uploads: what there is only while something is under way."""
+        """Jobs, drafts, waiting files and pending uploads, which exist only during work."""
         return [*self.jobs(), *_files(self.data() / "drafts"), *self.waiting(), *self.pending()]
 
     def wait_settled(self, timeout: float = BOUND) -> None:
-        """Wait until nothing is under way."""
+        """Wait until no work is in progress."""
         eventually(self.left_over, lambda found: found == [], timeout)
 
     def jobs(self) -> list[str]:
-        """The jobs that wait, or are being worked on, or were set aside, as they are written in Redis."""
+        """The jobs in Redis, as stored there: waiting, claimed, delayed or dead."""
         found = []
         for key in self.redis.keys(f"{self.name}:queue:*"):
             kind = self.redis.call("TYPE", key)
@@ -181,25 +188,29 @@ class Cluster:
         return [name for name in _files(self.data(host) / "drafts") if name.endswith(".draft")]
 
     def waiting(self, host: str = "data") -> list[str]:
-        """The files that wait on a host for their upload."""
+        """The files on a host that wait for their upload."""
         return _files(self.data(host) / "waiting")
 
     def files(self, host: str = "data") -> list[str]:
-        """What a host keeps on its disk for good, where there is no bucket."""
+        """The stored files on a host's disk, if there is no bucket."""
         return _files(self.data(host) / "files")
 
     def wait_for_work(self, host: str = "data") -> None:
-        """Wait until a worker of this host has nothing left to do of what it sees."""
+        """
+        Wait until this host's queues are empty.
+
+        These are the shared queue and the queue of the host's disk.
+        """
         disk = (self.data(host) / "id").read_text()
         queues = [f"{self.name}:queue:pypi", f"{self.name}:queue:pypi:{disk}"]
         eventually(lambda: [self.redis.call("XLEN", queue) for queue in queues], lambda found: found == [0, 0])
 
     def pending(self) -> list[str]:
-        """The objects whose upload in parts was begun and not ended."""
+        """The objects with an unfinished multipart upload."""
         return [name for name in self.s3.pending() if name.startswith(f"{self.name}/")]
 
     def health(self, server: Daemon) -> Any:
-        """What a server says of itself."""
+        """The health report of a server."""
         return get(f"{server.url}/-/health/ready").json()
 
 
@@ -209,21 +220,29 @@ def _files(directory: Path) -> list[str]:
 
 @contextmanager
 def cluster_of(redis: Redis, s3: S3Server, place: Path) -> Iterator[Cluster]:
-    """A cluster, whose daemons are stopped at the end; none may have logged what nobody handled."""
-    with ExitStack() as ending:
-        index, proxy = ending.enter_context(FakeIndex()), ending.enter_context(S3Proxy(s3))
+    """
+    Make a cluster, whose daemons are stopped at the end.
+
+    The test fails if one of them logged an unhandled error.
+    """
+    with ExitStack() as resources:
+        index, proxy = resources.enter_context(FakeIndex()), resources.enter_context(S3Proxy(s3))
         cluster = Cluster(index, redis, s3, proxy, place)
         try:
             yield cluster
         finally:
             proxy.mend()
-            _end_all(cluster.daemons)
+            _stop_all(cluster.daemons)
     for daemon in cluster.daemons:
         assert daemon.complaints == [], daemon.log
 
 
-def _end_all(daemons: list[Daemon]) -> None:
-    """Side by side: each worker takes a while to let go of the queue."""
+def _stop_all(daemons: list[Daemon]) -> None:
+    """
+    Stop the daemons in parallel.
+
+    Each worker needs a while to release the queue.
+    """
     with ThreadPoolExecutor() as pool:
         stopped = [pool.submit(daemon.stop) for daemon in daemons]
     for daemon in daemons:

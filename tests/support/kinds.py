@@ -1,7 +1,7 @@
-"""What differs between the ecosystems for a test: how a package is published upstream, and where it is found here.
+"""The differences between the ecosystems, for tests of promises that both keep.
 
-The promises about pages and files are tested once, in classes that take a `Kind`; see `tests/test_page_promises.py`
-and `tests/test_file_promises.py`.
+A kind publishes packages upstream and knows their URLs here. The promises about pages and files are tested once, in
+classes that take a `Kind`; see `tests/end_to_end/test_page_promises.py` and `tests/end_to_end/test_file_promises.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ from tests.rig.registry import FakeRegistry
 
 @frozen
 class Published:
-    """A package file that upstream has: its bytes, where upstream serves it, and the address of the file here."""
+    """
+    A package file that upstream has.
+
+    `path` is its path on the daemon, `upstream_path` that on upstream.
+    """
 
     name: str
     content: bytes
@@ -30,34 +34,38 @@ class Published:
 class Kind(ABC):
     """One ecosystem, as tests see it."""
 
-    #: MYPYPI_PACKAGE_TYPE
+    #: The value of MYPYPI_PACKAGE_TYPE.
     package_type: str
-    #: What a client of this kind sends when it asks for a page.
+    #: The Accept header of this kind of client in a request for a page.
     accept: str
 
     @abstractmethod
     def upstream(self, **options: object) -> FileHost:
-        """An upstream that is not started yet; options are those of its class (`plain`, `auth`, …)."""
+        """Make an upstream; options are those of its class (`plain`, `auth`, …)."""
 
     @abstractmethod
     def publish(self, upstream: FileHost, name: str = "thing", version: str = "1.0", padding: int = 0) -> Published:
-        """Let upstream have this version of a package, with a page that lists it."""
+        """
+        Publish this version of a package upstream.
+
+        The package's page lists it.
+        """
 
     @abstractmethod
     def replace(self, upstream: FileHost, published: Published) -> Published:
-        """Let upstream have other bytes behind the same address, and a page that says so."""
+        """Replace the bytes at the same upstream URL, and update the page."""
 
     @abstractmethod
     def page_path(self, name: str) -> str:
-        """Where a package's page is here."""
+        """The path of a package's page on the daemon."""
 
     @abstractmethod
     def upstream_page_path(self, name: str) -> str:
-        """Where it is upstream."""
+        """The path of a package's page on upstream."""
 
     @abstractmethod
     def file_links(self, page_url: str, page: dict[str, object]) -> list[str]:
-        """The absolute addresses of the files that a page lists, as a client makes them out."""
+        """The absolute URLs of a page's files, resolved as a client does."""
 
 
 class PyPIKind(Kind):

@@ -1,7 +1,7 @@
-"""What the fast tests run on instead of sockets, threads and time: an upstream at the end of an in-memory wire, and
-threads that run when they are told.
+"""In-memory replacements of sockets, threads and time for the fast tests.
 
-The wire speaks real HTTP: Twisted's own client parses every byte that a test lets upstream send.
+There is an upstream at the end of an in-memory wire, and threads that run on demand. The wire uses real HTTP: Twisted's
+own client parses every byte that a test lets upstream send.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from mypypi.threads import Threads
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: A point in time to start clocks at: pages are dated in seconds since the epoch.
+#: The start time of clocks, in seconds since the epoch, since pages have dates.
 NOW = 1_793_000_000.0
 
 
 def clock_now() -> Clock:
-    """A clock that stands still at `NOW`."""
+    """A clock that starts at `NOW`, and advances only on demand."""
     clock = Clock()
     clock.rightNow = NOW
     return clock
@@ -56,20 +56,23 @@ def gzipped(data: bytes) -> bytes:
 
 
 def open_descriptors() -> int:
-    """How many file descriptors of files and devices this process has open: sockets and pipes that earlier tests left
-    behind may go at any time."""
-    return sum(_leads_to_a_file(name) for name in os.listdir("/proc/self/fd"))
+    """
+    The number of this process's open descriptors of files and devices.
+
+    Sockets and pipes are not counted, since those of earlier tests may be closed at any time.
+    """
+    return sum(_is_file(name) for name in os.listdir("/proc/self/fd"))
 
 
-def _leads_to_a_file(name: str) -> bool:
+def _is_file(name: str) -> bool:
     try:
         return Path("/proc/self/fd", name).readlink().is_absolute()
-    except FileNotFoundError:  # the one with which the directory was listed
+    except FileNotFoundError:  # this descriptor was used for listing the directory
         return False
 
 
 class AtOnce(Threads):
-    """Threads that run each function while its caller waits."""
+    """Threads that run each function at once, while its caller waits."""
 
     def __init__(self) -> None:
         pass
@@ -79,7 +82,11 @@ class AtOnce(Threads):
 
 
 class WhenTold(Threads):
-    """Threads that are busy until the test says otherwise: `step` runs what waited longest."""
+    """
+    Threads that run a function only on demand.
+
+    `step` runs the function that has waited longest.
+    """
 
     def __init__(self) -> None:
         self.waiting: list[Callable[[], object]] = []
@@ -98,21 +105,21 @@ class WhenTold(Threads):
 
 
 def response(status: int = 200, body: bytes = b"", **headers: str) -> bytes:
-    """A whole HTTP response; ``content_length=""`` leaves the length out."""
+    """A complete HTTP response; ``content_length=""`` leaves the length out."""
     fields = {"content_length": str(len(body))} | headers
     lines = [f"{name.replace('_', '-')}: {value}" for name, value in fields.items() if value]
     return "\r\n".join([f"HTTP/1.1 {status} Because", *lines, "", ""]).encode() + body
 
 
 def simple_page(*files: dict[str, object]) -> bytes:
-    """What upstream says of a project with these files, as PEP 691 has it."""
+    """Upstream's JSON page of a project with these files (PEP 691)."""
     return json.dumps({"meta": {"api-version": "1.0"}, "name": "thing", "files": files}).encode()
 
 
 class Exchange(StringTransport):
-    """One connection to upstream: what was asked on it, and the means to answer."""
+    """A connection to upstream, with the received request and methods to answer."""
 
-    #: Whether upstream answers when we say goodbye; over TLS, `loseConnection` waits for that.
+    #: Whether upstream confirms that the connection closes; over TLS, `loseConnection` waits for that.
     polite = True
 
     def __init__(self, origin: str, protocol: IProtocol, wire: Wire) -> None:
@@ -136,7 +143,7 @@ class Exchange(StringTransport):
 
     @property
     def headers(self) -> dict[str, str]:
-        """What was asked with, by lower-case name."""
+        """The request's headers, by lower-case name."""
         fields = (line.partition(":") for line in self._lines[1:] if line)
         return {name.lower(): value.strip() for name, _, value in fields}
 
@@ -160,11 +167,11 @@ class Exchange(StringTransport):
         self.write(b"".join(data))
 
     def cut(self) -> None:
-        """Upstream is gone in the middle."""
+        """Break the connection without an orderly close."""
         self._lost(error.ConnectionLost())
 
     def end(self) -> None:
-        """Upstream closes in order, which is how a body without a length ends."""
+        """Close the connection in order, which ends a body without a length."""
         self._lost(error.ConnectionDone())
 
     def loseConnection(self) -> None:
@@ -175,7 +182,7 @@ class Exchange(StringTransport):
         self._close(error.ConnectionAborted())
 
     def _close(self, reason: Exception) -> None:
-        """Whoever closes hears of it afterwards, as with a socket."""
+        """Report the end of the connection later, as a socket does."""
         self._wire.clock.callLater(0, self._lost, reason)
 
     def _lost(self, reason: Exception) -> None:
@@ -186,7 +193,7 @@ class Exchange(StringTransport):
 
 @frozen
 class Reply:
-    """What upstream always answers at one path. With an etag, it knows how to say 304."""
+    """Upstream's fixed reply at one path. With an ETag, it answers 304 where that matches."""
 
     status: int = 200
     body: bytes = b""
@@ -203,9 +210,11 @@ class Reply:
 @implementer(IAgentEndpointFactory)
 class Wire:
     """
-    Upstream, as an agent reaches it. What is in `replies` (by path) is answered as soon as the clock moves, be it by
-    nothing; all else waits in `exchanges` for the test to answer. While it `refuses`, no connection is made; while
-    it is `silent`, none comes about.
+    Upstream, as an HTTP agent reaches it.
+
+    A request for a path in `replies` is answered as soon as the clock advances, even by 0. All other requests wait in
+    `exchanges` until the test answers them. While it `refuses`, connections are refused. While it is `silent`,
+    connection attempts neither succeed nor fail.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -225,11 +234,11 @@ class Wire:
 
     @property
     def paths(self) -> list[str]:
-        """What was asked for, in order."""
+        """The requested paths, in order."""
         return [exchange.path for exchange in self.exchanges]
 
     def hang_up(self) -> None:
-        """Upstream is gone for good: everyone who still waits for it has given up in the end."""
+        """Break all connections, refuse new ones, and let all waiting callers time out."""
         self.refuses = True
         for exchange in self.exchanges:
             exchange.cut()
@@ -259,7 +268,11 @@ class _Endpoint:
 
 
 class Connection(StringTransport):
-    """A client's connection to a server in memory: what it has got, and whether it was broken."""
+    """
+    A client's connection to an in-memory server.
+
+    It holds the bytes that the client received, and whether the server aborted it.
+    """
 
     def __init__(
         self, site: Site, request: bytes = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n", host: str = "192.0.2.1"
@@ -282,15 +295,15 @@ class Connection(StringTransport):
         return bytes(self.value().partition(b"\r\n\r\n")[2])
 
     def full(self) -> None:
-        """The client takes no more for now."""
+        """The client's receive buffer is full: pause the server's producer."""
         cast("Any", self.producer).pauseProducing()
 
     def drained(self) -> None:
-        """The client takes more."""
+        """The client reads again: resume the server's producer."""
         cast("Any", self.producer).resumeProducing()
 
     def leave(self) -> None:
-        """The client is gone."""
+        """The client disconnects."""
         self._lost(error.ConnectionLost())
 
     def loseConnection(self) -> None:
@@ -308,7 +321,11 @@ class Connection(StringTransport):
 
 
 class Handling(Resource):
-    """Lets a test answer requests with a coroutine, as Klein would: cancelled when the client leaves."""
+    """
+    A resource that answers requests with a test's coroutine.
+
+    As in Klein, the coroutine is cancelled when the client disconnects.
+    """
 
     isLeaf = True
 
@@ -324,23 +341,27 @@ class Handling(Resource):
 
 
 class MemoryTestCase(SynchronousTestCase):
-    """A test case with the few steps that nearly all of the fast tests take."""
+    """A test case with the steps that most of the fast tests need."""
 
     def setUp(self) -> None:
         self.clock = clock_now()
 
     def start(self, work: Coroutine[Any, Any, T]) -> Deferred[T]:
-        """What the work comes to; nobody minds how it ends after the test."""
+        """Start the work and return its Deferred. Errors after the test are ignored."""
         started = Deferred.fromCoroutine(work)
         self.addCleanup(started.addErrback, lambda _: None)
         return started
 
     def now(self, work: Awaitable[T]) -> T:
-        """What the work has come to once all has happened that is due now."""
+        """The result of the work, after all calls that are due now."""
         return self.successResultOf(self._settled(work))
 
     def failing(self, work: Awaitable[Any], kind: type[Exception]) -> Any:
-        """The error of this kind with which the work has failed once all has happened that is due now."""
+        """
+        The error of the work, after all calls that are due now.
+
+        It must be of this kind.
+        """
         return self.failureResultOf(self._settled(work), kind).value
 
     def _settled(self, work: Awaitable[T]) -> Deferred[T]:
@@ -349,7 +370,7 @@ class MemoryTestCase(SynchronousTestCase):
         return waiting
 
     def directory(self) -> Path:
-        """An empty directory that goes with the test."""
+        """An empty directory that is deleted after the test."""
         temporary = tempfile.TemporaryDirectory()
         self.addCleanup(temporary.cleanup)
         return Path(temporary.name)

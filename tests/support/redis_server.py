@@ -1,4 +1,7 @@
-"""A real redis-server for tests, in a directory of its own. Knows nothing of what is tested."""
+"""A real redis-server for tests that use the reactor, in its own directory.
+
+Must never know the code under test.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +25,17 @@ __all__ = ["RedisServer", "free_port", "redis_binary"]
 
 class RedisServer:
     """
-    Starts, stops and kills a redis-server with an append-only file, on a unix socket or, with `tcp`, on a free port.
+    A redis-server with an append-only file, which can be started, stopped and killed.
 
-    `options` are those of its command line, such as ``("--requirepass", "secret")``. Its data outlives `stop` and
-    `kill`, until `clean_up`.
+    It listens on a unix socket or, with `tcp`, on a free port. `options` are added to its command line, such as
+    ``("--requirepass", "secret")``. Its data survives `stop` and `kill`, and is deleted by `clean_up`.
     """
 
     def __init__(self, reactor: Any, *options: str, tcp: bool = False) -> None:
         self._reactor = reactor
         self._options = options
         self._port = free_port() if tcp else 0
-        # A unix socket's path has room for about a hundred bytes, which a test's own directory often exceeds.
+        # A unix socket's path may have about a hundred bytes, which a test's own directory often exceeds.
         self.directory = Path(tempfile.mkdtemp(prefix="redis-"))
         self._process: _RedisProcess | None = None
 
@@ -43,7 +46,11 @@ class RedisServer:
         return RedisUrl("unix", path=str(self.directory / "redis.sock"), db=db, username=username, password=secret)
 
     async def start(self) -> None:
-        """Returns when it accepts connections. Raises RuntimeError, with what it printed, when it ends instead."""
+        """
+        Start it, and return when it accepts connections.
+
+        Raises RuntimeError, with its output, if it ends instead.
+        """
         place = ("--bind", "127.0.0.1") if self._port else ("--unixsocket", "redis.sock")
         # Every write is on the disk before it is answered, so that `kill` loses none.
         kept = ("--dir", str(self.directory), "--save", "", "--appendonly", "yes", "--appendfsync", "always")
@@ -59,7 +66,7 @@ class RedisServer:
         await self._end(signal.SIGKILL)
 
     def freeze(self) -> None:
-        """From now on it accepts connections, as the kernel does for it, and answers nothing."""
+        """Stop the process (SIGSTOP): the kernel accepts connections, but nothing answers."""
         pid = self._running().pid
         os.kill(pid, signal.SIGSTOP)
         os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)

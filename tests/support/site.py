@@ -1,6 +1,7 @@
-"""An upstream and the daemon before it, which the tests of a class share, each with packages of its own.
+"""An upstream and its daemon, which a test class shares.
 
-Knows where the daemon keeps what it keeps, and what it logs. Must never know an ecosystem: that is the `Kind`.
+Each test publishes its own packages. Knows where the daemon keeps its data, and its log messages. Must never know an
+ecosystem: that is the `Kind`.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ _NAMES = (f"thing{number}" for number in count())
 @define(eq=False)
 class Site:
     """
-    What stands between a client and an upstream. `launch` starts a daemon over the same data as the one before it.
+    A daemon and its upstream. `launch` starts a daemon over the same data directory.
 
-    `auth` is the user and password that upstream asks for, and that the daemon knows.
+    If upstream requires credentials, the daemon has them.
     """
 
     kind: Kind
@@ -46,82 +47,90 @@ class Site:
     def __attrs_post_init__(self) -> None:
         self.daemon = self.launch()
 
-    # What there is to ask for
+    # Packages
 
     def publish(self, padding: int = 0, *, seen: bool = True) -> Published:
-        """A package that nobody asked for yet, of `padding` bytes and some. Where `seen`, its page was read here."""
+        """
+        Publish a new package upstream, with at least `padding` bytes.
+
+        If `seen`, its page is requested from the daemon as well.
+        """
         thing = self.kind.publish(self.upstream, next(_NAMES), padding=padding)
         if seen:
             assert [unquote(link) for link in self.links(thing)] == [unquote(self.url(thing))]
         return thing
 
     def publish_stored(self, padding: int = 0) -> Published:
-        """A package that is stored here already."""
+        """Publish a package, and wait until the daemon has stored its file."""
         thing = self.publish(padding)
         assert self.get(thing).body == thing.content
         self.wait_stored(thing)
         return thing
 
     def url(self, thing: Published) -> str:
-        """The file's address here."""
+        """The file's URL on the daemon."""
         return self.daemon.url + thing.path
 
     def links(self, thing: Published) -> list[str]:
-        """The addresses that the package's page here gives now."""
+        """The file URLs on the package's page on the daemon."""
         page_url = self.daemon.url + self.kind.page_path(thing.name)
         answer = get(page_url, {"Accept": self.kind.accept})
         page: Any = answer.json()
         assert answer.status == 200
         return self.kind.file_links(page_url, page)
 
-    # Asking
+    # Requests
 
     def get(self, thing: Published, headers: dict[str, str] | None = None, method: str = "GET") -> Answer:
-        """Ask for the file here."""
+        """Request the file from the daemon."""
         return get(self.url(thing), headers, method=method)
 
     def reader(self, thing: Published) -> SlowReader:
-        """A client that has the head of the file's answer."""
+        """A client that has read the head of the file's response."""
         return SlowReader(self.url(thing))
 
     def settle(self) -> None:
-        """Wait until the daemon has seen whatever clients did before, such as leaving, and its log been read so far."""
+        """
+        Wait until the daemon has handled all earlier events of its clients.
+
+        Its log has been read up to then as well.
+        """
         mark = f"settled-{next(_MARKS)}"
         assert get(f"{self.daemon.url}/-/health/live", {"X-Request-ID": mark}).status == 200
         self.daemon.wait_for_log(rf"{mark}\b")
 
     def health(self) -> Any:
-        """What it says of itself."""
+        """The daemon's health report."""
         return get(f"{self.daemon.url}/-/health/ready").json()
 
     # Upstream
 
     def misbehave(self, thing: Published, fault: FaultT, times: int | None = 1) -> FaultT:
-        """Let upstream misbehave with this file for so many requests; None: for all."""
+        """Set a fault on upstream's file for `times` requests (None: for all)."""
         return self.upstream.fault(thing.upstream_path, fault, times)
 
     def hold(self, thing: Published, allowed: int = 0) -> Gate:
-        """Let upstream send only so many bytes of the file's next transfer until it is allowed more."""
+        """Make upstream pause the file's next transfer after `allowed` bytes."""
         gate = self.misbehave(thing, Gate())
         gate.allow(allowed)
         return gate
 
     def asked(self, thing: Published) -> list[Request]:
-        """The requests for the file that upstream got."""
+        """The requests for the file that upstream received."""
         return self.upstream.seen(thing.upstream_path)
 
     def upstream_url(self, thing: Published) -> str:
-        """The file's address there."""
+        """The file's URL on upstream."""
         return self.upstream.url + thing.upstream_path
 
     def upstream_etag(self, thing: Published) -> str:
-        """What upstream calls the bytes it serves now; counts as a request there."""
+        """Upstream's current ETag of the file. Upstream counts this as a request."""
         auth = base64.b64encode(":".join(self.upstream.auth or ("", "")).encode()).decode()
         etag = get(self.upstream_url(thing), {"Authorization": f"Basic {auth}"}, method="HEAD").headers["ETag"]
         assert etag
         return str(etag)
 
-    # What it keeps
+    # Files and log
 
     @property
     def drafts(self) -> list[Path]:
@@ -129,11 +138,11 @@ class Site:
         return sorted((self.data / "drafts").glob("*.draft"))
 
     def stored(self, thing: Published) -> list[Path]:
-        """The files on disk that hold what is stored of this one."""
+        """The stored files of this package on disk."""
         return [path for path in (self.data / "files").rglob("*") if path.is_file() and _filename(thing) in path.parts]
 
     def wait_stored(self, thing: Published, times: int = 1) -> None:
-        """Wait until this daemon has kept the file so often."""
+        """Wait until this daemon has stored the file `times` times."""
         self.daemon.wait_for_log(rf"(?s)(stored \S*{re.escape(_filename(thing))},.*){{{times}}}")
         self.settle()
 
@@ -143,14 +152,14 @@ class Site:
         self.settle()
 
     def logged(self, *words: object) -> list[str]:
-        """The lines of the log that have all these in them."""
+        """The lines of the log that contain all these words."""
         return [line for line in self.daemon.log.splitlines() if all(str(word) in line for word in words)]
 
     def logged_failures(self, thing: Published) -> list[str]:
-        """The lines of the log which say that the file could not be had."""
+        """The lines of the log that report a failed fetch of the file."""
         return self.logged(_filename(thing), "was not stored")
 
-    # What happens to it
+    # Restarts and failures
 
     def restart(self) -> None:
         """Stop the daemon and start it again."""
@@ -158,15 +167,15 @@ class Site:
         self.daemon = self.launch()
 
     def crash(self) -> None:
-        """End the daemon as a power cut would, and start none."""
+        """Kill the daemon, as in a power cut, without a restart."""
         self.daemon.kill()
 
     def recover(self) -> None:
-        """Start it after it was ended."""
+        """Start the daemon again."""
         self.daemon = self.launch()
 
     def empty_redis(self) -> None:
-        """Let the daemon's Redis forget everything."""
+        """Delete all data in the daemon's Redis."""
         path = str(EmbeddedRedis(None, self.data).socket)
         with socket.socket(socket.AF_UNIX) as redis:
             redis.settimeout(BOUND)
@@ -176,7 +185,7 @@ class Site:
 
     @contextmanager
     def without_drafts(self) -> Iterator[None]:
-        """Put something in the place of the drafts, so that none can be made."""
+        """Make drafts impossible: replace their directory with a file."""
         place = self.data / "drafts"
         place.mkdir(exist_ok=True)
         assert self.drafts == []

@@ -1,4 +1,4 @@
-"""How upstream is asked, and what each of its answers means: over an in-memory wire that speaks real HTTP."""
+"""Tests of the upstream client, over an in-memory wire that speaks real HTTP."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ SECRET = "Basic " + b64encode(b"jane:p\xc3\xa4ss").decode()
 
 
 class UpstreamTestCase(MemoryTestCase):
-    """An upstream behind a wire, with a clock that stands still."""
+    """An upstream behind an in-memory wire, with a clock that the test moves."""
 
     def setUp(self) -> None:
         super().setUp()
         self.wire = Wire(self.clock)
         self.addCleanup(self.wire.hang_up)
-        self.upstream = self.made()
+        self.upstream = self.make_upstream()
 
-    def made(self, url: str = URL, credentials: Credentials | None = None, concurrency: int = 64) -> Upstream:
+    def make_upstream(self, url: str = URL, credentials: Credentials | None = None, concurrency: int = 64) -> Upstream:
         return Upstream(
             self.clock,
             url,
@@ -53,18 +53,18 @@ class UpstreamTestCase(MemoryTestCase):
     def file(self, url: str = "https://files.example/a.whl", **headers: str) -> Deferred[FileResponse]:
         return self.start(self.upstream.file(url, headers))
 
-    def assert_a_slot_is_free(self, upstream: Upstream) -> None:
-        """Another request goes out, which none does when the one slot was not given back."""
+    def assert_slot_is_free(self, upstream: Upstream) -> None:
+        """Send another request. It is only sent if a slot is free."""
         before = len(self.wire.exchanges)
         self.start(upstream.page("/probe", JSON))
         self.assertEqual(before + 1, len(self.wire.exchanges))
 
 
 class PageTest(UpstreamTestCase):
-    """A page is asked for below upstream's URL, and comes whole or not at all."""
+    """Pages are requested below upstream's URL, and are complete or an error."""
 
-    def test_page_is_asked_for_below_the_url(self) -> None:
-        """Path, Accept and the name of who asks go out as they should; nothing conditional, nothing secret."""
+    def test_page_is_requested_below_the_url(self) -> None:
+        """A page request has its path, Accept and User-Agent. It has no condition and no credentials."""
         self.page("/simple/a%2Bb/")
         self.assertEqual("https://index.example/root/simple/a%2Bb/", self.wire.last.url)
         headers = self.wire.last.headers
@@ -73,111 +73,119 @@ class PageTest(UpstreamTestCase):
         self.assertEqual(set(), {"if-none-match", "if-modified-since", "authorization", "cookie"} & set(headers))
 
     def test_page_comes_with_its_type_and_validators(self) -> None:
-        """The answer is what upstream sent, and where it came from."""
-        asked = self.page()
+        """The response has upstream's body, type, URL and validators."""
+        pending = self.page()
         self.wire.last.answer(body=b"{}", content_type=JSON, etag='"1"', last_modified="then")
         source = SourceDocument(b"{}", JSON, "https://index.example/root/simple/a/")
-        self.assertEqual(PageResponse(source, '"1"', "then"), self.now(asked))
+        self.assertEqual(PageResponse(source, '"1"', "then"), self.now(pending))
 
     def test_page_may_come_compressed(self) -> None:
-        """Gzip is asked for, and undone."""
-        asked = self.page()
+        """Pages are requested with gzip, and decoded."""
+        pending = self.page()
         self.assertIn("gzip", self.wire.last.headers["accept-encoding"])
         self.wire.last.answer(body=gzipped(b"{}"), content_encoding="gzip")
-        self.assertEqual(b"{}", _source(self.now(asked)).body)
+        self.assertEqual(b"{}", _source(self.now(pending)).body)
 
-    def test_damaged_or_truncated_gzip_is_no_page(self) -> None:
-        """Though its length is that which was announced: somebody between cut or garbled it."""
+    def test_damaged_or_truncated_gzip_is_an_error(self) -> None:
+        """
+        Damaged or truncated gzip is an error, even if its length is as announced.
+
+        An intermediary may have truncated or damaged it.
+        """
         data = gzipped(b'{"files": []}')
         for body in (data[:-9], data[:-1], b"", data[:-6] + b"\x00" * 6, b"{}"):
-            asked = self.page()
+            pending = self.page()
             self.wire.last.answer(body=body, content_encoding="gzip")
-            self.failing(asked, BadUpstreamResponse)
+            self.failing(pending, BadUpstreamResponse)
 
-    def test_encoding_that_nobody_asked_for_is_refused(self) -> None:
-        """A page in brotli is no page."""
-        asked = self.page()
+    def test_unrequested_encoding_is_refused(self) -> None:
+        """A page in brotli is an error, since only gzip was requested."""
+        pending = self.page()
         self.wire.last.answer(body=b"\x0b\x02", content_encoding="br")
-        self.failing(asked, BadUpstreamResponse)
+        self.failing(pending, BadUpstreamResponse)
 
     def test_page_is_confirmed_by_its_validators(self) -> None:
-        """Both go out; 304 means that they still hold."""
-        asked = self.page(etag='W/"1"', modified="then")
+        """A conditional request sends both validators. A 304 means that they still hold."""
+        pending = self.page(etag='W/"1"', modified="then")
         headers = self.wire.last.headers
         self.assertEqual(('W/"1"', "then"), (headers["if-none-match"], headers["if-modified-since"]))
         self.wire.last.answer(304)
-        self.assertEqual(PageResponse(None, 'W/"1"', "then"), self.now(asked))
+        self.assertEqual(PageResponse(None, 'W/"1"', "then"), self.now(pending))
 
-    def test_answer_to_another_question_is_refused(self) -> None:
-        """Not modified without a validator, or a part of a page: neither is a page to keep."""
+    def test_unrequested_304_and_206_are_refused(self) -> None:
+        """A 304 without a validator and a partial page are errors."""
         for status in (304, 206):
-            asked = self.page()
+            pending = self.page()
             self.wire.last.answer(status, b"" if status == 304 else b"{}", content_range="bytes 0-1/9")
-            self.failing(asked, BadUpstreamResponse)
+            self.failing(pending, BadUpstreamResponse)
 
-    def test_page_that_is_cut_is_no_page(self) -> None:
-        """Fewer bytes than announced are an upstream that failed, not a short page."""
-        asked = self.page()
+    def test_truncated_page_is_an_error(self) -> None:
+        """A body shorter than its Content-Length is an upstream failure."""
+        pending = self.page()
         self.wire.last.send(response(200, b"{}", content_length="9"))
         self.wire.last.cut()
-        self.failing(asked, UpstreamDown)
+        self.failing(pending, UpstreamDown)
 
-    def test_page_without_length_is_whole_when_it_ends_as_its_format_does(self) -> None:
-        """HTTP can't tell, so the format has to: a closing brace or tag."""
+    def test_page_without_length_is_complete_if_its_format_is(self) -> None:
+        """
+        Without a Content-Length, a page is complete if it ends with a closing brace or tag.
+
+        HTTP has no other sign of it.
+        """
         for end in (b'{"files": []}\n', b"<!DOCTYPE html><html>\n</HTML>\n"):
-            asked = self.page()
+            pending = self.page()
             self.wire.last.answer(body=end, content_length="")
-            self.assertNoResult(asked)
+            self.assertNoResult(pending)
             self.wire.last.end()
-            self.assertEqual(end, _source(self.now(asked)).body)
+            self.assertEqual(end, _source(self.now(pending)).body)
 
-    def test_page_without_length_that_is_cut_is_no_page(self) -> None:
-        """Half a list of files would hide the other half."""
+    def test_truncated_page_without_length_is_an_error(self) -> None:
+        """A truncated page without a Content-Length is an error. Half a list of files would hide the other half."""
         for part in (b'{"files": [{"url": "a.whl"', b"<!DOCTYPE html><html><a href", b""):
-            asked = self.page()
+            pending = self.page()
             self.wire.last.answer(body=part, content_length="")
             self.wire.last.end()
-            self.failing(asked, UpstreamDown)
+            self.failing(pending, UpstreamDown)
 
-    def test_chunked_page_without_its_last_chunk_is_no_page(self) -> None:
-        """However well its bytes may look."""
-        asked = self.page()
+    def test_chunked_page_without_its_last_chunk_is_an_error(self) -> None:
+        """A chunked page without its last chunk is an error, even if its bytes look complete."""
+        pending = self.page()
         self.wire.last.answer(body=b"2\r\n{}\r\n", content_length="", transfer_encoding="chunked")
         self.wire.last.end()
-        self.failing(asked, UpstreamDown)
+        self.failing(pending, UpstreamDown)
 
-    def test_page_without_end_is_given_up(self) -> None:
-        """What grows beyond any page is dropped, connection and all."""
+    def test_page_larger_than_the_limit_is_aborted(self) -> None:
+        """A body larger than the limit is an error, and its connection is closed."""
         collector = BodyCollector(self.clock, 15, 10, gzipped=False)
-        asked = self.file()
+        pending = self.file()
         self.wire.last.send(response(200, b"x" * 11, content_length="1000"))
-        self.now(asked).deliver(collector)
+        self.now(pending).deliver(collector)
         self.failing(collector.done, BadUpstreamResponse)
         self.assertTrue(self.wire.last.closed)
 
     def test_header_of_any_bytes_is_read(self) -> None:
-        """Headers are bytes (RFC 9110, section 5.5); a validator that is not UTF-8 goes back as it came."""
-        asked = self.page()
+        """A validator that is not UTF-8 is sent back unchanged. Headers are bytes (RFC 9110, section 5.5)."""
+        pending = self.page()
         self.wire.last.send(b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nETag: "\xe4"\r\n\r\n{}')
-        etag = self.now(asked).etag
+        etag = self.now(pending).etag
         self.page(etag=etag)
         self.assertEqual('"\xe4"', self.wire.last.headers["if-none-match"])
 
 
 class CredentialsTest(UpstreamTestCase):
-    """Credentials reach the upstream host, and never another."""
+    """Credentials are sent to upstream's origin and to no other."""
 
     def setUp(self) -> None:
         super().setUp()
-        self.upstream = self.made(credentials=Credentials("jane", "päss"))
+        self.upstream = self.make_upstream(credentials=Credentials("jane", "päss"))
 
     def authorization(self, url: str) -> str | None:
         self.file(url)
         self.assertEqual(url, self.wire.last.url)
         return self.wire.last.headers.get("authorization")
 
-    def test_upstream_gets_them(self) -> None:
-        """For pages, for files on the same host, however its default port is written."""
+    def test_upstream_gets_credentials(self) -> None:
+        """Credentials are sent for pages and files of upstream's origin. Its URL may include the default port."""
         self.page()
         self.assertEqual(SECRET, self.wire.last.headers["authorization"])
         self.assertEqual(SECRET, self.authorization("https://index.example/files/a.whl"))
@@ -185,8 +193,8 @@ class CredentialsTest(UpstreamTestCase):
         self.assertEqual(SECRET, self.wire.last.headers["authorization"])
         self.assertTrue(self.upstream.needs_credentials("https://INDEX.example/a.whl"))
 
-    def test_no_other_origin_gets_them(self) -> None:
-        """Another host, another port, another scheme, a host whose name only looks alike."""
+    def test_no_other_origin_gets_credentials(self) -> None:
+        """No credentials are sent to another host, port or scheme. A host with a similar name is another host."""
         for url in (
             "https://files.example/a.whl",
             "https://index.example:8443/a.whl",
@@ -198,67 +206,71 @@ class CredentialsTest(UpstreamTestCase):
             self.assertIsNone(self.authorization(url), url)
             self.assertFalse(self.upstream.needs_credentials(url))
 
-    def test_redirect_to_another_origin_leaves_them_behind(self) -> None:
-        """Also where the same host answers on another port; and coming back they are sent again."""
+    def test_redirect_to_another_origin_drops_credentials(self) -> None:
+        """
+        A redirect to another origin is followed without credentials, also to another port.
+
+        They are sent again after a redirect back.
+        """
         for elsewhere in ("https://files.example/a/", "https://index.example:8443/a/"):
-            asked = self.page()
+            pending = self.page()
             self.wire.last.answer(302, location=elsewhere)
             self.assertEqual(elsewhere, self.wire.last.url)
             self.assertNotIn("authorization", self.wire.last.headers)
             self.wire.last.answer(302, location="https://index.example/b/")
             self.assertEqual(SECRET, self.wire.last.headers["authorization"])
             self.wire.last.answer(body=b"{}")
-            self.assertEqual("https://index.example/b/", _source(self.now(asked)).url)
+            self.assertEqual("https://index.example/b/", _source(self.now(pending)).url)
 
-    def test_redirect_within_upstream_keeps_them(self) -> None:
-        """A relative redirect is upstream's own."""
+    def test_redirect_within_upstream_keeps_credentials(self) -> None:
+        """A redirect within upstream's origin is followed with credentials."""
         self.page()
         self.wire.last.answer(301, location="../b/")
         self.assertEqual("https://index.example/root/simple/b/", self.wire.last.url)
         self.assertEqual(SECRET, self.wire.last.headers["authorization"])
 
     def test_without_credentials_none_are_needed(self) -> None:
-        """A client can go to upstream itself."""
-        self.assertFalse(self.made().needs_credentials(URL))
+        """Without credentials, a client can be redirected to upstream."""
+        self.assertFalse(self.make_upstream().needs_credentials(URL))
 
-    def test_they_are_not_shown(self) -> None:
-        """Neither by their own name nor in the reason of a refusal."""
+    def test_credentials_are_not_shown(self) -> None:
+        """The user name is neither in the repr nor in an error message."""
         self.assertNotIn("jane", repr(Credentials("jane", "päss")))
-        asked = self.page()
+        pending = self.page()
         self.wire.last.answer(401, www_authenticate="Basic")
-        self.assertNotIn("jane", str(self.failing(asked, UpstreamRefused)))
+        self.assertNotIn("jane", str(self.failing(pending, UpstreamRefused)))
 
 
 class RedirectTest(UpstreamTestCase):
-    """Redirects are followed, as far as they lead somewhere."""
+    """Redirects are followed if their target is allowed."""
 
     def test_each_kind_is_followed(self) -> None:
-        """The page says where it came from in the end, which is what its links are relative to."""
+        """The page has the URL after all redirects, since its links are relative to it."""
         for status in (301, 302, 303, 307, 308):
-            asked = self.page()
+            pending = self.page()
             self.wire.last.answer(status, b"moved", location="//other.example/simple/a/")
             self.wire.last.answer(body=b"{}")
-            self.assertEqual("https://other.example/simple/a/", _source(self.now(asked)).url)
+            self.assertEqual("https://other.example/simple/a/", _source(self.now(pending)).url)
 
-    def test_what_was_asked_is_asked_again(self) -> None:
-        """A redirected Range is still a Range, and still without a compression."""
+    def test_redirect_keeps_the_request_headers(self) -> None:
+        """A redirected request keeps its Range and its identity encoding."""
         self.file(Range="bytes=5-")
         self.wire.last.answer(302, location="/b.whl")
         self.assertEqual("bytes=5-", self.wire.last.headers["range"])
         self.assertEqual("identity", self.wire.last.headers["accept-encoding"])
 
-    def test_circle_is_left(self) -> None:
-        """After five redirects we stop, and the place among the running requests is free again."""
-        self.upstream = self.made(concurrency=1)
-        asked = self.page()
+    def test_redirect_loop_is_an_error(self) -> None:
+        """After five redirects the request fails, and its slot is free again."""
+        self.upstream = self.make_upstream(concurrency=1)
+        pending = self.page()
         for _ in range(6):
             self.wire.last.answer(302, location="/again/")
-        self.assertIn("circles", str(self.failing(asked, BadUpstreamResponse)))
+        self.assertIn("circles", str(self.failing(pending, BadUpstreamResponse)))
         self.assertEqual(6, len(self.wire.exchanges))
-        self.assert_a_slot_is_free(self.upstream)
+        self.assert_slot_is_free(self.upstream)
 
-    def test_redirect_to_where_nobody_goes_is_refused(self) -> None:
-        """Without TLS after TLS, to another protocol, to no host, to what is no address at all: no step is taken."""
+    def test_redirect_to_a_forbidden_target_is_refused(self) -> None:
+        """A redirect to http, another protocol or an invalid address is not followed."""
         for location in (
             "http://index.example/a/",
             "ftp://index.example/a/",
@@ -267,30 +279,30 @@ class RedirectTest(UpstreamTestCase):
             "https://index.example:99999999/a/",
             "",
         ):
-            asked = self.page()
+            pending = self.page()
             before = len(self.wire.exchanges)
             self.wire.last.answer(302, location=location)
-            self.failing(asked, MyPyPiError)
+            self.failing(pending, MyPyPiError)
             self.assertEqual(before, len(self.wire.exchanges), location)
 
-    def test_location_of_any_bytes_is_no_accident(self) -> None:
-        """What can't be understood is upstream's mistake, told as such."""
-        self.upstream = self.made(credentials=Credentials("jane", "secret"))
-        asked = self.page()
+    def test_invalid_location_is_an_upstream_error(self) -> None:
+        """A Location that is not UTF-8 is an upstream error."""
+        self.upstream = self.make_upstream(credentials=Credentials("jane", "secret"))
+        pending = self.page()
         self.wire.last.send(b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: https://\xff\xfe/\r\n\r\n")
         if len(self.wire.exchanges) > 1:
             self.wire.last.answer(404)
-        self.failing(asked, MyPyPiError)
+        self.failing(pending, MyPyPiError)
 
     def test_redirect_from_plain_to_tls_is_followed(self) -> None:
-        """More security is fine."""
-        self.upstream = self.made("http://index.example")
+        """A redirect from http to https is followed, since it is more secure."""
+        self.upstream = self.make_upstream("http://index.example")
         self.page()
         self.wire.last.answer(301, location="https://index.example/simple/a/")
         self.assertEqual("https://index.example/simple/a/", self.wire.last.url)
 
     def test_long_body_of_a_redirect_is_not_read_to_its_end(self) -> None:
-        """What nobody wants may cost a connection, not memory or time."""
+        """A long body of a redirect closes the connection. It costs neither memory nor time."""
         self.page()
         first = self.wire.last
         first.send(response(302, b"", location="/b/", content_length="999999999"))
@@ -299,22 +311,22 @@ class RedirectTest(UpstreamTestCase):
         self.clock.advance(0)
         self.assertTrue(first.closed)
 
-    def test_unwanted_body_that_stalls_costs_its_connection(self) -> None:
-        """An error page that never ends does not keep a connection for ever."""
-        asked = self.page()
+    def test_stalled_error_body_closes_the_connection(self) -> None:
+        """An error page that stalls closes its connection after the timeout."""
+        pending = self.page()
         self.wire.last.send(response(404, b"not", content_length="999"))
-        self.failing(asked, NotFound)
+        self.failing(pending, NotFound)
         self.clock.advance(15)
         self.assertTrue(self.wire.last.closed)
 
 
 class StatusTest(UpstreamTestCase):
-    """What upstream's statuses mean for us."""
+    """Upstream's statuses become errors."""
 
     def error(self, status: int, **headers: str) -> MyPyPiError:
-        asked = self.page()
+        pending = self.page()
         self.wire.last.answer(status, b"some words", **headers)
-        error = self.failing(asked, MyPyPiError)
+        error = self.failing(pending, MyPyPiError)
         assert isinstance(error, MyPyPiError)
         return error
 
@@ -322,7 +334,7 @@ class StatusTest(UpstreamTestCase):
         return self.error(503, retry_after=value).retry_after
 
     def test_each_status_has_its_meaning(self) -> None:
-        """Only 404 and 410 mean that there is no such thing; an upstream that fails is never taken for that."""
+        """Only 404 and 410 mean that a page does not exist. A failing upstream never means that."""
         meanings = {
             NotFound: (404, 410),
             UpstreamRefused: (401, 403, 407),
@@ -334,12 +346,12 @@ class StatusTest(UpstreamTestCase):
                 self.assertIs(kind, type(self.error(status)), status)
 
     def test_retry_after_in_seconds_is_passed_on(self) -> None:
-        """RFC 9110, section 10.2.3: a number of seconds."""
+        """Retry-After may be a number of seconds (RFC 9110, section 10.2.3)."""
         self.assertEqual(7, self.error(429, retry_after="7").retry_after)
         self.assertEqual(30, self.retry_after(" 30 "))
 
     def test_retry_after_as_a_date_is_counted_from_now(self) -> None:
-        """Each of the forms that a date may have (RFC 9110, section 5.6.7), wherever this host is."""
+        """Retry-After may be a date in each HTTP format (RFC 9110, section 5.6.7), in any time zone."""
         then = datetime.fromtimestamp(NOW, timezone.utc) + timedelta(seconds=40)
         with mock.patch.dict(os.environ, TZ="Asia/Tokyo"):
             time.tzset()
@@ -352,7 +364,7 @@ class StatusTest(UpstreamTestCase):
                 self.assertEqual(40, self.retry_after(form), form)
 
     def test_retry_after_stays_within_bounds(self) -> None:
-        """At least a second, at most a minute; five seconds where it says nothing that can be understood."""
+        """Retry-After is bounded to 1 to 60 seconds. An invalid value counts as five seconds."""
         past = format_datetime(datetime.fromtimestamp(NOW - 99, timezone.utc), usegmt=True)
         for value in ("0", past, "Thu, 01 Jan 1970 00:00:00 GMT"):
             self.assertEqual(1, self.retry_after(value), value)
@@ -362,87 +374,91 @@ class StatusTest(UpstreamTestCase):
         for value in ("", "soon", "-3", "1.5", "\N{SUPERSCRIPT TWO}", "Thu, 99 Jan 2026 00:00:00 GMT"):
             self.assertEqual(5, self.retry_after(value), value)
 
-    def test_connection_that_is_not_made_is_upstream_down(self) -> None:
-        """Refused; with a reason, and without an address."""
+    def test_refused_connection_is_upstream_down(self) -> None:
+        """The error of a refused connection has the reason and no address."""
         self.wire.refuses = True
         error = self.failing(self.page(), UpstreamDown)
         self.assertIn("refused", str(error))
         self.assertNotIn("index.example", str(error))
 
-    def test_connection_that_is_lost_before_the_head_is_upstream_down(self) -> None:
-        """Closed without a word, or in the middle of the head."""
+    def test_connection_lost_before_the_head_is_upstream_down(self) -> None:
+        """A connection that closes before or within the response head is an upstream failure."""
         for words in (b"", b"HTTP/1.1 200 OK\r\nContent-Le"):
-            asked = self.page()
+            pending = self.page()
             self.wire.last.send(words)
             self.wire.last.cut()
-            self.assertIn("closed the connection", str(self.failing(asked, UpstreamDown)))
+            self.assertIn("closed the connection", str(self.failing(pending, UpstreamDown)))
 
-    def test_what_is_not_http_is_upstream_down(self) -> None:
-        """A server of another kind behind the port."""
-        asked = self.page()
+    def test_answer_that_is_not_http_is_upstream_down(self) -> None:
+        """An answer that is not HTTP is an upstream failure. Another kind of server may listen on the port."""
+        pending = self.page()
         self.wire.last.send(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
-        self.failing(asked, UpstreamDown)
+        self.failing(pending, UpstreamDown)
 
 
 class TimeTest(UpstreamTestCase):
-    """No silence of upstream's is waited for longer than the limit."""
+    """A silent upstream times out."""
 
-    def test_head_that_does_not_come_is_given_up(self) -> None:
-        """After 15 seconds, with the connection."""
-        asked = self.page()
+    def test_missing_head_times_out(self) -> None:
+        """The request fails after 15 seconds without a response head, and its connection is closed."""
+        pending = self.page()
         self.clock.advance(14.9)
-        self.assertNoResult(asked)
+        self.assertNoResult(pending)
         self.clock.advance(0.1)
-        self.assertIn("15 seconds", str(self.failing(asked, UpstreamDown)))
+        self.assertIn("15 seconds", str(self.failing(pending, UpstreamDown)))
         self.assertTrue(self.wire.last.closed)
 
-    def test_connection_that_does_not_come_about_is_given_up(self) -> None:
-        """The limit counts from the request, not from the connection."""
+    def test_connecting_times_out(self) -> None:
+        """The timeout also covers the time to connect."""
         self.wire.silent = True
-        asked = self.page()
+        pending = self.page()
         self.clock.advance(15)
-        self.failing(asked, UpstreamDown)
+        self.failing(pending, UpstreamDown)
 
-    def test_silence_in_a_page_is_given_up(self) -> None:
-        """The limit holds for each silence: a slow page that goes on is waited for."""
-        asked = self.page()
+    def test_stalled_page_times_out(self) -> None:
+        """A body times out after 15 seconds without a byte. A slow page that makes progress does not."""
+        pending = self.page()
         self.wire.last.send(response(200, b"{", content_length="5"))
         for _ in range(3):
             self.clock.advance(14)
             self.wire.last.send(b" ")
         self.clock.advance(14.9)
-        self.assertNoResult(asked)
+        self.assertNoResult(pending)
         self.clock.advance(0.1)
-        self.assertIn("stopped in the middle", str(self.failing(asked, UpstreamDown)))
+        self.assertIn("stopped in the middle", str(self.failing(pending, UpstreamDown)))
         self.assertTrue(self.wire.last.closed)
 
-    def test_upstream_that_does_not_even_answer_our_goodbye_is_given_up(self) -> None:
-        """Over TLS an orderly end waits for the other side: from a host that has gone silent it never comes."""
-        asked = self.page()
+    def test_connection_that_does_not_close_is_aborted(self) -> None:
+        """
+        A connection that does not close in order is aborted.
+
+        With TLS an orderly close waits for upstream's answer.
+        """
+        pending = self.page()
         self.wire.last.send(response(200, b"{", content_length="5"))
         self.wire.last.polite = False
         self.clock.advance(15)
-        self.failing(asked, UpstreamDown)
+        self.failing(pending, UpstreamDown)
         self.assertTrue(self.wire.last.closed)
 
-    def test_nothing_is_left_ticking(self) -> None:
+    def test_no_timer_is_left(self) -> None:
         """Every timer ends with its request."""
-        asked = self.page()
+        pending = self.page()
         self.wire.last.answer(body=b"{}")
-        self.now(asked)
+        self.now(pending)
         self.clock.advance(0)
         self.assertEqual([], self.clock.getDelayedCalls())
 
 
 class ConcurrencyTest(UpstreamTestCase):
-    """So many requests at once, bodies included; each gives its place back, however it ends."""
+    """The number of concurrent requests is limited, bodies included. Each request frees its slot, however it ends."""
 
     def setUp(self) -> None:
         super().setUp()
-        self.upstream = self.made(concurrency=1)
+        self.upstream = self.make_upstream(concurrency=1)
 
-    def test_request_waits_for_its_turn(self) -> None:
-        """The second goes out when the first one's page has come, its body included."""
+    def test_request_waits_for_a_slot(self) -> None:
+        """The second request is sent when the first page's body is complete."""
         first = self.page("/1")
         self.page("/2")
         self.wire.last.send(response(200, b"{", content_length="2"))
@@ -451,11 +467,11 @@ class ConcurrencyTest(UpstreamTestCase):
         self.now(first)
         self.assertEqual(["/root/1", "/root/2"], self.wire.paths)
 
-    def test_file_keeps_its_place_until_it_is_closed(self) -> None:
-        """Closing twice gives back one place, not two."""
-        asked = self.file()
+    def test_file_keeps_its_slot_until_it_is_closed(self) -> None:
+        """A file keeps its slot until it is closed. Closing it twice frees only one slot."""
+        pending = self.file()
         self.wire.last.send(response(200, b"", content_length="9"))
-        body = self.now(asked)
+        body = self.now(pending)
         self.page("/2")
         self.page("/3")
         self.assertEqual(1, len(self.wire.exchanges))
@@ -463,8 +479,8 @@ class ConcurrencyTest(UpstreamTestCase):
         body.close()
         self.assertEqual(2, len(self.wire.exchanges))
 
-    def test_place_is_free_after_each_kind_of_end(self) -> None:
-        """Errors of every sort, with and without an answer."""
+    def test_slot_is_free_after_each_error(self) -> None:
+        """Each error frees the slot, with and without an answer."""
 
         def cut_in_the_body(exchange: Exchange) -> None:
             exchange.send(response(200, b"x", content_length="9"))
@@ -488,102 +504,106 @@ class ConcurrencyTest(UpstreamTestCase):
         }
         for name, end in ends.items():
             with self.subTest(name):
-                upstream = self.made(concurrency=1)
-                asked = self.start(upstream.page("/simple/a/", JSON))
+                upstream = self.make_upstream(concurrency=1)
+                pending = self.start(upstream.page("/simple/a/", JSON))
                 end(self.wire.last)
                 self.clock.advance(0)
-                self.failing(asked, MyPyPiError)
-                self.assert_a_slot_is_free(upstream)
+                self.failing(pending, MyPyPiError)
+                self.assert_slot_is_free(upstream)
 
-    def test_place_is_free_when_nobody_wants_the_answer_any_more(self) -> None:
-        """Given up while waiting for a turn, for the head, and in the body."""
-        asked = self.page()
+    def test_slot_is_free_after_a_cancelled_request(self) -> None:
+        """A cancelled request frees its slot, whether it waits for a slot, the head or the body."""
+        pending = self.page()
         waiting = self.page("/2")
         waiting.cancel()
         self.failing(waiting, CancelledError)
-        asked.cancel()
-        self.failing(asked, UpstreamDown)
+        pending.cancel()
+        self.failing(pending, UpstreamDown)
         self.assertTrue(self.wire.last.closed)
-        self.assert_a_slot_is_free(self.upstream)
+        self.assert_slot_is_free(self.upstream)
 
-        upstream = self.made(concurrency=1)
-        asked = self.start(upstream.page("/simple/a/", JSON))
+        upstream = self.make_upstream(concurrency=1)
+        pending = self.start(upstream.page("/simple/a/", JSON))
         self.wire.last.send(response(200, b"{", content_length="9"))
-        asked.cancel()
-        self.failing(asked, CancelledError)
+        pending.cancel()
+        self.failing(pending, CancelledError)
         self.assertTrue(self.wire.last.closed)
-        self.assert_a_slot_is_free(upstream)
+        self.assert_slot_is_free(upstream)
 
 
 class FileTest(UpstreamTestCase):
-    """A file's answer comes before its body, and its bytes as they are."""
+    """A file's response comes before its body, and its bytes are not decoded."""
 
-    def received(self, body: FileResponse) -> _Received:
+    def deliver(self, body: FileResponse) -> _Received:
         receiver = _Received()
         body.deliver(receiver)
         return receiver
 
-    def test_identity_is_what_is_asked_for(self) -> None:
-        """Whatever treq would like: of an encoded file, neither length nor digest would hold."""
+    def test_files_are_requested_with_identity(self) -> None:
+        """Files are requested with identity encoding. An encoding would change their length and digest."""
         self.file()
         self.assertEqual("identity", self.wire.last.headers["accept-encoding"])
 
-    def test_answer_tells_status_length_and_headers(self) -> None:
-        """A part comes as a part."""
-        asked = self.file(Range="bytes=2-")
+    def test_response_has_status_length_and_headers(self) -> None:
+        """A partial response has its status, length and headers."""
+        pending = self.file(Range="bytes=2-")
         self.wire.last.send(response(206, b"", content_length="3", content_range="bytes 2-4/5", etag='"1"'))
-        body = self.now(asked)
+        body = self.now(pending)
         self.assertEqual((206, 3, '"1"', ""), (body.status, body.length, body.header("etag"), body.header("x-none")))
 
-    def test_part_that_nobody_asked_for_is_refused(self) -> None:
-        """It would pass for the whole file."""
+    def test_unrequested_part_is_refused(self) -> None:
+        """A 206 or 304 that was not requested is an error. A part could be mistaken for the whole file."""
         for status in (206, 304):
-            asked = self.file()
+            pending = self.file()
             self.wire.last.answer(status, content_range="bytes 2-4/5")
-            self.failing(asked, BadUpstreamResponse)
+            self.failing(pending, BadUpstreamResponse)
 
-    def test_answer_whose_body_nobody_takes_costs_its_connection(self) -> None:
-        """Closed without a look at its body, it does not keep a connection that waits for a receiver."""
-        asked = self.file()
+    def test_unread_body_closes_its_connection(self) -> None:
+        """Closing a response without reading its body closes the connection."""
+        pending = self.file()
         self.wire.last.send(response(200, b"some", content_length="999999"))
-        self.now(asked).close()
+        self.now(pending).close()
         self.clock.advance(0)
         self.assertTrue(self.wire.last.closed)
 
     def test_length_may_be_unknown(self) -> None:
-        """Then it is None, and the end is seen when it comes."""
-        asked = self.file()
+        """Without a Content-Length the length is None, and the body ends with the connection."""
+        pending = self.file()
         self.wire.last.answer(body=b"bytes", content_length="")
-        body = self.now(asked)
-        received = self.received(body)
+        body = self.now(pending)
+        received = self.deliver(body)
         self.wire.last.end()
         self.assertIsNone(body.length)
         self.assertEqual(b"bytes", received.data)
 
-    def test_encoding_that_came_all_the_same_is_told_and_not_undone(self) -> None:
-        """The bytes are those that the length speaks of."""
+    def test_unrequested_encoding_is_not_decoded(self) -> None:
+        """
+        An encoded body is delivered undecoded, with the name of its encoding.
+
+        The length counts the encoded bytes.
+        """
         data = gzipped(b"a wheel")
-        asked = self.file()
+        pending = self.file()
         self.wire.last.answer(body=data, content_encoding="GZIP")
-        body = self.now(asked)
-        received = self.received(body)
+        body = self.now(pending)
+        received = self.deliver(body)
         self.assertEqual(("gzip", len(data), data), (body.encoding, body.length, received.data))
         self.assertIs(ResponseDone, received.end)
 
-    def test_identity_by_its_name_is_no_encoding(self) -> None:
-        """Some servers say it."""
-        asked = self.file()
+    def test_explicit_identity_is_no_encoding(self) -> None:
+        """The encoding identity counts as none. Some servers send it."""
+        pending = self.file()
         self.wire.last.answer(body=b"x", content_encoding="identity")
-        self.assertEqual("", self.now(asked).encoding)
+        self.assertEqual("", self.now(pending).encoding)
 
-    def test_address_that_is_none_is_upstreams_mistake(self) -> None:
-        """It is told as such, and the place is given back."""
-        self.upstream = self.made(concurrency=1)
+    def test_invalid_url_is_an_upstream_error(self) -> None:
+        """An invalid URL is an upstream error, and frees the slot."""
+        self.upstream = self.make_upstream(concurrency=1)
         self.failing(self.file("https://[files.example/a.whl"), UpstreamDown)
-        self.assert_a_slot_is_free(self.upstream)
+        self.assert_slot_is_free(self.upstream)
 
-    def test_files_are_given_as_they_are_listed(self) -> None:
-        """What is percent-encoded stays so."""
+    def test_url_of_a_file_is_not_changed(self) -> None:
+        """The URL of a file keeps its percent-encoding."""
         self.file("https://files.example/a%2Bb/c%20d.whl?x=%2F")
         self.assertEqual("/a%2Bb/c%20d.whl?x=%2F", self.wire.last.path)
 

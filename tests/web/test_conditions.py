@@ -1,4 +1,4 @@
-"""Conditional requests and ranges: what is honoured, ignored and refused."""
+"""Tests of conditional requests and ranges."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ class TestEtag:
     """If-None-Match (RFC 9110, section 13.1.2)."""
 
     @pytest.mark.parametrize("header", ['"a"', 'W/"a"', '"x", "a"', ' "x" ,W/"a" ', "*", '"x",, "a",', '"b"'])
-    def test_one_that_is_named_matches(self, header: str) -> None:
-        """Weakly, anywhere in the list, of any of the forms there are."""
+    def test_listed_etag_matches(self, header: str) -> None:
+        """An etag matches weakly, at any place in the list, for any of the forms."""
         assert etag_matches(header, ["a", "b"])
 
     @pytest.mark.parametrize("header", [None, '"x"', '"A"', '"a-gzip"', '""'])
-    def test_one_that_is_not_named_does_not(self, header: str | None) -> None:
-        """Not by a part of it, nor in another case."""
+    def test_other_etag_does_not_match(self, header: str | None) -> None:
+        """A part of an etag, or an etag in another case, does not match."""
         assert not etag_matches(header, ["a", "b"])
 
     @pytest.mark.parametrize("header", ["", "a", '"a', 'w/"a"', '"a" "b"', "a, b", '"a\x7f"', '*, "a"', "\xff"])
-    def test_what_is_no_list_of_etags_is_refused(self, header: str) -> None:
-        """A clear 400, rather than a guess."""
+    def test_malformed_list_of_etags_is_refused(self, header: str) -> None:
+        """A header that is no list of etags is a bad request."""
         with pytest.raises(BadRequest):
             etag_matches(header, ["a"])
 
@@ -45,19 +45,23 @@ class TestRange:
             ("bytes=" + "9" * 30 + "-,0-0", [(0, 1)]),
         ],
     )  # fmt: skip
-    def test_parts_are_those_that_exist(self, header: str | None, parts: list[tuple[int, int]] | None) -> None:
-        """In the order asked for; cut to the file; None for the whole, also for a unit that we do not know."""
+    def test_ranges_are_cut_to_the_file(self, header: str | None, parts: list[tuple[int, int]] | None) -> None:
+        """
+        Ranges come in the requested order, cut to the file's length.
+
+        A header without byte ranges gives None, the whole file.
+        """
         assert ranges_of(header, 1000) == parts
 
     @pytest.mark.parametrize("header", ["bytes=1000-", "bytes=5000-6000", "bytes=-0", "bytes=1000-1000,2000-"])
-    def test_nothing_of_it_exists(self, header: str) -> None:
-        """416, with the number of bytes that there are."""
+    def test_ranges_beyond_the_end_are_unsatisfiable(self, header: str) -> None:
+        """Ranges beyond the end are a 416 with the file's length."""
         with pytest.raises(Unsatisfiable) as error:
             ranges_of(header, 1000)
         assert (error.value.status, error.value.total) == (416, 1000)
 
-    def test_empty_file_has_no_part(self) -> None:
-        """Not even its first byte, nor its last."""
+    def test_ranges_of_an_empty_file_are_unsatisfiable(self) -> None:
+        """No range of an empty file is satisfiable."""
         for header in ("bytes=0-", "bytes=0-0", "bytes=-1"):
             with pytest.raises(Unsatisfiable):
                 ranges_of(header, 0)
@@ -67,19 +71,23 @@ class TestRange:
         ["bytes", "bytes=", "bytes=-", "bytes=x", "bytes=0", "bytes=1-0", "bytes=0-x", "bytes=+1-2", "bytes=0x0-5",
          "bytes=0--5", "bytes=0-5;6-7", "bytes=\N{ARABIC-INDIC DIGIT ONE}-", "bytes=" + "9" * 5000 + "-"],
     )  # fmt: skip
-    def test_what_is_malformed_is_refused(self, header: str) -> None:
-        """A clear 400, and no mistake of ours."""
+    def test_malformed_range_is_refused(self, header: str) -> None:
+        """A malformed Range is a bad request."""
         with pytest.raises(BadRequest):
             ranges_of(header, 1000)
 
-    def test_too_many_parts_are_answered_with_the_whole(self) -> None:
-        """And so are parts that overlap: little must not become much (RFC 9110, section 17.15)."""
+    def test_too_many_ranges_get_the_whole_file(self) -> None:
+        """
+        Too many ranges, and overlapping ones, get the whole file.
+
+        A small file must not become a huge response (RFC 9110, section 17.15).
+        """
         assert ranges_of("bytes=" + ",".join(f"{n}-{n}" for n in range(33)), 1000) is None
         assert ranges_of("bytes=" + ",".join(f"{n}-{n}" for n in range(32)), 1000) is not None
         assert ranges_of("bytes=0-,0-", 1000) is None
 
-    def test_no_header_takes_long(self) -> None:
-        """However it is made: an expression that tries again and again would stand still for minutes."""
+    def test_no_header_takes_long_to_parse(self) -> None:
+        """No header takes long to parse. A backtracking expression would take minutes."""
         began = time.perf_counter()
         for header in ("bytes=" + "0-0," * 4000 + "x", "bytes=" + " " * 8000 + "x", "bytes=" + "," * 8000 + "x"):
             with pytest.raises(BadRequest):
@@ -90,7 +98,7 @@ class TestRange:
         assert time.perf_counter() - began < 2
 
     def test_range_of_bytes_needs_the_length(self) -> None:
-        """Another unit, or none, does not."""
+        """Only a Range in bytes needs the file's length."""
         assert [needs_total(header) for header in (None, "items=0-5", "bytes=0-", " BYTES=0-")] == [
             False, False, True, True,
         ]  # fmt: skip
@@ -101,7 +109,7 @@ class TestRange:
     [(None, True), ('"a"', True), (' "a" ', True), ('W/"a"', False), ('"b"', False), ("a", False),
      ("Mon, 02 Nov 2026 10:00:00 GMT", False)],
 )  # fmt: skip
-def test_range_applies_to_the_very_same_file(if_range: str | None, applies: bool) -> None:  # noqa: FBT001 - a table
+def test_range_applies_to_the_same_version(if_range: str | None, applies: bool) -> None:  # noqa: FBT001 - a table
     """If-Range compares strongly (RFC 9110, section 13.1.5)."""
     assert range_applies(if_range, "a") == applies
     assert range_applies(if_range, None) == (if_range is None)

@@ -1,4 +1,4 @@
-"""How connections come to their end when a server stops: in memory, over real HTTP."""
+"""Tests of draining connections when a server stops, in memory, with real HTTP."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ANOTHER = b"GET /again HTTP/1.1\r\nHost: here\r\n\r\n"
 
 
 class DrainingTests(MemoryTestCase):
-    """What each connection gets, by what it is at."""
+    """Each connection is closed after the response that it waits for."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -30,16 +30,16 @@ class DrainingTests(MemoryTestCase):
         self.requests[-1].write(body)
         self.answers[-1].callback(None)
 
-    def test_one_on_which_nothing_goes_on_is_closed_at_once(self) -> None:
-        """It has had an answer, and no other question."""
+    def test_idle_connection_is_closed_at_once(self) -> None:
+        """An idle connection with an answered request is closed at once."""
         client = Connection(self.site)
         self._answer()
         drained = self.site.drain()
         assert (client.closed, client.aborted) == (True, False)
         self.successResultOf(drained)
 
-    def test_one_that_waits_for_its_answer_gets_it(self) -> None:
-        """With the word that no other comes, and then a close."""
+    def test_waiting_client_gets_its_response(self) -> None:
+        """A waiting client gets its response with `Connection: close`. Then the connection is closed."""
         client = Connection(self.site)
         drained = self.site.drain()
         self.assertNoResult(drained)
@@ -50,8 +50,12 @@ class DrainingTests(MemoryTestCase):
         assert not client.aborted
         self.successResultOf(drained)
 
-    def test_one_whose_answer_has_begun_gets_the_rest(self) -> None:
-        """The head can't be changed any more; the connection is closed all the same."""
+    def test_response_under_way_is_completed(self) -> None:
+        """
+        A client gets the rest of a response that was begun.
+
+        Its head can't be changed any more, and the connection is closed.
+        """
         client = Connection(self.site)
         self.requests[-1].write(b"do")
         drained = self.site.drain()
@@ -61,8 +65,8 @@ class DrainingTests(MemoryTestCase):
         assert client.closed
         self.successResultOf(drained)
 
-    def test_a_request_that_has_begun_to_arrive_is_answered(self) -> None:
-        """Its first bytes came before the end: the client could not know."""
+    def test_partly_received_request_is_answered(self) -> None:
+        """A request that is partly received is answered. Its client could not know of the drain."""
         client = Connection(self.site, ANOTHER[:7])
         drained = self.site.drain()
         self.assertNoResult(drained)
@@ -72,8 +76,8 @@ class DrainingTests(MemoryTestCase):
         assert client.closed
         self.successResultOf(drained)
 
-    def test_a_second_request_that_has_begun_to_arrive_is_answered(self) -> None:
-        """As the first one is."""
+    def test_partly_received_second_request_is_answered(self) -> None:
+        """A second request that is partly received is answered too."""
         client = Connection(self.site)
         self._answer()
         client.channel.dataReceived(ANOTHER[:-2])
@@ -85,8 +89,8 @@ class DrainingTests(MemoryTestCase):
         assert client.closed
         self.successResultOf(drained)
 
-    def test_a_body_that_arrives_is_waited_for(self) -> None:
-        """The head was here, and what follows it is on its way."""
+    def test_request_with_an_incomplete_body_is_answered(self) -> None:
+        """A request whose body is still arriving is answered."""
         client = Connection(self.site, b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 2\r\n\r\nx")
         drained = self.site.drain()
         client.channel.dataReceived(b"y")
@@ -95,8 +99,8 @@ class DrainingTests(MemoryTestCase):
         assert client.closed
         self.successResultOf(drained)
 
-    def test_a_client_that_has_just_connected_may_ask_once(self) -> None:
-        """It knows of no end. It has three seconds."""
+    def test_new_connection_may_send_one_request(self) -> None:
+        """A new connection has three seconds for one request. Its client does not know of the drain."""
         asking, silent = Connection(self.site, b""), Connection(self.site, b"")
         drained = self.site.drain()
         self.clock.advance(2)
@@ -107,8 +111,8 @@ class DrainingTests(MemoryTestCase):
         assert asking.body == b"done"
         self.successResultOf(drained)
 
-    def test_no_second_request_is_read(self) -> None:
-        """Sent before the answer to the first, it is one that the client sends again elsewhere."""
+    def test_pipelined_request_is_not_read(self) -> None:
+        """A pipelined request is not read. The client sends it again on another connection."""
         client = Connection(self.site)
         client.channel.dataReceived(ANOTHER)
         drained = self.site.drain()
@@ -117,8 +121,8 @@ class DrainingTests(MemoryTestCase):
         assert client.closed
         self.successResultOf(drained)
 
-    def test_what_does_not_end_is_broken(self) -> None:
-        """So that nobody takes what came so far for all of it."""
+    def test_response_that_does_not_end_is_aborted(self) -> None:
+        """A response that does not end is aborted. The abort shows the client that it is incomplete."""
         client = Connection(self.site)
         self.requests[-1].write(b"do")
         drained = self.site.drain()
@@ -126,7 +130,7 @@ class DrainingTests(MemoryTestCase):
         assert client.aborted
         self.successResultOf(drained)
 
-    def test_without_connections_there_is_nothing_to_wait_for(self) -> None:
-        """Nor with those that went by themselves."""
+    def test_drain_without_connections_ends_at_once(self) -> None:
+        """A drain without open connections ends at once."""
         Connection(self.site).leave()
         self.successResultOf(self.site.drain())

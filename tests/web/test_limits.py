@@ -1,4 +1,4 @@
-"""Promises about connections, over real sockets: how many there may be, and that files go through them as ever."""
+"""Tests of the limit of connections per address, over real sockets."""
 
 from __future__ import annotations
 
@@ -17,22 +17,26 @@ from tests.rig.packages import make_wheel
 from tests.rig.wire import BOUND
 
 
-def connected(daemon: Daemon) -> socket.socket:
+def connect(daemon: Daemon) -> socket.socket:
     return socket.create_connection(("127.0.0.1", daemon.port), BOUND)
 
 
-def is_turned_away(daemon: Daemon) -> bool:
-    """Whether the server ends a new connection without a word, which may be before we know that we have it."""
+def is_refused(daemon: Daemon) -> bool:
+    """
+    Return whether the server closes a new connection without a byte.
+
+    The client may see that already while it connects.
+    """
     try:
-        with connected(daemon) as connection:
+        with connect(daemon) as connection:
             return connection.recv(1) == b""
     except ConnectionResetError:
         return True
 
 
-def try_to_stay(daemon: Daemon) -> socket.socket | None:
-    """A connection on which the server has answered, and which is kept."""
-    connection = connected(daemon)
+def open_connection(daemon: Daemon) -> socket.socket | None:
+    """Return an open connection with one answered request, or None if it was closed."""
+    connection = connect(daemon)
     try:
         connection.sendall(b"GET /-/health/live HTTP/1.1\r\nHost: a\r\n\r\n")
         answer = connection.recv(1000)
@@ -44,37 +48,43 @@ def try_to_stay(daemon: Daemon) -> socket.socket | None:
     return connection
 
 
-def test_one_address_may_have_so_many_connections(index: FakeIndex, daemon_factory: DaemonFactory) -> None:
-    """More are closed at once, and counted out again when one ends; files come as they do without the limit."""
+def test_connections_per_address_are_limited(index: FakeIndex, daemon_factory: DaemonFactory) -> None:
+    """
+    Connections beyond the limit are closed at once, until another one ends.
+
+    Files are served as without the limit.
+    """
     wheel = make_wheel("thing", padding=2_000_000)
     index.add(wheel)
     daemon = daemon_factory(env={"MYPYPI_CONNECTIONS_PER_ADDRESS": "3"})
     assert get(f"{daemon.url}/simple/thing/").status == 200
-    with ExitStack() as ending:
+    with ExitStack() as stack:
         for _ in range(2):
-            ending.enter_context(connected(daemon))
+            stack.enter_context(connect(daemon))
         path = f"/file/{index.url_of(wheel.filename).replace('://', '/')}"
         assert eventually(lambda: get(daemon.url + path), lambda answer: answer.complete).body == wheel.content
         daemon.wait_for_log("stored ")
         assert eventually(lambda: get(daemon.url + path), lambda answer: answer.complete).body == wheel.content
-        third = eventually(lambda: try_to_stay(daemon), bool)  # the one before it may have to be seen to end
+        third = eventually(
+            lambda: open_connection(daemon), bool
+        )  # the server may not have noticed the end of the previous one yet
         assert third is not None
         with third:
-            assert [is_turned_away(daemon) for _ in range(5)] == [True] * 5
+            assert [is_refused(daemon) for _ in range(5)] == [True] * 5
         assert eventually(lambda: get(daemon.url + path), lambda answer: answer.complete).body == wheel.content
     assert daemon.log.count("the limit for one address") == 1
 
 
-def test_connection_too_many_over_tls(daemon_factory: DaemonFactory, tmp_path: Path) -> None:
-    """It is closed before anything is said on it."""
+def test_connections_over_tls_are_limited(daemon_factory: DaemonFactory, tmp_path: Path) -> None:
+    """A TLS connection beyond the limit is closed before the server sends a byte."""
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     command = f"openssl req -x509 -newkey rsa:2048 -nodes -keyout {key} -out {certificate} -days 2 -subj /CN=localhost"
     subprocess.run(command.split(), check=True, capture_output=True)
     listen = f"ssl:0:interface=127.0.0.1:privateKey={key}:certKey={certificate}"
     env = {"MYPYPI_CONNECTIONS_PER_ADDRESS": "1", "MYPYPI_LISTEN": listen}
     daemon = daemon_factory(env=env, ready=re.compile(r"https://127\.0\.0\.1:(\d+)/"))
-    trusting = ssl.create_default_context(cafile=str(certificate))
-    with connected(daemon) as plain, trusting.wrap_socket(plain, server_hostname="localhost") as first:
-        assert is_turned_away(daemon)
+    context = ssl.create_default_context(cafile=str(certificate))
+    with connect(daemon) as plain, context.wrap_socket(plain, server_hostname="localhost") as first:
+        assert is_refused(daemon)
         first.sendall(b"GET /-/health/live HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         assert first.recv(100).startswith(b"HTTP/1.1 200 OK")

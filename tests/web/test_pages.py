@@ -1,4 +1,4 @@
-"""Bodies in pieces, at the client's pace."""
+"""Tests of sending bodies in pieces, at the client's pace."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.support.memory import Connection, Handling, MemoryTestCase
 PIECE = 64 * 1024
 
 
-def test_slices_are_the_body() -> None:
-    """Whatever its length, in pieces that are not larger than one."""
+def test_slices_add_up_to_the_body() -> None:
+    """The pieces of a body of any length add up to it."""
     for size in (0, 1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE + 7):
         body = os.urandom(size)
         pieces = list(slices(body))
@@ -24,8 +24,8 @@ def test_slices_are_the_body() -> None:
         assert all(0 < len(piece) <= PIECE for piece in pieces)
 
 
-def test_inflated_is_what_was_compressed() -> None:
-    """Whether little becomes much or nothing at all, to the last byte, and never more than a piece at a time."""
+def test_inflated_body_is_the_compressed_one() -> None:
+    """Decoding yields the compressed body, in pieces of limited size. This holds for every compression ratio."""
     bodies = [b"", b"a", bytes(PIECE), bytes(PIECE + 1), bytes(20_000_000), os.urandom(3 * PIECE), b"abc" * 1_000_001]
     bodies += [os.urandom(size) + bytes(5_000_000) for size in range(PIECE - 60, PIECE + 10, 7)]
     for body in bodies:
@@ -35,7 +35,7 @@ def test_inflated_is_what_was_compressed() -> None:
 
 
 class SendTest(MemoryTestCase):
-    """Pieces go out as long as the client takes them."""
+    """Pieces are sent while the client reads them."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -57,7 +57,7 @@ class SendTest(MemoryTestCase):
                 self.connection.full()
 
     def test_client_sets_the_pace(self) -> None:
-        """No piece is made before the client takes it; all come, in order, and then it is done."""
+        """No piece is made before the client reads. All pieces are sent in order."""
         done = send(self.request, self.pieces())
         self.assertEqual(list(range(6)), self.made)
         self.assertNoResult(done)
@@ -65,16 +65,16 @@ class SendTest(MemoryTestCase):
         self.now(done)
         self.assertEqual(b"".join(b"%03d" % number for number in range(10)), self.connection.body)
 
-    def test_client_that_leaves_ends_it(self) -> None:
-        """No further piece is made, also when the connection is gone before the handler hears of it."""
+    def test_client_that_leaves_ends_the_sending(self) -> None:
+        """No piece is made after the client has left, even before the handler is cancelled."""
         done = send(self.request, self.pieces())
         self.connection.leave()
         done.cancel()
         self.failing(done, CancelledError)
         self.assertEqual(list(range(6)), self.made)
 
-    def test_body_of_no_pieces_is_done_at_once(self) -> None:
-        """And another one can follow."""
+    def test_body_without_pieces_is_done_at_once(self) -> None:
+        """A body without pieces is done at once. Another one can follow it."""
         self.now(send(self.request, iter(())))
         self.now(send(self.request, iter([b"x"])))
         self.assertEqual(b"x", self.connection.body)

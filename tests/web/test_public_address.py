@@ -1,4 +1,4 @@
-"""The address in a link is the one that the client used: never what just anybody says it is."""
+"""Tests of the address in links. Only trusted proxies can change it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from mypypi.errors import BadRequest
 from mypypi.web.public_address import Addresses
 
 LOOPBACK = IPv4Address("TCP", "127.0.0.1", 1234)
-STRANGER = IPv4Address("TCP", "192.0.2.7", 1234)
+UNTRUSTED = IPv4Address("TCP", "192.0.2.7", 1234)
 
 PLAIN = Addresses()
 BEHIND_A_PROXY = Addresses(trusted=(ip_network("127.0.0.0/8"), ip_network("2001:db8::/32")))
 
 
 def base(addresses: Addresses, headers: Mapping[str, str], peer: IAddress = LOOPBACK, *, tls: bool = False) -> str:
-    """The address for a request with these headers."""
+    """Return the address for a request with these headers."""
     request: Any = DummyRequest([])
     request.client = peer
     request.isSecure = lambda: tls
@@ -32,11 +32,13 @@ def base(addresses: Addresses, headers: Mapping[str, str], peer: IAddress = LOOP
 
 
 class TestWithoutProxies:
+    """Addresses without a trusted proxy."""
+
     @pytest.mark.parametrize(
         "host", ["npm.example", "npm.example:8080", "127.0.0.1:4873", "[2001:db8::1]:80", "[::1]", "my_host.local"]
     )
-    def test_is_the_host_that_was_asked_for(self, host: str) -> None:
-        """As the client wrote it, port included; by https where the connection is."""
+    def test_address_is_the_host_header(self, host: str) -> None:
+        """The address is the Host header with its port, and https on a TLS connection."""
         assert base(PLAIN, {"host": host}) == f"http://{host}"
         assert base(PLAIN, {"host": host}, tls=True) == f"https://{host}"
 
@@ -56,18 +58,18 @@ class TestWithoutProxies:
             "a?b",
         ],
     )
-    def test_of_a_host_that_is_none_is_a_bad_request(self, host: str) -> None:
-        """It would be written into a page: nothing but a host and a port ever is."""
+    def test_invalid_host_is_a_bad_request(self, host: str) -> None:
+        """An invalid Host is a bad request, since the address is written into pages."""
         with pytest.raises(BadRequest, match="not a valid address"):
             base(PLAIN, {"host": host})
 
-    def test_of_a_request_without_host_is_a_bad_request(self) -> None:
-        """HTTP/1.0 may lack it; there is nothing to guess it from."""
+    def test_missing_host_is_a_bad_request(self) -> None:
+        """A request without Host, as in HTTP/1.0, is a bad request."""
         with pytest.raises(BadRequest):
             base(PLAIN, {})
 
-    def test_is_the_public_url_where_that_is_set(self) -> None:
-        """For every client, whatever it says, Host or none."""
+    def test_public_url_replaces_the_host_header(self) -> None:
+        """A configured public URL counts for every client, with any Host or none."""
         addresses = Addresses("https://npm.example/cache", (ip_network("127.0.0.1"),))
         assert base(addresses, {}) == "https://npm.example/cache"
         assert (
@@ -76,8 +78,8 @@ class TestWithoutProxies:
         )
 
 
-#: What a proxy may say, and the address that follows for a request to inner.example.
-TOLD = [
+#: Headers of a proxy, and the resulting address for a request to inner.example.
+FORWARDED = [
     ({"x-forwarded-proto": "https"}, "https://inner.example"),
     ({"x-forwarded-proto": "HTTPS"}, "https://inner.example"),
     ({"x-forwarded-host": "npm.example:8443"}, "http://npm.example:8443"),
@@ -96,15 +98,25 @@ TOLD = [
 
 
 class TestBehindAProxy:
-    @pytest.mark.parametrize(("headers", "expected"), TOLD)
-    def test_is_what_the_nearest_trusted_proxy_says(self, headers: dict[str, str], expected: str) -> None:
-        """In the words of RFC 7239, or in the older ones; what it does not say is as in the request itself."""
+    """Addresses behind a trusted proxy."""
+
+    @pytest.mark.parametrize(("headers", "expected"), FORWARDED)
+    def test_trusted_proxy_sets_the_address(self, headers: dict[str, str], expected: str) -> None:
+        """
+        The nearest trusted proxy sets the address, with Forwarded (RFC 7239) or X-Forwarded-*.
+
+        Missing parts are taken from the request.
+        """
         assert base(BEHIND_A_PROXY, {"host": "inner.example", **headers}) == expected
 
-    @pytest.mark.parametrize(("headers", "_"), TOLD)
-    def test_is_not_what_a_stranger_says(self, headers: dict[str, str], _: str) -> None:
-        """Else a client could send others elsewhere by what gets into a cache between them."""
-        for addresses, peer in ((BEHIND_A_PROXY, STRANGER), (PLAIN, LOOPBACK), (PLAIN, STRANGER)):
+    @pytest.mark.parametrize(("headers", "_"), FORWARDED)
+    def test_untrusted_peer_does_not_set_the_address(self, headers: dict[str, str], _: str) -> None:
+        """
+        Forwarding headers from other addresses are ignored.
+
+        Otherwise a client could poison a shared cache with its address.
+        """
+        for addresses, peer in ((BEHIND_A_PROXY, UNTRUSTED), (PLAIN, LOOPBACK), (PLAIN, UNTRUSTED)):
             assert base(addresses, {"host": "inner.example", **headers}, peer) == "http://inner.example"
 
     @pytest.mark.parametrize(
@@ -118,8 +130,8 @@ class TestBehindAProxy:
             (UNIXAddress("/run/mypypi.sock"), True),
         ],
     )
-    def test_trusts_by_network_and_whoever_may_open_the_socket(self, peer: IAddress, trusted: bool) -> None:  # noqa: FBT001 - an example
-        """IPv4 also where it comes in over IPv6."""
+    def test_peer_is_trusted_by_network_or_unix_socket(self, peer: IAddress, trusted: bool) -> None:  # noqa: FBT001 - an example
+        """A peer is trusted by its network or its unix socket. IPv4 may arrive over IPv6."""
         found = base(BEHIND_A_PROXY, {"host": "inner.example", "x-forwarded-host": "npm.example"}, peer)
         assert found == ("http://npm.example" if trusted else "http://inner.example")
 
@@ -138,7 +150,7 @@ class TestBehindAProxy:
             {"forwarded": "proto=gopher"},
         ],
     )
-    def test_of_what_is_no_address_is_a_bad_request(self, headers: dict[str, str]) -> None:
-        """A proxy that passes on what clients say can't be made to write just anything into a page."""
+    def test_invalid_forwarded_address_is_a_bad_request(self, headers: dict[str, str]) -> None:
+        """An invalid forwarded address is a bad request. A proxy may pass on headers that clients made up."""
         with pytest.raises(BadRequest, match="Forwarded or X-Forwarded"):
             base(BEHIND_A_PROXY, {"host": "inner.example", **headers})

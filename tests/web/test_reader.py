@@ -1,4 +1,4 @@
-"""A client's view of a content: in memory, where it is written, and over loopback, where the kernel copies it."""
+"""Tests of readers: with writes in memory, and with sendfile over loopback."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ SIZE = len(DATA)
 Parts = Sequence[bytes | Span]
 
 
-def filled(count: int) -> Content:
-    """A content that is still arriving, with its first bytes on disk."""
+def growing_content(count: int) -> Content:
+    """Return a content that is still arriving, with its first bytes on disk."""
     fd = os.memfd_create("content")
     os.write(fd, DATA)
     content = Content(fd)
@@ -41,14 +41,14 @@ def filled(count: int) -> Content:
     return content
 
 
-def whole() -> Content:
-    content = filled(SIZE)
+def whole_content() -> Content:
+    content = growing_content(SIZE)
     content.finish(sha256(DATA))
     return content
 
 
-class WritesTest(MemoryTestCase):
-    """Blocks are read in a thread and written, as long as the client takes them."""
+class WriteTest(MemoryTestCase):
+    """Blocks are read in a thread, and written while the client reads."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -57,12 +57,12 @@ class WritesTest(MemoryTestCase):
         self.threads: AtOnce | WhenTold = AtOnce()
 
     def assert_nothing_is_left(self) -> None:
-        """Neither descriptors nor timers, however it ended."""
+        """Assert that no descriptor and no timer is left."""
         self.assertEqual(self.before, open_descriptors())
         self.assertEqual([], self.clock.getDelayedCalls())
 
     def serve(self, content: Content, *parts: bytes | Span, length: int | None = None) -> Connection:
-        """A client that asks, and is answered with these parts of the content."""
+        """Return a client whose request is answered with these parts of the content."""
 
         def handle(request: Request) -> Deferred[None]:
             if length is not None:
@@ -75,30 +75,30 @@ class WritesTest(MemoryTestCase):
         return connection
 
     def test_whole_content_is_sent(self) -> None:
-        """Every byte, and then the connection is free for the next request."""
-        connection = self.serve(whole(), length=SIZE)
+        """All bytes are sent, and the connection stays open for the next request."""
+        connection = self.serve(whole_content(), length=SIZE)
         self.assertEqual(DATA, connection.body)
         self.assertTrue(self.done.called)
         self.assertFalse(connection.closed)
 
     def test_parts_are_sent_in_order(self) -> None:
-        """Words between spans, spans in any order and of any size, an empty one too."""
+        """Bytes and spans are sent in order. Spans may come in any order and be empty."""
         last = Span(SIZE - 1, None)
         parts = (b"first:", Span(700_000, 1_100_000), b"", b",then:", Span(5, 5), Span(0, 10), b".", last)
         expected = b"first:" + DATA[700_000:1_100_000] + b",then:" + DATA[:10] + b"." + DATA[-1:]
-        self.assertEqual(expected, self.serve(whole(), *parts, length=len(expected)).body)
+        self.assertEqual(expected, self.serve(whole_content(), *parts, length=len(expected)).body)
 
     def test_empty_content_is_sent(self) -> None:
-        """That is, nothing, and it is over."""
+        """The response for an empty content ends at once."""
         for span in (Span(0, 0), Span(0, None)):
             content = Content(os.memfd_create("empty"))
             content.finish(sha256(b""))
             self.assertEqual(b"", self.serve(content, span, length=0).body)
             self.assertTrue(self.done.called)
 
-    def test_last_bytes_are_held_back_until_the_digest_agrees(self) -> None:
-        """Promise 2: the client has all but the end, and gets that when it is checked."""
-        content = filled(100_000)
+    def test_last_bytes_are_held_back_until_the_digest_is_checked(self) -> None:
+        """The client gets the last bytes after the digest check (promise 2)."""
+        content = growing_content(100_000)
         connection = self.serve(content, length=SIZE)
         self.assertEqual(DATA[: 100_000 - HELD_BACK], connection.body)
         content.grow(SIZE - 100_000)
@@ -107,8 +107,8 @@ class WritesTest(MemoryTestCase):
         self.assertEqual(DATA, connection.body)
 
     def test_content_of_unknown_length_is_sent_in_chunks(self) -> None:
-        """Up to its end, wherever that is."""
-        content = filled(50_000)
+        """A content of unknown length is sent chunked, up to its end."""
+        content = growing_content(50_000)
         content.total = None
         connection = self.serve(content, Span(0, None))
         self.assertIn("chunked", connection.head)
@@ -119,40 +119,40 @@ class WritesTest(MemoryTestCase):
         self.assertTrue(self.done.called)
 
     def test_range_is_sent_as_soon_as_its_bytes_are_there(self) -> None:
-        """A range of a cold file does not wait for the rest of it."""
-        content = filled(1_000)
+        """A range of a growing file is sent as soon as its bytes are there."""
+        content = growing_content(1_000)
         connection = self.serve(content, Span(10, 50), length=40)
         self.assertEqual(b"", connection.body)
         content.grow(HELD_BACK)
         self.assertEqual(DATA[10:50], connection.body)
         self.assertTrue(self.done.called)
 
-    def test_content_that_fails_breaks_the_connection(self) -> None:
-        """Promise 2: a client never takes what it has for all of it."""
+    def test_failed_content_aborts_the_connection(self) -> None:
+        """A failed content aborts the connection (promise 2). The client sees that the response is incomplete."""
         for known in (SIZE, None):
-            content = filled(100_000)
+            content = growing_content(100_000)
             connection = self.serve(content, length=known)
             content.fail(UpstreamDown("gone"))
             self.assertTrue(connection.aborted)
             self.assertFalse(connection.body.endswith(b"0\r\n\r\n"))
             self.assertLess(len(connection.body), SIZE)
 
-    def test_file_that_is_shorter_than_it_was_breaks_the_connection(self) -> None:
-        """Somebody has cut it on disk."""
-        content = whole()
+    def test_truncated_file_aborts_the_connection(self) -> None:
+        """A file that was truncated on disk aborts the connection."""
+        content = whole_content()
         os.truncate(content.fd, 5_000)
         connection = self.serve(content, length=SIZE)
         self.assertTrue(connection.aborted)
 
-    def test_disk_that_can_not_be_read_breaks_the_connection(self) -> None:
-        """There is nothing else that could be said by then."""
+    def test_read_error_aborts_the_connection(self) -> None:
+        """A read error aborts the connection, since the headers are sent already."""
         with mock.patch("os.pread", side_effect=OSError(errno.EIO, "Input/output error")):
-            connection = self.serve(whole(), length=SIZE)
+            connection = self.serve(whole_content(), length=SIZE)
         self.assertTrue(connection.aborted)
 
     def test_client_sets_the_pace(self) -> None:
-        """While it takes nothing, nothing is read for it."""
-        content = filled(50_000)
+        """No block is read while the client does not read."""
+        content = growing_content(50_000)
         connection = self.serve(content, length=SIZE)
         connection.full()
         content.grow(SIZE - 50_000)
@@ -161,9 +161,9 @@ class WritesTest(MemoryTestCase):
         connection.drained()
         self.assertEqual(DATA, connection.body)
 
-    def test_client_that_leaves_ends_it(self) -> None:
-        """Waiting for upstream, or for the client: the descriptor is given back, and others keep theirs."""
-        content = filled(50_000)
+    def test_client_that_leaves_ends_the_reader(self) -> None:
+        """The reader of a client that left closes its descriptor. Other readers keep theirs."""
+        content = growing_content(50_000)
         others = content.open()
         connection = self.serve(content, length=SIZE)
         connection.leave()
@@ -172,17 +172,17 @@ class WritesTest(MemoryTestCase):
         self.assertGreaterEqual(others.fd, 0)
         others.close()
 
-    def test_client_that_leaves_while_a_thread_reads_for_it_ends_it(self) -> None:
-        """What the thread has read is thrown away, and its descriptor closed."""
+    def test_client_that_leaves_during_a_read_ends_the_reader(self) -> None:
+        """A block that a thread read for a client that left is discarded. Its descriptor is closed."""
         self.threads = WhenTold()
-        connection = self.serve(whole(), length=SIZE)
+        connection = self.serve(whole_content(), length=SIZE)
         connection.leave()
         self.threads.finish()
         self.assertEqual(b"", connection.body)
 
-    def test_client_that_takes_nothing_is_closed_in_the_end(self) -> None:
-        """After `CLIENT_SILENCE`, and not before."""
-        content = filled(50_000)
+    def test_client_that_stops_reading_is_disconnected(self) -> None:
+        """A client that stops reading is disconnected after `CLIENT_SILENCE`."""
+        content = growing_content(50_000)
         connection = self.serve(content, length=SIZE)
         connection.full()
         content.grow(SIZE - 50_000)
@@ -191,9 +191,9 @@ class WritesTest(MemoryTestCase):
         self.clock.advance(0.1)
         self.assertTrue(connection.aborted)
 
-    def test_client_that_waits_for_us_is_not_closed(self) -> None:
-        """As long as there is nothing that it could take."""
-        content = filled(50_000)
+    def test_client_that_waits_for_bytes_is_not_disconnected(self) -> None:
+        """A client that waits for upstream's bytes is not disconnected."""
+        content = growing_content(50_000)
         connection = self.serve(content, length=SIZE)
         self.clock.pump([CLIENT_SILENCE] * 5)
         self.assertFalse(connection.closed)
@@ -202,7 +202,7 @@ class WritesTest(MemoryTestCase):
         self.assertEqual(DATA, connection.body)
 
 
-class _HalfTime:
+class _ReactorWithTestClock:
     """The reactor's descriptors with a clock that only the test moves."""
 
     def __init__(self, clock: Clock) -> None:
@@ -212,7 +212,7 @@ class _HalfTime:
 
 
 class _Client(Protocol):
-    """Reads a response; tells when so many bytes of the body have come, and when the connection has ended."""
+    """A client that fires Deferreds at a body length and at its end."""
 
     def __init__(self) -> None:
         self.received = b""
@@ -231,32 +231,32 @@ class _Client(Protocol):
     def body(self) -> bytes:
         return self.received.partition(b"\r\n\r\n")[2]
 
-    def has(self, count: int) -> Deferred[None]:
+    def wait_for_body(self, count: int) -> Deferred[None]:
         self._wanted = (count, Deferred())
-        self._look()
+        self._check_body()
         return self._wanted[1]
 
     def dataReceived(self, data: bytes) -> None:
         self.received += data
-        self._look()
+        self._check_body()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.ended.callback(None)
 
-    def _look(self) -> None:
+    def _check_body(self) -> None:
         if self._wanted is not None and len(self.body) >= self._wanted[0] and not self._wanted[1].called:
             self._wanted[1].callback(None)
 
 
-class KernelTest(TestCase):
+class SendfileTest(TestCase):
     """On a plain socket the kernel copies from the file."""
 
     timeout = 20
 
     def setUp(self) -> None:
         self.clock = Clock()
-        self.ways: list[_SendfileCopier] = []
-        self.content = whole()
+        self.copiers: list[_SendfileCopier] = []
+        self.content = whole_content()
         self.parts: Parts = [Span(0, SIZE)]
         self.finished: Deferred[None] = Deferred()
         site = Site(Handling(self.handle), reactor=reactor, timeout=None)
@@ -265,18 +265,18 @@ class KernelTest(TestCase):
 
     def handle(self, request: Request) -> Deferred[None]:
         request.setHeader(b"content-length", b"%d" % SIZE)
-        reader = Reader(request, self.content, self.parts, AtOnce(), _HalfTime(self.clock))
+        reader = Reader(request, self.content, self.parts, AtOnce(), _ReactorWithTestClock(self.clock))
         done = reader.run()
         assert isinstance(reader._copier, _SendfileCopier)
-        self.ways.append(reader._copier)
-        return done.addBoth(self.over)
+        self.copiers.append(reader._copier)
+        return done.addBoth(self.note_finished)
 
-    def over(self, result: T) -> T:
+    def note_finished(self, result: T) -> T:
         self.finished.callback(None)
         return result
 
     def replace(self, content: Content) -> None:
-        """Let this be the content that is served."""
+        """Serve this content instead."""
         if self.content.fd >= 0:
             self.content.close()
         self.content = content
@@ -288,14 +288,14 @@ class KernelTest(TestCase):
         return client
 
     async def assert_nothing_is_left(self) -> None:
-        """When the request is over, the content and the duplicate of the socket are closed, and no timer runs."""
+        """Wait for the request's end, and assert that no descriptor, writer or timer is left."""
         await self.finished
-        self.assertEqual((-1, -1), (self.content.fd, self.ways[-1]._fd))
+        self.assertEqual((-1, -1), (self.content.fd, self.copiers[-1]._fd))
         self.assertEqual([], self.clock.getDelayedCalls())
-        self.assertNotIn(self.ways[-1], reactor.getWriters())
+        self.assertNotIn(self.copiers[-1], reactor.getWriters())
 
     def test_whole_content_is_sent(self) -> Deferred[None]:
-        """Every byte, after the headers."""
+        """All bytes are sent after the headers."""
 
         async def run() -> None:
             client = await self.connect()
@@ -307,7 +307,7 @@ class KernelTest(TestCase):
         return Deferred.fromCoroutine(run())
 
     def test_parts_are_sent_in_order(self) -> Deferred[None]:
-        """Words and spans of one body (RFC 9110, section 14.6)."""
+        """Bytes and spans are sent as one body (RFC 9110, section 14.6)."""
         tail = SIZE - 5 - 700_000
         self.parts = [b"words", Span(SIZE - tail, None), Span(0, 700_000)]
 
@@ -319,16 +319,16 @@ class KernelTest(TestCase):
 
         return Deferred.fromCoroutine(run())
 
-    def test_last_bytes_are_held_back_until_the_digest_agrees(self) -> Deferred[None]:
-        """Promise 2, also where bytes never enter Python."""
-        self.replace(filled(500_000))
+    def test_last_bytes_are_held_back_until_the_digest_is_checked(self) -> Deferred[None]:
+        """The client gets the last bytes after the digest check (promise 2). They never enter Python."""
+        self.replace(growing_content(500_000))
 
         async def run() -> None:
             client = await self.connect()
-            await client.has(500_000 - HELD_BACK)
+            await client.wait_for_body(500_000 - HELD_BACK)
             self.assertEqual(DATA[: 500_000 - HELD_BACK], client.body)
             self.content.grow(SIZE - 500_000)
-            await client.has(SIZE - HELD_BACK)
+            await client.wait_for_body(SIZE - HELD_BACK)
             self.assertEqual(DATA[:-HELD_BACK], client.body)
             self.content.finish(sha256(DATA))
             await client.ended
@@ -337,13 +337,13 @@ class KernelTest(TestCase):
 
         return Deferred.fromCoroutine(run())
 
-    def test_content_that_fails_breaks_the_connection(self) -> Deferred[None]:
-        """Before the announced length."""
-        self.replace(filled(500_000))
+    def test_failed_content_aborts_the_connection(self) -> Deferred[None]:
+        """A failed content aborts the connection before the announced length."""
+        self.replace(growing_content(500_000))
 
         async def run() -> None:
             client = await self.connect()
-            await client.has(500_000 - HELD_BACK)
+            await client.wait_for_body(500_000 - HELD_BACK)
             self.content.fail(UpstreamDown("gone"))
             await client.ended
             self.assertEqual(DATA[: 500_000 - HELD_BACK], client.body)
@@ -351,8 +351,8 @@ class KernelTest(TestCase):
 
         return Deferred.fromCoroutine(run())
 
-    def test_file_that_is_shorter_than_it_was_breaks_the_connection(self) -> Deferred[None]:
-        """And not a loop that sends nothing for ever."""
+    def test_truncated_file_aborts_the_connection(self) -> Deferred[None]:
+        """A file that was truncated on disk aborts the connection. The reader does not loop."""
         os.truncate(self.content.fd, 300_000)
 
         async def run() -> None:
@@ -363,8 +363,8 @@ class KernelTest(TestCase):
 
         return Deferred.fromCoroutine(run())
 
-    def test_file_that_the_kernel_can_not_copy_is_written(self) -> Deferred[None]:
-        """Some file systems do not do it: the same bytes come another way."""
+    def test_file_without_sendfile_support_is_written(self) -> Deferred[None]:
+        """A file on a file system without sendfile is written instead."""
 
         async def run() -> None:
             with mock.patch("os.sendfile", side_effect=OSError(errno.EINVAL, "Invalid argument")) as sendfile:
@@ -376,30 +376,30 @@ class KernelTest(TestCase):
 
         return Deferred.fromCoroutine(run())
 
-    def test_client_that_leaves_gives_back_what_was_opened_for_it(self) -> Deferred[None]:
-        """In the middle, taking nothing or waiting for more."""
+    def test_client_that_leaves_leaves_no_descriptor(self) -> Deferred[None]:
+        """Descriptors of a client that left are closed, while it reads and while it waits."""
 
         async def run() -> None:
-            for content in (filled(500_000), filled(SIZE)):
+            for content in (growing_content(500_000), growing_content(SIZE)):
                 self.replace(content)
                 self.finished = Deferred()
                 client = await self.connect()
-                await client.has(100_000)
+                await client.wait_for_body(100_000)
                 client.leave()
                 await client.ended
                 await self.assert_nothing_is_left()
 
         return Deferred.fromCoroutine(run())
 
-    def test_client_that_takes_nothing_is_closed_in_the_end(self) -> Deferred[None]:
-        """Its socket's buffers are full, and stay so."""
+    def test_client_that_stops_reading_is_disconnected(self) -> Deferred[None]:
+        """A client whose socket buffers stay full is disconnected after `CLIENT_SILENCE`."""
         self.content.length = self.content.total = 64 * 1024 * 1024
         os.truncate(self.content.fd, 64 * 1024 * 1024)
         self.parts = [Span(0, None)]
 
         async def run() -> None:
             client = await self.connect()
-            await client.has(1)
+            await client.wait_for_body(1)
             transport: Any = client.transport
             transport.pauseProducing()
             self.clock.advance(CLIENT_SILENCE - 0.1)

@@ -1,4 +1,4 @@
-"""What every request passes first: its method and its path."""
+"""Tests of the request validator: methods and paths."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from mypypi.web.validation import RequestValidator, TargetTooLong, segments_of
 from tests.support.memory import Connection, MemoryTestCase
 
 
-class _Asked:
-    """A request line, which is all that the gate looks at."""
+class _RequestTarget:
+    """A request with a target only. The validator looks at nothing else."""
 
     def __init__(self, uri: bytes) -> None:
         self.uri = uri
 
 
 def segments(uri: bytes, *, scoped: bool = False) -> list[str]:
-    return segments_of(_Asked(uri), scoped=scoped)  # type: ignore[arg-type] # it has what is asked of it
+    return segments_of(_RequestTarget(uri), scoped=scoped)  # type: ignore[arg-type] # it has the one attribute that is used
 
 
 class TestSegments:
-    """Paths, decoded once, or refused."""
+    """Paths are decoded once, or refused."""
 
     @pytest.mark.parametrize(
         ("uri", "expected"),
@@ -35,7 +35,7 @@ class TestSegments:
         ],
     )  # fmt: skip
     def test_segments_are_decoded(self, uri: bytes, expected: list[str]) -> None:
-        """Once; the query is none of them."""
+        """Segments are decoded once, without the query."""
         assert segments(uri) == expected
 
     @pytest.mark.parametrize(
@@ -49,21 +49,21 @@ class TestSegments:
             b"/%ff", b"/%c0%af", b"/%ed%a0%80", b"/%e2%82",
         ],
     )  # fmt: skip
-    def test_path_that_nobody_means_is_refused(self, uri: bytes) -> None:
-        """Nothing that leaves its place, hides a slash, or can't be printed in a log."""
+    def test_invalid_path_is_refused(self, uri: bytes) -> None:
+        """A path with dot segments, encoded slashes, invalid encoding or control characters is refused."""
         with pytest.raises(BadRequest):
             segments(uri)
 
-    def test_path_that_is_too_long_is_refused(self) -> None:
-        """414 beyond eight kilobytes, query included (RFC 9110, section 15.5.15)."""
+    def test_long_path_is_refused(self) -> None:
+        """A target longer than 8 kB is a 414 (RFC 9110, section 15.5.15). Its query counts."""
         assert segments(b"/" + b"a" * 8191) == ["a" * 8191]
         for uri in (b"/" + b"a" * 8192, b"/?" + b"a" * 8191):
             with pytest.raises(TargetTooLong) as error:
                 segments(uri)
             assert error.value.status == 414
 
-    def test_scope_may_be_parted_by_an_encoded_slash(self) -> None:
-        """Where the ecosystem has scopes, in the first place where one can be, and nowhere else."""
+    def test_scope_may_be_followed_by_an_encoded_slash(self) -> None:
+        """An encoded slash may follow a scope in the first segment. Only ecosystems with scopes allow it."""
         for uri in (b"/@types%2fnode", b"/@types%2Fnode", b"/%40types%2fnode"):
             assert segments(uri, scoped=True) == ["@types", "node"]
             with pytest.raises(BadRequest):
@@ -81,33 +81,33 @@ class _Inner(Resource):
         return b"inside"
 
 
-class GateTest(MemoryTestCase):
-    """Over HTTP: what passes, and what is answered at the gate."""
+class RequestValidatorTest(MemoryTestCase):
+    """The validator passes on or refuses requests over HTTP."""
 
-    def ask(self, line: bytes) -> Connection:
-        gate = RequestValidator(
+    def send_request(self, line: bytes) -> Connection:
+        validator = RequestValidator(
             _Inner(), lambda segments: ("GET", "HEAD", "POST") if segments[0] == "-" else ("GET", "HEAD")
         )
-        return Connection(Site(gate, reactor=self.clock), line + b" HTTP/1.1\r\nHost: here\r\n\r\n")
+        return Connection(Site(validator, reactor=self.clock), line + b" HTTP/1.1\r\nHost: here\r\n\r\n")
 
-    def test_reading_passes(self) -> None:
-        """GET and HEAD, and what else a route says of itself."""
+    def test_allowed_methods_are_passed_on(self) -> None:
+        """GET, HEAD and the methods of the route are passed on."""
         for line in (b"GET /simple/", b"HEAD /simple/", b"POST /-/search"):
-            connection = self.ask(line)
+            connection = self.send_request(line)
             self.assertIn("200 OK", connection.head)
             self.assertEqual(b"" if line.startswith(b"HEAD") else b"inside", connection.body)
 
-    def test_writing_is_refused_with_what_is_allowed(self) -> None:
-        """405 with Allow (RFC 9110, section 15.5.6), whatever the method is called."""
+    def test_other_methods_are_refused(self) -> None:
+        """Other methods are a 405 with Allow (RFC 9110, section 15.5.6)."""
         for method in (b"POST", b"PUT", b"DELETE", b"PATCH", b"PURGE", b"OPTIONS", b"get", b"G%45T"):
-            connection = self.ask(method + b" /simple/")
+            connection = self.send_request(method + b" /simple/")
             self.assertIn("405", connection.head.splitlines()[0], method)
             self.assertIn("allow: get, head", connection.head.lower().splitlines())
             self.assertNotIn(b"inside", connection.body)
 
     def test_bad_path_is_answered_with_a_reason(self) -> None:
-        """Short, in plain text, not to be kept, and the connection can be used again."""
-        connection = self.ask(b"GET /simple/..%2fsecret")
+        """A bad path is a 400 with a reason. It is not cached, and the connection stays open."""
+        connection = self.send_request(b"GET /simple/..%2fsecret")
         self.assertIn("400", connection.head.splitlines()[0])
         self.assertIn("no-store", connection.head)
         self.assertIn(b"encoded slash", connection.body)

@@ -1,4 +1,4 @@
-"""The worker: so many jobs at once, none lost, none kept on stopping, and no more in the log than there is to say."""
+"""Tests of the worker: how it runs jobs, what it logs, and how it stops."""
 
 from __future__ import annotations
 
@@ -18,86 +18,86 @@ from mypypi.worker.worker import Worker
 from tests.support.fakes import MemoryQueue, QueuedJobs
 
 AN_HOUR = 3600.0
-#: Seconds for which a worker's claim holds without a sign of life.
-HOLDS = CLAIM_MS / 1000
-#: Longer than the queue waits for a job, and than the worker pauses where there is no queue.
+#: Seconds until a worker's claim expires, unless it is renewed.
+CLAIM_SECONDS = CLAIM_MS / 1000
+#: Seconds; longer than the queue waits for a job, and than the worker waits while the queue is down.
 A_WHILE = 2.5
 
 
-class TestJobs:
-    """Handlers of the test's own: a job of the kind ``wait`` ends when the test says so."""
+class FakeJobs:
+    """Handlers that the test controls. A job of the kind ``wait`` ends when the test says so."""
 
     __test__ = False
 
     def __init__(self) -> None:
-        self.began: list[str] = []
+        self.started: list[str] = []
         self.running: dict[str, Deferred[None]] = {}
         self.cancelled: list[str] = []
         self.interrupted = 0
-        self.stubborn = False
+        self.ignores_interrupts = False
         self.error: Exception | None = None
         self.handlers: dict[str, Callable[[Job], Deferred[None]]] = {
             "wait": self.wait,
             "fail": self.fail,
-            "sweep": self.note,
+            "sweep": self.record,
         }
 
-    def note(self, job: Job) -> Deferred[None]:
-        self.began.append(job.name)
+    def record(self, job: Job) -> Deferred[None]:
+        self.started.append(job.name)
         return succeed(None)
 
     def wait(self, job: Job) -> Deferred[None]:
-        self.began.append(job.name)
+        self.started.append(job.name)
         self.running[job.name] = Deferred(lambda _: self.cancelled.append(job.name))
         return self.running[job.name]
 
     def fail(self, job: Job) -> Deferred[None]:
-        self.began.append(job.name)
+        self.started.append(job.name)
         if self.error is not None:
             raise self.error
         return succeed(None)
 
     def interrupt(self) -> None:
         self.interrupted += 1
-        if not self.stubborn:
+        if not self.ignores_interrupts:
             for each in list(self.running.values()):
                 if not each.called:
                     each.errback(StorageDown("interrupted"))
 
 
-class NotedQueue(MemoryQueue):
-    """Tells which jobs were renewed, and what became of each."""
+class RecordingQueue(MemoryQueue):
+    """Records renewals, and the result of each job."""
 
     def __init__(self, clock: Clock, jobs: QueuedJobs) -> None:
         super().__init__(clock, "d1", jobs=jobs)
-        self.noted: list[str] = []
+        self.recorded: list[str] = []
 
     async def renew(self, taken: ClaimedJob) -> None:
-        self.noted.append(f"renewed {taken.job.name}")
+        self.recorded.append(f"renewed {taken.job.name}")
         await super().renew(taken)
 
     async def done(self, taken: ClaimedJob) -> None:
-        self.noted.append(f"done {taken.job.name}")
+        self.recorded.append(f"done {taken.job.name}")
         await super().done(taken)
 
     async def failed(self, taken: ClaimedJob, why: str) -> bool:
-        self.noted.append(f"failed {taken.job.name}: {why}")
+        self.recorded.append(f"failed {taken.job.name}: {why}")
         return await super().failed(taken, why)
 
     async def hand_back(self, taken: ClaimedJob) -> None:
-        self.noted.append(f"handed back {taken.job.name}")
+        self.recorded.append(f"handed back {taken.job.name}")
         await super().hand_back(taken)
 
 
 class WorkerTests(SynchronousTestCase):
-    """What becomes of jobs in a worker's hands."""
+    """A worker on a queue in memory."""
 
     def setUp(self) -> None:
         self.clock = Clock()
         self.shared = QueuedJobs()
-        self.queue = NotedQueue(self.clock, self.shared)
+        self.queue = RecordingQueue(self.clock, self.shared)
         self.other = MemoryQueue(self.clock, "d1", jobs=self.shared)
-        self.jobs = TestJobs()
+        self.jobs = FakeJobs()
         self.worker = self.new_worker(2)
         self.events: list[LogEvent] = []
         observer = cast("ILogObserver", self.events.append)
@@ -108,10 +108,10 @@ class WorkerTests(SynchronousTestCase):
         return Worker(self.queue, cast("Jobs", self.jobs), self.clock, concurrency=concurrency, disk="d1")
 
     def start(self) -> None:
-        """Start it, and let the sweeps that come first be over."""
+        """Start the worker, and forget the sweeps that come first."""
         self.worker.startService()
-        self.jobs.began.clear()
-        self.queue.noted.clear()
+        self.jobs.started.clear()
+        self.queue.recorded.clear()
 
     def put(self, kind: str, *names: str, disk: str = "") -> None:
         for name in names:
@@ -120,8 +120,8 @@ class WorkerTests(SynchronousTestCase):
     def result(self, coroutine: Any) -> Any:
         return self.successResultOf(Deferred.fromCoroutine(coroutine))
 
-    def passes(self, seconds: float) -> None:
-        """Time goes by in small steps, so that what follows from one event happens before the next."""
+    def advance(self, seconds: float) -> None:
+        """Advance the clock in small steps. So the effects of one event happen before the next."""
         until = self.clock.seconds() + seconds
         while self.clock.seconds() < until:
             self.clock.advance(min(0.5, until - self.clock.seconds()))
@@ -136,82 +136,94 @@ class WorkerTests(SynchronousTestCase):
     def stop(self) -> Deferred[None]:
         return self.worker.stopService()
 
-    def test_job_that_was_done_is_done_for_good(self) -> None:
-        """Its handler is given the job once, and nothing of it is left in the queue."""
+    def test_job_runs_once(self) -> None:
+        """A job runs once, and nothing of it is left in the queue."""
         self.start()
         self.put("wait", "a", disk="d1")
-        assert self.jobs.began == ["a"]
-        assert self.queue.noted == []
+        assert self.jobs.started == ["a"]
+        assert self.queue.recorded == []
         self.jobs.running["a"].callback(None)
-        assert self.queue.noted == ["done a"]
-        self.passes(AN_HOUR / 6 - 1)
-        assert self.jobs.began == ["a"]
+        assert self.queue.recorded == ["done a"]
+        self.advance(AN_HOUR / 6 - 1)
+        assert self.jobs.started == ["a"]
         assert self.result(self.other.state()) == QueueState(0, 0, 0)
         assert self.log_lines() == []
 
-    def test_no_more_jobs_at_once_than_it_may(self) -> None:
-        """With room for two, two of four are begun; as one ends, however it ends, the next is begun at once."""
+    def test_concurrency_is_limited(self) -> None:
+        """A worker with room for two runs two of four jobs. When one succeeds or fails, the next starts at once."""
         self.start()
         self.put("wait", "a", "b", "c", "d")
-        self.passes(A_WHILE)
-        assert self.jobs.began == ["a", "b"]
+        self.advance(A_WHILE)
+        assert self.jobs.started == ["a", "b"]
         self.jobs.running["b"].callback(None)
-        assert self.jobs.began == ["a", "b", "c"]
+        assert self.jobs.started == ["a", "b", "c"]
         self.jobs.running["a"].errback(StorageDown("no bucket"))
-        assert self.jobs.began == ["a", "b", "c", "d"]
-        self.passes(1)
-        assert len(self.jobs.began) == 4
+        assert self.jobs.started == ["a", "b", "c", "d"]
+        self.advance(1)
+        assert len(self.jobs.started) == 4
 
-    def test_other_workers_get_what_it_has_no_room_for(self) -> None:
-        """Jobs that it can't begin stay in the queue."""
+    def test_jobs_beyond_the_limit_stay_in_the_queue(self) -> None:
+        """Jobs beyond the limit stay in the queue for other workers."""
         self.start()
         self.put("wait", "a", "b", "c")
         assert [taken.job.name for taken in self.result(self.other.take(10))] == ["c"]
 
-    def test_jobs_of_two_streams_with_one_id_are_two(self) -> None:
-        """Redis names jobs by the millisecond: a job for a disk and another may have the same id."""
+    def test_jobs_of_two_streams_may_have_the_same_id(self) -> None:
+        """
+        Jobs of two streams may have the same id.
+
+        Redis derives ids from the time in milliseconds, and a job for a disk has another stream.
+        """
         jobs = [ClaimedJob(Job("wait", "a"), "all", "1-0"), ClaimedJob(Job("wait", "b"), "d1", "1-0")]
 
         async def take(count: int) -> list[ClaimedJob]:
-            hand, jobs[:] = jobs[:count], jobs[count:]
-            return hand or await MemoryQueue.take(self.queue, count)
+            claimed, jobs[:] = jobs[:count], jobs[count:]
+            return claimed or await MemoryQueue.take(self.queue, count)
 
         self.queue.take = take  # type: ignore[method-assign]
         self.put("wait", "c", "d")
         self.worker.startService()
-        self.passes(A_WHILE)
-        assert self.jobs.began == ["a", "b"]
+        self.advance(A_WHILE)
+        assert self.jobs.started == ["a", "b"]
         self.jobs.running["a"].callback(None)
-        assert self.jobs.began == ["a", "b", "c"]
+        assert self.jobs.started == ["a", "b", "c"]
 
-    def test_failed_job_is_tried_again_with_one_line_in_the_log(self) -> None:
-        """The first failure is told with its reason, the last one too, and those between are not."""
+    def test_failed_job_is_tried_again_and_logged_twice_at_most(self) -> None:
+        """
+        A failed job is tried again.
+
+        Its first and its last failure are logged with the reason, those between are not.
+        """
         self.start()
         self.jobs.error = StorageDown("the bucket is on holiday")
         self.put("fail", "a")
-        assert self.queue.noted == ["failed a: the bucket is on holiday"]
+        assert self.queue.recorded == ["failed a: the bucket is on holiday"]
         assert self.log_lines() == ["fail a is tried again: the bucket is on holiday"]
         for _ in range(MOST_TRIES - 1):
             assert self.result(self.other.dead()) == []
             self.clock.advance(AN_HOUR)
             self.clock.advance(A_WHILE)
         assert self.log_lines()[1:] == ["fail a is set aside: the bucket is on holiday"]
-        assert [name for name in self.jobs.began if name == "a"] == ["a"] * MOST_TRIES
+        assert [name for name in self.jobs.started if name == "a"] == ["a"] * MOST_TRIES
         (dead,) = self.result(self.other.dead())
         assert (dead.why, dead.job.name) == ("the bucket is on holiday", "a")
 
-    def test_job_that_works_after_some_failures_is_done(self) -> None:
-        """A bucket that comes back gets what waited for it."""
+    def test_job_that_succeeds_after_a_failure_is_done(self) -> None:
+        """A job that succeeds after a failure is done. So a bucket that is back gets the files that waited."""
         self.start()
         self.jobs.error = StorageDown("no bucket")
         self.put("fail", "a")
         self.jobs.error = None
-        self.passes(5)
-        assert self.queue.noted == ["failed a: no bucket", "done a"]
+        self.advance(5)
+        assert self.queue.recorded == ["failed a: no bucket", "done a"]
         assert self.result(self.other.state()) == QueueState(0, 0, 0)
 
-    def test_error_that_nobody_thought_of_is_told_once_with_its_traceback(self) -> None:
-        """The job is tried again all the same, the log has one traceback, and the reason names the error."""
+    def test_unexpected_error_is_logged_once_with_its_traceback(self) -> None:
+        """
+        An unexpected error is logged once, with its traceback.
+
+        The job is tried again, and the reason names the error.
+        """
         self.start()
         self.jobs.error = ZeroDivisionError("oops")
         self.put("fail", "a")
@@ -225,44 +237,56 @@ class WorkerTests(SynchronousTestCase):
         (dead,) = self.result(self.other.dead())
         assert dead.why == "ZeroDivisionError: oops"
 
-    def test_job_of_a_kind_that_is_not_known_waits_for_somebody_who_knows_it(self) -> None:
-        """It fails like any other, and says why; the worker goes on."""
+    def test_job_of_an_unknown_kind_is_tried_again(self) -> None:
+        """
+        A job of an unknown kind fails with that reason.
+
+        It is tried again, perhaps by a worker that knows the kind; this one goes on.
+        """
         self.start()
         self.put("paint", "a")
-        assert self.queue.noted == ["failed a: there is no job of this kind: paint"]
+        assert self.queue.recorded == ["failed a: there is no job of this kind: paint"]
         assert len(self.log_lines()) == 1
         self.put("wait", "b")
-        assert self.jobs.began == ["b"]
+        assert self.jobs.started == ["b"]
 
-    def test_job_that_takes_long_stays_with_its_worker(self) -> None:
-        """Three signs of life in the time for which a claim holds keep it, until the job has ended."""
+    def test_claim_of_a_running_job_is_renewed(self) -> None:
+        """
+        The claim of a running job is renewed until the job ends.
+
+        There are three renewals in the length of a claim.
+        """
         self.start()
         self.put("wait", "a", "b")
-        self.passes(10 * HOLDS)
-        assert self.queue.noted.count("renewed a") == 30
+        self.advance(10 * CLAIM_SECONDS)
+        assert self.queue.recorded.count("renewed a") == 30
         asked = Deferred.fromCoroutine(self.other.take(1))
-        self.passes(A_WHILE)
+        self.advance(A_WHILE)
         assert self.successResultOf(asked) == []
         self.jobs.running["a"].callback(None)
         self.jobs.running["b"].errback(StorageDown("no bucket"))
-        self.queue.noted.clear()
-        self.passes(HOLDS)
-        assert "renewed a" not in self.queue.noted
+        self.queue.recorded.clear()
+        self.advance(CLAIM_SECONDS)
+        assert "renewed a" not in self.queue.recorded
 
-    def test_queue_that_goes_away_and_comes_back(self) -> None:
-        """It asks again, in silence since the queue's own client has said it, and takes jobs when it is back."""
+    def test_worker_survives_a_queue_that_is_down(self) -> None:
+        """
+        The worker takes jobs again once the queue is back.
+
+        Until then it retries in silence, since the queue's own client logs the outage.
+        """
         self.start()
         self.queue.down = "cable pulled"
         self.put("wait", "a")
-        self.passes(AN_HOUR / 60)
-        assert self.jobs.began == []
+        self.advance(AN_HOUR / 60)
+        assert self.jobs.started == []
         self.queue.down = None
-        self.passes(1)
-        assert self.jobs.began == ["a"]
+        self.advance(1)
+        assert self.jobs.started == ["a"]
         assert self.log_lines() == []
 
-    def test_pause_where_there_is_no_queue(self) -> None:
-        """A queue that is down is not asked more than once a second."""
+    def test_queue_that_is_down_is_asked_once_a_second(self) -> None:
+        """A queue that is down is asked at most once a second."""
         asked: list[float] = []
 
         async def take(count: int) -> list[ClaimedJob]:
@@ -272,31 +296,35 @@ class WorkerTests(SynchronousTestCase):
 
         self.queue.take = take  # type: ignore[method-assign]
         self.worker.startService()
-        self.passes(10)
+        self.advance(10)
         assert asked == [float(second) for second in range(11)]
         assert self.log_lines() == []
 
-    def test_job_whose_end_could_not_be_told_is_done_again(self) -> None:
-        """Its claim runs out, and whoever takes it over does it again; no sooner, and no worker is lost by it."""
+    def test_job_whose_result_was_not_recorded_runs_again(self) -> None:
+        """
+        A job runs again if its result can't be recorded.
+
+        It does so when its claim expires, and the worker keeps its capacity.
+        """
         self.start()
         self.put("wait", "a")
         self.queue.down = "cable pulled"
         self.jobs.running["a"].callback(None)
         self.queue.down = None
-        self.passes(HOLDS - 1)
-        assert self.jobs.began == ["a"]
-        self.passes(1 + A_WHILE)
-        assert self.jobs.began == ["a", "a"]
+        self.advance(CLAIM_SECONDS - 1)
+        assert self.jobs.started == ["a"]
+        self.advance(1 + A_WHILE)
+        assert self.jobs.started == ["a", "a"]
 
     def test_sweeps_are_queued_at_the_start_and_regularly(self) -> None:
-        """The disk every ten minutes, records once a day, each for the disk that this worker sees."""
+        """The disk is swept every ten minutes, and records once a day. Each sweep is for the worker's own disk."""
         swept: list[tuple[float, Job]] = []
 
-        def note(job: Job) -> Deferred[None]:
+        def record(job: Job) -> Deferred[None]:
             swept.append((self.clock.seconds(), job))
             return succeed(None)
 
-        self.jobs.handlers["sweep"] = note
+        self.jobs.handlers["sweep"] = record
         self.worker.startService()
         disk, records = Job("sweep", "disk", {}, "d1"), Job("sweep", "records", {"records": "yes"}, "d1")
         assert swept == [(0.0, disk), (0.0, records)]
@@ -305,111 +333,119 @@ class WorkerTests(SynchronousTestCase):
         assert [at for at, job in swept[2:] if job == disk] == [600.0 * number for number in range(1, 145)]
         assert [at for at, job in swept[2:] if job == records] == [86_400.0]
 
-    def test_sweep_that_could_not_be_queued_comes_soon(self) -> None:
-        """Soon after it is back there is one, which finds what could not be queued meanwhile; then they go on."""
+    def test_sweep_follows_an_outage_of_the_queue(self) -> None:
+        """
+        A sweep runs soon after the queue is back.
+
+        It finds the jobs that could not be queued; then the regular sweeps go on.
+        """
         self.queue.down = "cable pulled"
         self.start()
-        self.passes(30)
-        assert self.jobs.began == []
+        self.advance(30)
+        assert self.jobs.started == []
         self.queue.down = None
-        self.passes(7)
-        assert self.jobs.began == ["disk"]
-        self.passes(300)
-        assert self.jobs.began == ["disk"]
-        self.passes(300)
-        assert self.jobs.began == ["disk", "disk"]
+        self.advance(7)
+        assert self.jobs.started == ["disk"]
+        self.advance(300)
+        assert self.jobs.started == ["disk"]
+        self.advance(300)
+        assert self.jobs.started == ["disk", "disk"]
         assert self.log_lines() == []
 
     def test_idle_worker_stops(self) -> None:
-        """As soon as its look at the queue is over; after that it takes nothing, and no timer is left."""
+        """An idle worker stops when its read of the queue ends. After that it takes no job, and no timer is left."""
         self.start()
         stopped = self.stop()
-        self.passes(A_WHILE)
+        self.advance(A_WHILE)
         assert self.successResultOf(stopped) is None
         assert self.clock.getDelayedCalls() == []
         self.put("wait", "a")
-        self.passes(AN_HOUR)
-        assert self.jobs.began == []
+        self.advance(AN_HOUR)
+        assert self.jobs.started == []
 
-    def test_stop_waits_for_jobs_that_end_by_themselves(self) -> None:
-        """Within ten seconds they are done, and not interrupted."""
+    def test_stop_waits_for_running_jobs(self) -> None:
+        """Jobs that end within ten seconds after a stop are not interrupted."""
         self.start()
         self.put("wait", "a", "b")
         stopped = self.stop()
-        self.passes(9)
+        self.advance(9)
         self.jobs.running["a"].callback(None)
         self.assertNoResult(stopped)
         self.jobs.running["b"].callback(None)
         assert self.successResultOf(stopped) is None
-        assert [line for line in self.queue.noted if "renewed" not in line] == ["done a", "done b"]
-        self.passes(AN_HOUR)
+        assert [line for line in self.queue.recorded if "renewed" not in line] == ["done a", "done b"]
+        self.advance(AN_HOUR)
         assert self.jobs.interrupted == 0
         assert self.clock.getDelayedCalls() == []
 
-    def test_stop_hands_back_what_does_not_end(self) -> None:
-        """After ten seconds jobs are interrupted; what ends by that is another's at once, and did not fail."""
+    def test_stop_interrupts_and_hands_back_jobs(self) -> None:
+        """
+        Ten seconds after a stop, running jobs are interrupted and handed back.
+
+        They are available at once, and have not failed.
+        """
         self.start()
         self.put("wait", "a")
         stopped = self.stop()
-        self.passes(9.5)
+        self.advance(9.5)
         assert self.jobs.interrupted == 0
-        self.passes(0.5)
+        self.advance(0.5)
         assert self.successResultOf(stopped) is None
         assert self.jobs.interrupted == 1
-        assert self.queue.noted[-1] == "handed back a"
+        assert self.queue.recorded[-1] == "handed back a"
         assert [taken.job for taken in self.result(self.other.take(1))] == [Job("wait", "a")]
         assert self.clock.getDelayedCalls() == []
         assert self.log_lines() == []
 
-    def test_stop_hands_back_what_can_not_be_interrupted(self) -> None:
-        """A job that ignores the interruption is cancelled 5 s later: the daemon ends, and another does the job."""
-        self.jobs.stubborn = True
+    def test_stop_cancels_jobs_that_ignore_the_interruption(self) -> None:
+        """Jobs that ignore the interruption are cancelled 5 s later. They are handed back, and the daemon ends."""
+        self.jobs.ignores_interrupts = True
         self.start()
         self.put("wait", "a", "b")
         stopped = self.stop()
-        self.passes(14.5)
+        self.advance(14.5)
         self.assertNoResult(stopped)
-        self.passes(0.5)
+        self.advance(0.5)
         assert self.successResultOf(stopped) is None
         assert self.jobs.cancelled == ["a", "b"]
         assert [taken.job.name for taken in self.result(self.other.take(9))] == ["a", "b"]
 
-    def test_stop_hands_back_what_comes_too_late(self) -> None:
-        """A job that the last look at the queue brings is not begun any more."""
+    def test_stop_hands_back_a_job_that_arrives_too_late(self) -> None:
+        """A job that arrives after a stop is handed back, not started."""
         self.start()
         stopped = self.stop()
         self.put("wait", "a")
         assert self.successResultOf(stopped) is None
-        assert self.jobs.began == []
-        assert self.queue.noted == ["handed back a"]
+        assert self.jobs.started == []
+        assert self.queue.recorded == ["handed back a"]
         assert [taken.job.name for taken in self.result(self.other.take(1))] == ["a"]
 
     def test_stop_without_a_queue(self) -> None:
-        """A worker whose queue is gone ends too; what it held is taken over when its claim has run out."""
+        """A worker stops even if its queue is down. The claims of its jobs expire, and other workers take them over."""
         self.start()
         self.put("wait", "a")
         self.queue.down = "cable pulled"
         stopped = self.stop()
-        self.passes(15)
+        self.advance(15)
         assert self.successResultOf(stopped) is None
         assert self.log_lines() == []
-        self.passes(HOLDS)
+        self.advance(CLAIM_SECONDS)
         assert [taken.job.name for taken in self.result(self.other.take(1))] == ["a"]
 
-    def test_started_again_it_works_again(self) -> None:
-        """A service can be stopped and started."""
+    def test_worker_can_be_started_again(self) -> None:
+        """A worker that was stopped can be started again."""
         self.start()
         stopped = self.stop()
-        self.passes(A_WHILE)
+        self.advance(A_WHILE)
         self.successResultOf(stopped)
         self.start()
         self.put("wait", "a")
-        assert self.jobs.began == ["a"]
+        assert self.jobs.started == ["a"]
 
-    def test_revived_job_is_done(self) -> None:
-        """A job that was set aside, put back by an operator, is begun like any other."""
+    def test_revived_job_runs(self) -> None:
+        """A job that an operator revived runs like any other."""
         dead = DeadJob(Job("wait", "a", tries=MOST_TRIES), "1", "no luck", 0.0)
         self.shared.dead["1"] = dead
         self.start()
         assert self.result(self.other.revive(dead))
-        assert self.jobs.began == ["a"]
+        assert self.jobs.started == ["a"]
