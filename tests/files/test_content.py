@@ -47,7 +47,9 @@ class ContentTest(MemoryTestCase):
         self.content.begin(None)
         self.content.grow(7)
         self.content.finish(DIGEST)
-        self.assertEqual((7, True, True, DIGEST), (self.content.total, self.content.whole, self.content.ended, DIGEST))
+        self.assertEqual(
+            (7, True, True, DIGEST), (self.content.total, self.content.whole, self.content.ended, self.content.digest)
+        )
 
     def test_content_can_finish_without_begin(self) -> None:
         """Content can finish without `begin`. An encoded body has no readable bytes until it is decoded and checked."""
