@@ -57,7 +57,7 @@ setup(
         "environ-config >= 24.1",
         "hiredis >= 3.0",
         "klein >= 24.8",
-        "mousebender >= 2025.0",
+        "lxml >= 6.0",
         "msgspec >= 0.19",
         "packageurl-python >= 0.15",
         "packaging >= 24.0",

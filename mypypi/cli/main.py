@@ -19,7 +19,7 @@ from twisted.logger import formatTime
 from mypypi.daemon.redis_server import socket_of, url_of
 from mypypi.errors import CatalogDown
 from mypypi.interfaces import IQueue
-from mypypi.model import DeadJob
+from mypypi.job import DeadJob
 from mypypi.redis.client import RedisClient
 from mypypi.redis.queue import RedisQueue
 from mypypi.settings.loading import SettingsError, load_settings

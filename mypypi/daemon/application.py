@@ -13,7 +13,7 @@ from twisted.web.resource import IResource, Resource
 from mypypi.daemon.backends import Backends
 from mypypi.daemon.index import Index
 from mypypi.errors import CatalogDown, JobsFailed
-from mypypi.model import QueueState
+from mypypi.job import QueueState
 from mypypi.observability.metrics import CurrentState, render_metrics
 from mypypi.web.health import Check, Health, OperatorRoutes
 from mypypi.web.validation import RequestValidator

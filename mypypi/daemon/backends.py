@@ -20,6 +20,7 @@ from mypypi.interfaces import IStorage
 from mypypi.redis.catalog import RedisCatalog
 from mypypi.redis.client import RedisClient
 from mypypi.redis.queue import RedisQueue
+from mypypi.rendering.pool import RenderPool
 from mypypi.storage.bucket import BucketStorage
 from mypypi.storage.disk import DiskStorage
 from mypypi.threads import Threads
@@ -29,11 +30,12 @@ if TYPE_CHECKING:
     from mypypi.settings.types import RedisUrl
 
 _DISK_THREADS = 8
-_RENDER_THREADS = 2
 #: Threads for lookups in S3, besides those for uploads.
 _LOOKUP_THREADS = 2
 #: Seconds for which a stopping daemon waits for calls to S3, after the worker has waited for its jobs.
 _BUCKET_STOP_TIME = 2.0
+#: Seconds for which it waits for render processes that were killed.
+_RENDER_STOP_TIME = 2.0
 #: Timeout in seconds of the worker's reads from Redis; a blocking read for new jobs takes less.
 _QUEUE_TIMEOUT = 6.0
 #: Seconds between two measurements of the bytes that wait for upload.
@@ -41,15 +43,22 @@ _MEASURE = 2.0
 
 
 class Backends(Service):
-    """Threads, Redis, storage and drafts of this process. They start first and stop last."""
+    """
+    Threads, Redis, storage and drafts of this process. They start first and stop last.
+
+    A process that `renders` has a pool of render processes; a worker needs none.
+    """
 
     log = Logger()
 
-    def __init__(self, settings: Settings, redis_url: RedisUrl, reactor: Any) -> None:
+    def __init__(self, settings: Settings, redis_url: RedisUrl, reactor: Any, *, renders: bool = True) -> None:
         self.settings = settings
+        self._renders = renders
         self.reactor = reactor
         self.disk_threads = Threads(reactor, "disk", _DISK_THREADS)
-        self.render_threads = Threads(reactor, "render", _RENDER_THREADS)
+        #: Each thread waits for a render process; they are killed first when the daemon stops.
+        self.render_threads = Threads(reactor, "render", settings.render_processes + 1, _RENDER_STOP_TIME)
+        self.render_pool = RenderPool(self.render_threads, reactor, settings.render_processes)
         bucket_threads = settings.worker_concurrency + _LOOKUP_THREADS
         self.bucket_threads = Threads(reactor, "bucket", bucket_threads, _BUCKET_STOP_TIME)
         probe = ("SET", f"{settings.redis_prefix}:check", "1", "EX", "60")
@@ -76,6 +85,8 @@ class Backends(Service):
         super().startService()
         for threads in (self.disk_threads, self.render_threads, self.bucket_threads):
             threads.startService()
+        if self._renders:
+            self.render_pool.startService()
         self.redis.start()
         self._queue_redis.start()
         if isinstance(self.storage, BucketStorage):
@@ -94,6 +105,8 @@ class Backends(Service):
         self._sweeping.stop()
         if self._measuring is not None and self._measuring.running:
             self._measuring.stop()
+        if self._renders:
+            self.render_pool.stopService()
         await self._queue_redis.stop()
         await self.redis.stop()
         for threads in (self.bucket_threads, self.render_threads, self.disk_threads):

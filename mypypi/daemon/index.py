@@ -12,14 +12,15 @@ from twisted.internet.defer import Deferred
 
 from mypypi.daemon.backends import Backends
 from mypypi.ecosystems import ECOSYSTEMS
-from mypypi.files.fetch import Fetches
+from mypypi.files.fetch import FetchTools
+from mypypi.files.fetches import Fetches
 from mypypi.pages.memory_cache import MemoryCache
 from mypypi.pages.page_cache import PageCache
-from mypypi.pages.rendering import Renderer
 from mypypi.pages.revalidation import PAGE_LEASE
 from mypypi.proxy.cold_files import ColdFilePolicy, ColdFiles
 from mypypi.proxy.proxy import Proxy
 from mypypi.redis.leases import Leases
+from mypypi.rendering.renderer import Renderer
 from mypypi.settings.settings import Settings
 from mypypi.upstream.backoff import Backoff
 from mypypi.upstream.breaker import Breaker
@@ -35,6 +36,8 @@ from mypypi.web.pypi import PyPIRoutes
 _RETRIES_TIME = 5.0
 #: Seconds to connect to the bucket, and seconds without a byte, when files are streamed from it.
 _BUCKET_TIMEOUT = 30
+#: Requests to the bucket at once. All are for files, and one kind has at most half of the places.
+_BUCKET_CONCURRENCY = 128
 #: Concurrent fetches for each concurrent request to upstream.
 _FETCHES_PER_REQUEST = 4
 _ROUTES: dict[str, type[PyPIRoutes | NPMRoutes]] = {"pypi": PyPIRoutes, "npm": NPMRoutes}
@@ -56,24 +59,33 @@ class Index(Service):
         breaker = Breaker(backoff, backends.catalog, backends.process, reactor, breaker_lease)
         self.upstream = _upstream(settings, reactor, breaker)
         #: Streams files from the bucket, for clients that can't be redirected there.
-        self._bucket_reader = Upstream(reactor, settings.s3_endpoint_url or "", timeout=_BUCKET_TIMEOUT, metered=False)
+        self._bucket_reader = Upstream(
+            reactor,
+            settings.s3_endpoint_url or "",
+            concurrency=_BUCKET_CONCURRENCY,
+            timeout=_BUCKET_TIMEOUT,
+            metered=False,
+        )
         self.pages = self._make_pages(backoff)
-        self.fetches = Fetches(
+        tools = FetchTools(
             self.upstream,
-            backends.drafts,
             backends.storage,
             backends.disk_threads,
             reactor,
             Leases(backends.catalog, backends.disk, reactor),
+            backoff,
+            settings.negative_cache_time,
         )
+        self.fetches = Fetches(tools, backends.drafts)
         self._proxy = self._make_proxy()
 
     def routes(self) -> PyPIRoutes | NPMRoutes:
         """Return the Klein routes of this index."""
         settings, backends = self._backends.settings, self._backends
+        addresses = Addresses(settings.public_url, settings.trusted_proxies)
         return _ROUTES[settings.package_type](
-            PageResponses(self._proxy, Addresses(settings.public_url, settings.trusted_proxies)),
-            Files(self._proxy, self.upstream, self._bucket_reader, backends.disk_threads, backends.reactor),
+            PageResponses(self._proxy, addresses),
+            Files(self._proxy, self.upstream, self._bucket_reader, addresses, backends.disk_threads, backends.reactor),
             self.upstream,
         )
 
@@ -94,8 +106,7 @@ class Index(Service):
             self.ecosystem,
             backends.catalog,
             self.upstream,
-            Renderer(settings.package_type, settings.upstream_url, backends.render_threads),
-            backends.render_threads,
+            Renderer(settings.package_type, settings.upstream_url, backends.render_pool.run),
             backends.reactor,
             Leases(backends.catalog, backends.process, backends.reactor, PAGE_LEASE),
             backoff,

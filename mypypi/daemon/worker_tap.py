@@ -23,7 +23,7 @@ def makeService(options: Options) -> IService:
 
     settings = options.settings
     assert settings.redis_url is not None
-    backends = Backends(settings, settings.redis_url, reactor)
+    backends = Backends(settings, settings.redis_url, reactor, renders=False)
     index = Index(backends)
     announcement = Announcement(backends.redis, lambda redis: _say_ready(settings, redis))
     return OrderedServices([backends, index, make_worker(backends, index), announcement])

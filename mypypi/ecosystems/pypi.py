@@ -7,9 +7,7 @@ file's URL becomes a link to this server. Must never know a request, the catalog
 from __future__ import annotations
 
 import re
-from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping
-from email.message import Message
 from itertools import chain
 from typing import Any
 from urllib.parse import quote, unquote, urljoin, urlsplit
@@ -19,8 +17,11 @@ from zope.interface import implementer
 
 from mypypi.ecosystems import simple_html
 from mypypi.ecosystems.pypi_names import normalise, projects_of
-from mypypi.ecosystems.simple_html import CORE_METADATA, Document, has_metadata
-from mypypi.errors import BadRequest, BadUpstreamResponse
+from mypypi.ecosystems.simple_fields import mend_file, mend_page
+from mypypi.ecosystems.simple_html import Document, has_metadata
+from mypypi.ecosystems.simple_html_reader import CORE_METADATA
+from mypypi.ecosystems.simple_page import check_name, content_type, decode_json, read_index, read_project
+from mypypi.errors import BadRequest, BadUpstreamResponse, NotFound
 from mypypi.interfaces import IEcosystem
 from mypypi.keys import key_from_segments, key_of
 from mypypi.model import (
@@ -29,6 +30,7 @@ from mypypi.model import (
     PackageFile,
     PageId,
     PageRequest,
+    Part,
     RenderedForm,
     RenderedPage,
     SourceDocument,
@@ -102,6 +104,8 @@ class PyPI:
         renderer = renderers[page.kind]
         try:
             return renderer(page, source, withheld)
+        except MemoryError:
+            raise
         except RecursionError:
             raise BadUpstreamResponse(f"upstream's page {page} can't be read: it is nested too deeply") from None
         except Exception as error:  # the parsers raise too many kinds of errors to list
@@ -125,6 +129,10 @@ class PyPI:
         """See `IEcosystem.pages_for`. Filenames with dashes may fit several projects (PEP 625 has ended that)."""
         return tuple(PageId("simple", project) for project in projects_of(link))
 
+    def part(self, part: Part, body: bytes) -> bytes:
+        """See `IEcosystem.part`. Pages of Python indexes have no parts."""
+        raise NotFound(f"a page has no such part: {part.kind}")
+
     def example(self, address: str) -> str:
         """See `IEcosystem.example`."""
         return f"pip install --index-url {address}simple/ flask"
@@ -138,9 +146,12 @@ class PyPI:
 
 
 def _render_index(_page: PageId, source: SourceDocument, _withheld: frozenset[str]) -> RenderedPage:
-    document = _read(source, "projects", simple_html.read_index)
-    document["projects"] = [project for project in document["projects"] if _is_valid_project(project)]
-    return RenderedPage(_forms(document, simple_html.write_index))
+    simple = read_index(source)
+    listed = simple.document["projects"]
+    simple.document["projects"] = [project for project in listed if _is_valid_project(project)]
+    notes = _left_out(len(listed) - len(simple.document["projects"]), "projects without a valid name")
+    forms = _forms(simple.document, simple_html.write_index)
+    return RenderedPage(forms, is_doubtful=simple.is_doubtful, notes=notes)
 
 
 def _is_valid_project(project: object) -> bool:
@@ -152,14 +163,17 @@ def _is_valid_project(project: object) -> bool:
 
 def _render_project(page: PageId, source: SourceDocument, withheld: frozenset[str]) -> RenderedPage:
     base = _without_credentials(source.url)
-    document = _read(source, "files", lambda text: simple_html.read_project(text, page.project, base))
+    simple = read_project(source, page.project, base)
+    document = simple.document
     if not isinstance(document.get("name"), str):
         document["name"] = page.project
+    mend_page(document)
     files, indexed_links = [], []
     for file in document["files"]:
         if not _is_valid_file(file) or (url := _absolute(base, file["url"])) is None:
             continue
         files.append(file)
+        mend_file(file)
         _add_core_metadata(file)
         served = _link_and_path(url)
         if served is None:
@@ -173,14 +187,21 @@ def _render_project(page: PageId, source: SourceDocument, withheld: frozenset[st
                 file.pop(name, None)
         if page.project not in projects_of(link):
             indexed_links += [link, metadata_link] if has_metadata(file.get("core-metadata")) else [link]
+    notes = _left_out(len(document["files"]) - len(files), "files without a usable url and filename")
     document["files"] = files
-    return RenderedPage(_forms(document, simple_html.write_project), tuple(indexed_links))
+    forms = _forms(document, simple_html.write_project)
+    return RenderedPage(forms, tuple(indexed_links), is_doubtful=simple.is_doubtful, notes=notes)
 
 
-def _render_json(_page: PageId, source: SourceDocument, _withheld: frozenset[str]) -> RenderedPage:
-    document = msgspec.json.decode(_json_text(source.body, _content_type(source)[1]), type=dict)
+def _left_out(count: int, what: str) -> tuple[str, ...]:
+    return (f"{count} {what} were left out",) if count else ()
+
+
+def _render_json(page: PageId, source: SourceDocument, _withheld: frozenset[str]) -> RenderedPage:
+    document = decode_json(source, content_type(source)[1])
     if not isinstance(document.get("info"), dict):
         raise TypeError("it has no object 'info'")
+    check_name(document["info"].get("name"), page.project)
     base = _without_credentials(source.url)
     releases = document.get("releases")
     lists = [document.get("urls"), *(releases.values() if isinstance(releases, dict) else ())]
@@ -189,45 +210,6 @@ def _render_json(_page: PageId, source: SourceDocument, _withheld: frozenset[str
             served = _link_and_path(url)
             file["url"] = f"{BASE_PLACEHOLDER.decode()}/file/{served[1]}" if served else url
     return RenderedPage({"json": RenderedForm("application/json", msgspec.json.encode(document), based=True)})
-
-
-def _read(source: SourceDocument, key: str, read_html: Callable[[str], Document]) -> Document:
-    """Parse a page into PEP 691's document, which has a list under `key`. Raises errors of many kinds."""
-    kind, charset = _content_type(source)
-    if kind == "json":
-        document: Document = msgspec.json.decode(_json_text(source.body, charset), type=dict)
-        if not isinstance(document.get(key), list):
-            raise TypeError(f"it has no list of {key}")
-    else:
-        document = read_html(source.body.decode(charset or "utf-8-sig", errors="replace"))
-    meta = document.get("meta")
-    meta = document["meta"] = meta if isinstance(meta, dict) else {}
-    version = str(meta.setdefault("api-version", "1.0"))
-    if version.strip().partition(".")[0] != "1":
-        raise ValueError(f"it has version {version!r} of the Simple Repository API, and only 1.x is supported")
-    if kind == "html":
-        # 1.1 requires versions and sizes, which HTML lacks (PEP 700).
-        meta["api-version"] = "1.0"
-    return document
-
-
-def _content_type(source: SourceDocument) -> tuple[str, str | None]:
-    """Return ``json`` or ``html``, and any charset. An unclear Content-Type leaves it to the first byte."""
-    header = Message()
-    header["Content-Type"] = source.content_type
-    media_type = header.get_content_type()
-    first = source.body.removeprefix(BOM_UTF8).lstrip()[:1]
-    if not first:
-        raise ValueError("it is empty")
-    if re.search(r"[/+]json$", media_type) or (not re.search(r"[/+]html$", media_type) and first == b"{"):
-        return "json", header.get_content_charset()
-    if re.search(r"[/+]html$", media_type) or first == b"<":
-        return "html", header.get_content_charset()
-    raise ValueError("it is neither JSON nor HTML")
-
-
-def _json_text(body: bytes, charset: str | None) -> bytes | str:
-    return body.removeprefix(BOM_UTF8) if charset in (None, "utf-8", "utf8", "us-ascii") else body.decode(charset)
 
 
 def _forms(document: Document, write_html: Callable[[Document], bytes]) -> dict[str, RenderedForm]:
@@ -258,9 +240,11 @@ def _without_credentials(url: str) -> str:
 
 def _absolute(base: str, url: str) -> str | None:
     try:
-        return (url if _SCHEME.match(url) else urljoin(base, url)).partition("#")[0]
+        absolute = (url if _SCHEME.match(url) else urljoin(base, url)).partition("#")[0]
+        urlsplit(absolute)  # pip would reject the whole page for a URL that it can't parse
     except ValueError:
         return None
+    return absolute
 
 
 def _link_and_path(url: str) -> tuple[str, str] | None:

@@ -6,6 +6,7 @@ values they stand for. Must never open what a setting names: no connection, no f
 
 from __future__ import annotations
 
+import os
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any, Literal
@@ -47,6 +48,11 @@ def default_upstream(package_type: str) -> str:
         "npm": purl2url.get_download_url("pkg:npm/x@1"),
     }[package_type]
     return f"https://{urlsplit(address).netloc}"
+
+
+def default_render_processes() -> int:
+    """One process per core, but at least two, so that small pages do not wait for large ones, and at most four."""
+    return max(2, min(4, os.cpu_count() or 1))
 
 
 def _setting(
@@ -211,15 +217,25 @@ class Settings:
         "which pip and poetry time out.",
     )
     negative_cache_time: int = _setting(
-        "60", number("a whole number of seconds", 0), "Seconds for which a 404 from upstream is cached."
+        "60",
+        number("a whole number of seconds", 0),
+        "Seconds for which a 404 or another refusal of upstream is cached.",
     )
     upstream_concurrency: int = _setting(
-        "64", number("a whole number"), "Concurrent requests to upstream, per process."
+        "64",
+        number("a whole number"),
+        "Concurrent requests to upstream, per process, of which pages or files take at most half, and one client less.",
     )
     upstream_timeout: int = _setting(
         "15",
         SECONDS,
         "Seconds to connect to upstream and get a response head; also the longest silence in its body.",
+    )
+    render_processes: int = _setting(
+        Factory(default_render_processes),
+        number("a whole number", 1, 64),
+        "Processes that parse and render pages, per server process; large pages leave one of them to small ones.",
+        shown="one per core, from ``2`` to ``4``",
     )
     log_format: Literal["text", "json"] = _setting(
         "text", choice("text", "json"), "Format of the log, which has a line for every request: ``text`` or ``json``."

@@ -16,7 +16,7 @@ from twisted.logger import formatTime
 
 from mypypi.cli import main as cli
 from mypypi.daemon.embedded_redis import EmbeddedRedis
-from mypypi.model import Job
+from mypypi.job import Job
 from mypypi.redis.queue import MOST_TRIES
 from mypypi.settings.loading import load_settings
 from tests.conftest import DaemonFactory

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from zope.interface.verify import verifyObject
 
 from mypypi.ecosystems import ECOSYSTEMS
-from mypypi.ecosystems.npm import NPM, check_name, dist_tags, manifest
+from mypypi.ecosystems.npm import NPM, check_name
+from mypypi.ecosystems.packument import dist_tags, manifest
 from mypypi.errors import BadRequest, BadUpstreamResponse, NotFound
 from mypypi.interfaces import IEcosystem
 from mypypi.model import BASE_PLACEHOLDER, Digest, PackageFile, PageId, PageRequest, RenderedPage, SourceDocument
@@ -114,7 +115,6 @@ class TestPageRequests:
             (PAGE, "/thing"),
             (PageId("packument", "@acme/thing"), "/@acme%2fthing"),
             (PageId("packument", "JSONStream"), "/JSONStream"),
-            (PageId("keys"), "/-/npm/v1/keys"),
         ],
     )
     def test_each_page_has_a_path(self, page: PageId, path: str) -> None:
@@ -124,6 +124,10 @@ class TestPageRequests:
         The full form is requested, since the other is made from it.
         """
         assert npm.page_request(page) == PageRequest(path, FULL)
+
+    def test_keys_have_one_page(self) -> None:
+        """The registry's signing keys are one page, and a kind of request of their own."""
+        assert npm.page_request(PageId("keys")) == PageRequest("/-/npm/v1/keys", FULL, "keys")
 
     def test_attestations_are_requested_by_version(self) -> None:
         """Attestations are requested by ``name@version``."""
@@ -346,12 +350,6 @@ class TestLinks:
         rendered = render(packument(version("1.0.0", "-/thing.tgz")), url="https://mirror.example/npm/thing/")
         assert listed(rendered, links(rendered)["1.0.0"]).url == "https://mirror.example/npm/thing/-/thing.tgz"
 
-    def test_a_version_without_a_tarball_is_not_listed(self) -> None:
-        """A version without a tarball is shown unchanged, and not listed."""
-        rendered = render(packument({"version": "1.0.0"}, {"version": "2.0.0", "dist": {"tarball": None}}))
-        assert listing(rendered) == {}
-        assert form(rendered)["versions"]["2.0.0"] == {"version": "2.0.0", "dist": {"tarball": None}}
-
 
 class TestAbbreviatedPackuments:
     """The abbreviated form of packuments."""
@@ -408,7 +406,8 @@ class TestAbbreviatedPackuments:
     def test_values_are_copied_byte_for_byte(self) -> None:
         """Values are copied byte for byte. A number keeps its digits, a string its escapes."""
         pieces = b'"engines":{"node":1.10,"e":1E400},"deprecated":"\\u00e9\\/"'
-        rendered = render(b'{"name":"thing","versions":{"1.0.0":{"version":"1.0.0",%s}}}' % pieces)
+        body = b'{"name":"thing","versions":{"1.0.0":{"version":"1.0.0",%s,"dist":{"tarball":"thing.tgz"}}}}'
+        rendered = render(body % pieces)
         assert pieces in rendered.forms["abbreviated"].body
 
     @pytest.mark.parametrize(

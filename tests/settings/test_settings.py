@@ -51,6 +51,7 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "MYPYPI_NEGATIVE_CACHE_TIME": ("5", 5),
     "MYPYPI_UPSTREAM_CONCURRENCY": ("3", 3),
     "MYPYPI_UPSTREAM_TIMEOUT": ("30", 30),
+    "MYPYPI_RENDER_PROCESSES": ("3", 3),
     "MYPYPI_LOG_FORMAT": ("json", "json"),
     "MYPYPI_LOG_LEVEL": ("warn", "warn"),
     "MYPYPI_CONNECTIONS_PER_ADDRESS": ("20", 20),
@@ -122,6 +123,14 @@ class TestDefaults:
         """The package type alone selects its public registry as upstream."""
         settings = load_settings({"MYPYPI_PACKAGE_TYPE": package_type})
         assert settings.upstream_url == default_upstream(package_type)
+
+    @pytest.mark.parametrize(("cores", "processes"), [(None, 2), (1, 2), (3, 3), (4, 4), (64, 4)])
+    def test_render_processes_follow_the_cores(
+        self, monkeypatch: pytest.MonkeyPatch, cores: int | None, processes: int
+    ) -> None:
+        """There is a render process per core, but never fewer than two or more than four."""
+        monkeypatch.setattr("os.cpu_count", lambda: cores)
+        assert load_settings({}).render_processes == processes
 
     def test_the_settings_are_frozen(self) -> None:
         """A setting can't be changed after loading."""
@@ -201,6 +210,7 @@ class TestOneVariable:
             ("MYPYPI_STRICT_WAIT", "15", "from 1 to 14"),
             ("MYPYPI_UPSTREAM_CONCURRENCY", "0", "a whole number from 1"),
             ("MYPYPI_UPSTREAM_TIMEOUT", "1.5", "a whole number of seconds"),
+            ("MYPYPI_RENDER_PROCESSES", "0", "a whole number from 1 to 64"),
             ("MYPYPI_STALE_AFTER", "15", "from 1 to 14"),
             ("MYPYPI_HOT_PAGES_BYTES", "64M", "a whole number of bytes from 1000000"),
         ],

@@ -31,6 +31,7 @@ from twisted.web.server import NOT_DONE_YET, Request, Site
 from zope.interface import implementer
 
 from mypypi.model import Digest
+from mypypi.rendering.tasks import perform
 from mypypi.threads import Threads
 
 P = ParamSpec("P")
@@ -81,6 +82,11 @@ class AtOnce(Threads):
         return maybeDeferred(function, *args, **kwargs)
 
 
+def render_at_once(task: bytes) -> Deferred[bytes]:
+    """Do a render task in this process, at once."""
+    return maybeDeferred(perform, task)
+
+
 class WhenTold(Threads):
     """
     Threads that run a function only on demand.
@@ -111,9 +117,9 @@ def response(status: int = 200, body: bytes = b"", **headers: str) -> bytes:
     return "\r\n".join([f"HTTP/1.1 {status} Because", *lines, "", ""]).encode() + body
 
 
-def simple_page(*files: dict[str, object]) -> bytes:
+def simple_page(*files: dict[str, object], project: str = "thing") -> bytes:
     """Upstream's JSON page of a project with these files (PEP 691)."""
-    return json.dumps({"meta": {"api-version": "1.0"}, "name": "thing", "files": files}).encode()
+    return json.dumps({"meta": {"api-version": "1.0"}, "name": project, "files": files}).encode()
 
 
 class Exchange(StringTransport):

@@ -1,0 +1,193 @@
+"""Reads a page of the Simple Repository API, in JSON or HTML, into one document; rejects any other page.
+
+Follows PEP 691, and PEP 503 for HTML. Knows how a sign-in form, another project's page and a real page differ. Must
+never know the catalog, or what is done with a page.
+"""
+
+from __future__ import annotations
+
+import re
+from codecs import BOM_UTF8, lookup
+from email.message import Message
+from functools import partial
+from typing import Any
+from urllib.parse import unquote, urljoin, urlsplit
+
+import msgspec
+from attrs import frozen
+from packaging.utils import canonicalize_name
+
+from mypypi.ecosystems.pypi_names import normalise, projects_of
+from mypypi.ecosystems.simple_html import Document
+from mypypi.ecosystems.simple_html_reader import MOST_LINKS, HtmlPage, parse_html
+from mypypi.errors import BadRequest
+from mypypi.model import SourceDocument
+
+_SIMPLE_HTML = "application/vnd.pypi.simple.v1+html"
+#: Characters of a base URL. Each link takes time for each of them, and no longer URL has a key (see `mypypi.keys`).
+_LONGEST_BASE = 2048
+#: Links of a list in which to look for a project.
+_FIRST_LINKS = 1000
+#: Encodings of host names. Python's decoders take time that grows with the square of the text's length.
+_NO_CHARSETS = frozenset({"idna", "punycode"})
+
+
+@frozen
+class SimplePage:
+    """
+    A page as PEP 691's document, with a list of files or projects.
+
+    With `is_doubtful`, no link is one of such a page, and nothing else says that this is a Simple page.
+    """
+
+    document: Document
+    is_doubtful: bool = False
+
+
+def read_index(source: SourceDocument) -> SimplePage:
+    """Read the list of all projects. In HTML, every anchor's text counts as a name. Raises errors of many kinds."""
+    kind, charset = content_type(source)
+    if kind == "json":
+        return SimplePage(_json_document(source, charset, "projects"))
+    html = _parse(source, charset)
+    is_marked = html.is_marked or _SIMPLE_HTML in source.content_type
+    if html.is_interactive and not is_marked:
+        raise ValueError("it is a page for people, such as a form to sign in, and no list of projects")
+    names = list(map(_project_name, html.anchors, html.names))
+    leads_to_project = partial(_leads_to_project, source.url, urljoin(source.url, "."))
+    is_convincing = is_marked or any(map(leads_to_project, html.anchors[:_FIRST_LINKS], names))
+    html.anchors.clear()  # with 700,000 projects, they take 200 MB
+    projects = [{"name": name} for name in names if name]
+    return SimplePage(_html_document(html, "projects", projects), not is_convincing)
+
+
+def read_project(source: SourceDocument, project: str, base: str) -> SimplePage:
+    """
+    Read a project's page. `base` is the URL that links of an HTML page are relative to.
+
+    Raises errors of many kinds, such as ValueError for another project's page and for a form to sign in.
+    """
+    kind, charset = content_type(source)
+    if len(base) > _LONGEST_BASE:
+        raise ValueError("its URL is too long to resolve links against it")
+    if kind == "json":
+        document = _json_document(source, charset, "files")
+        check_name(document.get("name"), project)
+        return SimplePage(document)
+    html = _parse(source, charset)
+    if len(html.base) > _LONGEST_BASE:
+        raise ValueError("its base URL is too long to resolve links against it")
+    files = html.files(base)
+    # Any file does not do: a page to sign in may offer a program or a certificate.
+    lists_project = any(project in projects_of(file["filename"]) for file in files)
+    if not lists_project:
+        check_name(html.project, project)
+    is_convincing = lists_project or html.is_marked or _SIMPLE_HTML in source.content_type
+    if html.is_interactive and not is_convincing:
+        raise ValueError("it is a page for people, such as a form to sign in, and lists no file of the project")
+    return SimplePage(_html_document(html, "files", files), not is_convincing)
+
+
+def _project_name(anchor: dict[str, str], text: str) -> str:
+    """Return an anchor's text as a project's name; empty for a link to another place, such as the parent directory."""
+    # The directory list of a plain file server has names with a trailing slash, and links that sort it.
+    name = text.strip().rstrip("/")
+    is_elsewhere = name in (".", "..") or len(name.split()) != 1 or anchor.get("href", "").startswith("?")
+    return "" if is_elsewhere else name
+
+
+def _leads_to_project(url: str, directory: str, anchor: dict[str, str], name: str) -> bool:
+    """Whether an anchor leads to the page of the project with this name, below the list's own directory (PEP 503)."""
+    try:
+        address = urljoin(url, anchor.get("href", ""))
+        segment = unquote(urlsplit(address.removeprefix(directory)).path.partition("/")[0])
+        return address.startswith(directory) and canonicalize_name(segment) == normalise(name)
+    except (BadRequest, ValueError):
+        return False
+
+
+def content_type(source: SourceDocument) -> tuple[str, str | None]:
+    """Return ``json`` or ``html``, and any charset. An unclear Content-Type leaves it to the first byte."""
+    header = Message()
+    header["Content-Type"] = source.content_type
+    media_type = header.get_content_type()
+    first = source.body.removeprefix(BOM_UTF8).lstrip()[:1]
+    if not first:
+        raise ValueError("it is empty")
+    charset = header.get_content_charset()
+    if charset is not None and lookup(charset).name in _NO_CHARSETS:
+        raise ValueError(f"it has the encoding {charset}, which is only for host names")
+    if re.search(r"[/+]json$", media_type) or (not re.search(r"[/+]html$", media_type) and first == b"{"):
+        return "json", charset
+    if re.search(r"[/+]html$", media_type) or first == b"<":
+        return "html", charset
+    raise ValueError("it is neither JSON nor HTML")
+
+
+def decode_json(source: SourceDocument, charset: str | None) -> Document:
+    """Parse a JSON object in the encoding that its Content-Type names."""
+    body = source.body
+    is_utf8 = charset in (None, "utf-8", "utf8", "us-ascii")
+    document: Document = msgspec.json.decode(
+        body.removeprefix(BOM_UTF8) if is_utf8 else body.decode(charset or ""), type=dict
+    )
+    return document
+
+
+def check_name(name: object, project: str) -> None:
+    """Raise ValueError if this is the name of another project. A name that is missing or malformed is accepted."""
+    if not isinstance(name, str) or not name:
+        return
+    try:
+        other = normalise(name)
+    except BadRequest:
+        return
+    if other != project:
+        raise ValueError(f"it is the page of another project, {other}")
+
+
+def _json_document(source: SourceDocument, charset: str | None, key: str) -> Document:
+    document = decode_json(source, charset)
+    items = document.get(key)
+    if not isinstance(items, list):
+        raise TypeError(f"it has no list of {key}")
+    if len(items) > MOST_LINKS:
+        raise ValueError(f"it lists more than {MOST_LINKS} {key}")
+    _check_version(document)
+    return document
+
+
+def _parse(source: SourceDocument, charset: str | None) -> HtmlPage:
+    return parse_html(source.body.decode(charset or "utf-8-sig", errors="replace"))
+
+
+def _html_document(html: HtmlPage, key: str, items: list[dict[str, Any]]) -> Document:
+    """Return the document of an HTML page, with ``pypi:`` metas in their JSON fields (PEP 629, PEP 708, PEP 792)."""
+    document: Document = {"meta": {"api-version": "1.0"}, key: items}
+    meta = document["meta"]
+    for name, contents in html.metas.items():
+        if name == "repository-version":
+            meta["api-version"] = contents[-1]
+        elif name == "tracks":
+            meta[name] = contents
+        elif name == "alternate-locations":
+            document[name] = contents
+        elif name == "project-status":
+            document.setdefault(name, {})["status"] = contents[-1]
+        elif name == "project-status-reason":
+            document.setdefault("project-status", {})["reason"] = contents[-1]
+        else:
+            meta[name] = contents[-1]
+    _check_version(document)
+    # 1.1 requires versions and sizes, which HTML lacks (PEP 700).
+    meta["api-version"] = "1.0"
+    return document
+
+
+def _check_version(document: Document) -> None:
+    """Raise ValueError for another major version than 1 (PEP 629). Any minor version is accepted."""
+    meta = document.get("meta")
+    meta = document["meta"] = meta if isinstance(meta, dict) else {}
+    meta["api-version"] = version = str(meta.get("api-version") or "1.0")
+    if version.strip().partition(".")[0] != "1":
+        raise ValueError(f"it has version {version!r} of the Simple Repository API, and only 1.x is supported")

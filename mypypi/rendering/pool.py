@@ -1,0 +1,223 @@
+"""A small pool of long-lived render processes: which one does which task, and when one is replaced.
+
+Knows processes, time limits and which tasks are large. Must never know what a task is about.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from attrs import define, field
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from mypypi.errors import TemporarilyUnavailable
+from mypypi.rendering.process import RenderProcess
+from mypypi.rendering.tasks import work_in
+
+if TYPE_CHECKING:
+    from mypypi.threads import Threads
+
+#: Seconds that a task may take before its process is killed.
+TASK_SECONDS = 20.0
+#: Bytes of work (see `work_in`) from which on a task is large, so that others would notice that they wait for it.
+LARGE = 8 * 1024 * 1024
+#: Seconds after which a small task is stopped, and done again as a large one.
+SMALL_SECONDS = 2.0
+#: Tasks that may wait, and their bytes; more are refused.
+_MOST_WAITING = 10_000
+_MOST_WAITING_BYTES = 512 * 1024 * 1024
+#: Seconds without a task after which all processes but one are ended.
+_IDLE = 300.0
+
+_STOPPED = "this server is being stopped: try again"
+
+
+@define(eq=False)
+class _Task:
+    """An encoded task that waits for a process, or is being done."""
+
+    data: bytes
+    is_large: bool
+    done: Deferred[bytes] = field(factory=lambda: Deferred(lambda _: None))
+
+
+class RenderPool(Service):
+    """
+    Up to `size` render processes, started when they are needed, and kept.
+
+    Large tasks always leave one process to small ones, and small ones leave one to them. A small task that takes long
+    becomes a large one. A task that takes longer than `seconds` is ended with its process. A process that has grown is
+    replaced after its task. `threads` has a thread for each process, and one more.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        threads: Threads,
+        clock: Any,
+        size: int,
+        *,
+        seconds: float = TASK_SECONDS,
+        start: Callable[[], RenderProcess] = RenderProcess,
+    ) -> None:
+        self._threads = threads
+        self._clock = clock
+        self._size = size
+        self._seconds = seconds
+        self._start = start
+        self._idle: list[RenderProcess] = []
+        self._busy: dict[RenderProcess, _Task] = {}
+        self._small: deque[_Task] = deque()
+        self._large: deque[_Task] = deque()
+        self._waiting_bytes = 0
+        self._surplus: IDelayedCall | None = None
+
+    def startService(self) -> None:
+        """Start the first process, so that the first page does not wait for it."""
+        super().startService()
+        process = self._start_process()
+        if process is not None:
+            self._idle.append(process)
+
+    def stopService(self) -> None:
+        """Kill all processes. Tasks that wait or are being done fail."""
+        super().stopService()
+        if self._surplus is not None and self._surplus.active():
+            self._surplus.cancel()
+        for process in self._busy:
+            process.kill()  # and `_ended` closes it
+        for process in self._idle:
+            process.close()
+        self._idle.clear()
+        self._refuse_all(_STOPPED, 1)
+
+    def run(self, data: bytes) -> Deferred[bytes]:
+        """
+        Do an encoded task, and return its encoded result.
+
+        Fails with RenderProcessEnded if the task exceeds its limits, and with TemporarilyUnavailable if too many wait.
+        """
+        task = _Task(data, work_in(data) >= LARGE)
+        waiting = len(self._small) + len(self._large)
+        if not self.running:
+            task.done.errback(TemporarilyUnavailable(_STOPPED, 1))
+        elif waiting >= _MOST_WAITING or self._waiting_bytes + len(data) > _MOST_WAITING_BYTES:
+            task.done.errback(TemporarilyUnavailable("too many pages wait to be rendered: try again"))
+        else:
+            self._enqueue(task)
+            self._assign()
+        return task.done
+
+    def _enqueue(self, task: _Task) -> None:
+        self._waiting_bytes += len(task.data)
+        (self._large if task.is_large else self._small).append(task)
+
+    def _assign(self) -> None:
+        """Give waiting tasks to idle processes; start another process if there are too few."""
+        while (task := self._due()) is not None:
+            process = self._idle_process(task)
+            if process is None and len(self._busy) < self._size:
+                process = self._start_process()
+            if process is None:
+                return
+            (self._large if task.is_large else self._small).popleft()
+            self._waiting_bytes -= len(task.data)
+            self._perform(process, task)
+
+    def _due(self) -> _Task | None:
+        """Return the next task: small ones first, except on the process that they leave to large ones."""
+        small, large = self._first(self._small), self._first(self._large)
+        running = sum(task.is_large for task in self._busy.values())
+        if large is None or running >= max(1, self._size - 1):
+            return small
+        return large if small is None or (running == 0 and self._size > 1) else small
+
+    def _first(self, tasks: deque[_Task]) -> _Task | None:
+        """Return the first task whose caller still waits."""
+        while tasks and tasks[0].done.called:
+            self._waiting_bytes -= len(tasks.popleft().data)
+        return tasks[0] if tasks else None
+
+    def _idle_process(self, task: _Task) -> RenderProcess | None:
+        """Return an idle process: preferably a slow one for a large task, and another for a small one."""
+        self._idle.sort(key=lambda process: process.is_slow == task.is_large)
+        while self._idle:
+            process = self._idle.pop()
+            if process.is_alive:
+                return process
+            self._close(process)
+        return None
+
+    def _start_process(self) -> RenderProcess | None:
+        try:
+            return self._start()
+        except OSError as error:
+            self.log.error("no render process can be started: {why}", why=error)
+            if not self._busy:
+                self._refuse_all("no process can be started to render the page: try again")
+            return None
+
+    def _refuse_all(self, why: str, retry_after: int = 5) -> None:
+        waiting = [*self._small, *self._large]
+        self._small.clear()
+        self._large.clear()
+        self._waiting_bytes = 0
+        for task in waiting:
+            _fire(task, Failure(TemporarilyUnavailable(why, retry_after)))
+
+    def _perform(self, process: RenderProcess, task: _Task) -> None:
+        self._busy[process] = task
+        if task.is_large and self._size > 1:
+            process.slow_down()
+        seconds = self._seconds if task.is_large else min(self._seconds, SMALL_SECONDS)
+        limit = self._clock.callLater(seconds, process.kill)
+        self._threads.run(process.perform, task.data).addBoth(self._ended, process, task, limit)
+
+    def _ended(self, result: bytes | Failure, process: RenderProcess, task: _Task, limit: IDelayedCall) -> None:
+        was_killed = not limit.active()
+        if not was_killed:
+            limit.cancel()
+        del self._busy[process]
+        failed = isinstance(result, Failure)
+        if not self.running:
+            process.close()
+        elif process.has_grown or failed or was_killed:
+            self._close(process)
+        else:
+            self._idle.append(process)
+        self._end_surplus_later()
+        if failed and not self.running:  # that is no fault of the page
+            _fire(task, Failure(TemporarilyUnavailable(_STOPPED, 1)))
+        elif failed and was_killed and not task.is_large:
+            task.is_large = True
+            self._enqueue(task)
+        else:
+            _fire(task, result)
+        self._assign()
+
+    def _close(self, process: RenderProcess) -> None:
+        self._threads.run(process.close).addErrback(
+            lambda failure: self.log.failure("a render process could not be ended", failure)
+        )
+
+    def _end_surplus_later(self) -> None:
+        if self._surplus is not None and self._surplus.active():
+            self._surplus.cancel()
+        self._surplus = self._clock.callLater(_IDLE, self._end_surplus) if self.running else None
+
+    def _end_surplus(self) -> None:
+        """End all idle processes but one."""
+        while len(self._idle) > 1:
+            self._close(self._idle.pop())
+
+
+def _fire(task: _Task, result: bytes | Failure) -> None:
+    if not task.done.called:  # its waiter may have left
+        task.done.callback(result)

@@ -1,0 +1,58 @@
+"""Renders pages of one index, reads their listings, and makes forms for one address, all in render processes.
+
+Knows which task each of these is. Must never know upstream, the catalog, or clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from attrs import frozen
+from twisted.internet.defer import Deferred
+
+from mypypi.model import Form, PageId, Part, SourceDocument
+from mypypi.rendering.listing import Listing
+from mypypi.rendering.tasks import (
+    CompressedPage,
+    DeriveTask,
+    ListingTask,
+    RenderTask,
+    Task,
+    decode_result,
+    encode_task,
+)
+
+
+@frozen
+class Renderer:
+    """
+    Renders the pages of one index: those of the ecosystem with this `package_type`, behind this upstream.
+
+    `run` does an encoded task, as `RenderPool.run` does. Every method raises BadUpstreamResponse for a page that can't
+    be understood or exceeds a limit, and TemporarilyUnavailable if too many pages wait.
+    """
+
+    package_type: str
+    upstream_url: str
+    run: Callable[[bytes], Deferred[bytes]]
+
+    async def render(
+        self, page: PageId, source: SourceDocument, withheld: frozenset[str], known: str = ""
+    ) -> CompressedPage:
+        """Render the page, without the links in `withheld`. It has no forms if its digest is `known`."""
+        rendered: CompressedPage = await self._do(RenderTask(page, source, withheld, known))
+        return rendered
+
+    async def listing(self, page: PageId, form: Form) -> Listing:
+        """Read the files that a page lists from the form that `IEcosystem.listing_form` names."""
+        listing: Listing = await self._do(ListingTask(page, form))
+        return listing
+
+    async def derive(self, form: Form, base: str, part: Part | None) -> Form:
+        """Make a form with `base` as the address in its links, or of a part of it. Raises NotFound."""
+        derived: Form = await self._do(DeriveTask(form, base, part))
+        return derived
+
+    async def _do(self, task: Task) -> Any:
+        return decode_result(task, await self.run(encode_task(self.package_type, self.upstream_url, task)))
