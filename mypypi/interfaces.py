@@ -1,7 +1,7 @@
 """The interfaces that have more than one implementation.
 
 A coroutine method is declared as a plain method that returns an Awaitable, since callers only await its result. Knows
-the values of `mypypi.model`. Must never import an implementation.
+the values of `mypypi.model` and `mypypi.job`. Must never import an implementation.
 """
 
 from __future__ import annotations
@@ -11,19 +11,17 @@ from pathlib import Path
 
 from zope.interface import Attribute, Interface
 
+from mypypi.job import ClaimedJob, DeadJob, Job, QueueState
 from mypypi.model import (
-    ClaimedJob,
-    DeadJob,
     Digest,
     HeldLease,
-    Job,
     Link,
     PackageFile,
     Page,
     PageId,
     PageRequest,
+    Part,
     Pause,
-    QueueState,
     RenderedPage,
     SourceDocument,
     StoredFile,
@@ -76,6 +74,14 @@ class IEcosystem(Interface):
         Return the pages that may list this link, most likely first.
 
         Empty if the link alone does not tell: only the catalog may know its page then (see `ICatalog.page_listing`).
+        """
+
+    def part(part: Part, body: bytes) -> bytes:
+        """
+        Cut a part out of a page's form, given its identity bytes.
+
+        Slow for large pages: never call it on the reactor thread. Raises NotFound if the page has no such part, and
+        BadUpstreamResponse if the form can't be read.
         """
 
     def example(address: str) -> str:

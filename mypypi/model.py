@@ -1,4 +1,4 @@
-"""The domain's values, all frozen: digests, package files, pages, leases, jobs.
+"""The domain's values, all frozen: digests, package files, pages, leases, pauses.
 
 Knows the syntax of URLs and digests. Must never know I/O, Twisted, or any one ecosystem's formats.
 """
@@ -142,19 +142,29 @@ class PageId:
 
 @frozen
 class PageRequest:
-    """The request for a page: a percent-encoded path below upstream's URL, and the Accept header."""
+    """
+    The request for a page: a percent-encoded path below upstream's URL, and the Accept header.
+
+    Requests of one `kind` are held back together when upstream refuses them (see `mypypi.upstream.breaker`).
+    """
 
     path: str
     accept: str
+    kind: str = "page"
 
 
 @frozen
 class SourceDocument:
-    """A page as upstream sent it: decoded body, Content-Type, and its URL after redirects."""
+    """
+    A page as upstream sent it: body, Content-Type, its URL after redirects.
 
-    body: bytes
+    `encoding` is the body's Content-Encoding; empty for identity.
+    """
+
+    body: bytes = field(repr=False)
     content_type: str
     url: str
+    encoding: str = ""
 
 
 @frozen
@@ -172,12 +182,31 @@ class RenderedPage:
     A page as its ecosystem rendered it: its forms, by name.
 
     `indexed_links` are links (see `PackageFile.link`) for which `IEcosystem.pages_for` can't derive this page; the
-    catalog must index them. `modified` is the page's last change, an HTTP date; empty if unknown.
+    catalog must index them. `modified` is the page's last change, an HTTP date; empty if unknown. With `is_doubtful`,
+    the page lists nothing, and nothing says that it is a page of this kind. `notes` say what was left out of it.
     """
 
     forms: Mapping[str, RenderedForm]
     indexed_links: tuple[str, ...] = ()
     modified: str = ""
+    is_doubtful: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@frozen
+class Part:
+    """A part of a page that has an address of its own: its kind, and its name where a page has several of a kind."""
+
+    kind: str
+    name: str = ""
+
+
+@frozen
+class Refusal:
+    """A status with which upstream refuses a page or a file for good, such as 404 or 403, and upstream's reason."""
+
+    status: int
+    reason: str = ""
 
 
 @frozen
@@ -204,7 +233,7 @@ class Page:
     `checked_at` (seconds since the epoch) is when upstream last confirmed it. `upstream_etag` and `upstream_modified`
     are upstream's validators, empty if it sent none. `source` is the digest of upstream's bytes; without validators, it
     shows whether the page has changed. `modified` is the last change, an HTTP date from upstream or the page; empty if
-    unknown. With `missing`, upstream answered 404, and there are no forms. `version` differs whenever the content does.
+    unknown. With a `refusal`, there are no forms. `version` differs whenever the content does.
     """
 
     id: PageId
@@ -215,7 +244,12 @@ class Page:
     source: str = ""
     version: str = ""
     modified: str = ""
-    missing: bool = False
+    refusal: Refusal | None = None
+
+    @property
+    def missing(self) -> bool:
+        """Whether upstream has no such page, or refuses it."""
+        return self.refusal is not None
 
 
 @frozen
@@ -235,63 +269,11 @@ class Pause:
     """
     A back-off after a failure: no requests `until` then (seconds since the epoch).
 
-    `why` is the failure's message, `failures` the number of back-offs in a row. `broken` means that upstream's
-    response could not be used; otherwise upstream was down.
+    `why` is the failure's message, `failures` the number of back-offs in a row. `status` is the one for clients: 503 if
+    upstream was down, 502 if its response could not be used, or the status with which it refused.
     """
 
     until: float
     why: str
     failures: int = 1
-    broken: bool = False
-
-
-@frozen
-class Job:
-    """
-    A job for a worker. `name` is unique among the jobs of a `kind`.
-
-    `about` has the job's arguments, as text. With `disk`, only a worker with access to the data directory of this id
-    can run it. `tries` counts its failed tries.
-    """
-
-    kind: str
-    name: str
-    about: Mapping[str, str] = field(factory=dict)
-    disk: str = ""
-    tries: int = 0
-
-
-@frozen
-class ClaimedJob:
-    """A job that a worker has claimed, with its stream and its entry's id there."""
-
-    job: Job
-    stream: str
-    id: str
-
-
-@frozen
-class DeadJob:
-    """A job that failed too often and was set aside.
-
-    `id` identifies it in the list of such jobs, `at` is when it was set aside (seconds since the epoch).
-    """
-
-    job: Job
-    id: str
-    why: str
-    at: float
-
-
-@frozen
-class QueueState:
-    """The number of jobs by state.
-
-    `waiting` are queued or running, `later` wait for their next try, `dead` were set aside. `oldest` is the
-    age in seconds of the oldest of `waiting`, 0 without one.
-    """
-
-    waiting: int
-    later: int
-    dead: int
-    oldest: float = field(default=0.0, eq=False)  # changes at every look
+    status: int = 503

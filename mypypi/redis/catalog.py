@@ -1,6 +1,6 @@
 """The catalog in Redis: pages, stored files, links, leases and back-offs, shared by all processes.
 
-Knows Redis keys and the format of records. Must never know what a page means, nor requests or upstream.
+Knows Redis keys and commands. Must never know what a page means, nor requests or upstream.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 import msgspec
-from attrs import frozen
 from twisted.logger import Logger
 from zope.interface import implementer
 
 from mypypi.interfaces import ICatalog
-from mypypi.model import Digest, Form, HeldLease, Page, PageId, Pause, StoredFile
+from mypypi.model import Digest, HeldLease, Page, PageId, Pause, StoredFile
+from mypypi.redis.records import Lease, Stamp, Stored, decode_page, encode_page
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
@@ -70,49 +70,6 @@ _PAUSE_KEPT = 300
 _LINKS_PER_COMMAND = 500
 
 
-@frozen
-class _Stamp:
-    version: str
-    checked_at: float
-
-
-@frozen
-class _FormMeta:
-    name: str
-    media_type: str
-    etag: str
-    size: int
-    based: bool
-
-
-@frozen
-class _Meta:
-    """The record of a page, without its stamp and its forms' bytes."""
-
-    upstream_etag: str
-    upstream_modified: str
-    modified: str
-    source: str
-    missing: bool
-    forms: tuple[_FormMeta, ...]
-
-
-@frozen
-class _Stored:
-    """The record of a file in remote storage."""
-
-    size: int
-    digest: str
-
-
-@frozen
-class _Lease:
-    """The record of a lease. Its expiry is that of its Redis key."""
-
-    owner: str
-    about: str
-
-
 @implementer(ICatalog)
 class RedisCatalog:
     """
@@ -144,7 +101,7 @@ class RedisCatalog:
         if not reply:
             return None
         try:
-            return _decode(page, dict(zip(reply[::2], reply[1::2], strict=True)))
+            return decode_page(page, dict(zip(reply[::2], reply[1::2], strict=True)))
         except (KeyError, msgspec.MsgspecError) as error:
             self.log.warn("page {page} in Redis can't be read, and is fetched again: {error!r}", page=page, error=error)
             return None
@@ -153,7 +110,7 @@ class RedisCatalog:
         """See `ICatalog.page_stamp`."""
         reply = await self._client.call("HGET", self._key("page", _name(page)), "stamp")
         try:
-            stamp = None if reply is None else msgspec.json.decode(reply, type=_Stamp)
+            stamp = None if reply is None else msgspec.json.decode(reply, type=Stamp)
         except msgspec.MsgspecError:
             return None
         return None if stamp is None else (stamp.version, stamp.checked_at)
@@ -165,11 +122,11 @@ class RedisCatalog:
             batch = indexed_links[start : start + _LINKS_PER_COMMAND]
             await self._client.call("MSET", *(word for link in batch for word in (self._key("stray", link), name)))
         key, kept_for = self._key("page", name), _DAY if page.missing else 0
-        await self._client.call("EVAL", _PUT, 2, key, f"{key}:new", kept_for, *_encode(page))
+        await self._client.call("EVAL", _PUT, 2, key, f"{key}:new", kept_for, *encode_page(page))
 
     async def touch_page(self, page: PageId, version: str, checked_at: float) -> None:
         """See `ICatalog.touch_page`."""
-        stamp = msgspec.json.encode(_Stamp(version, checked_at))
+        stamp = msgspec.json.encode(Stamp(version, checked_at))
         await self._client.call("EVAL", _TOUCH, 1, self._key("page", _name(page)), version, stamp, _DAY)
 
     async def delete_page(self, page: PageId) -> None:
@@ -197,14 +154,14 @@ class RedisCatalog:
         """See `ICatalog.stored`."""
         reply = await self._client.call("GET", self._key("stored", key))
         try:
-            noted = None if reply is None else msgspec.json.decode(reply, type=_Stored)
+            noted = None if reply is None else msgspec.json.decode(reply, type=Stored)
             return None if noted is None else StoredFile(key, noted.size, Digest.parse(noted.digest))
         except (msgspec.MsgspecError, ValueError):
             return None
 
     async def put_stored(self, stored: StoredFile) -> None:
         """See `ICatalog.put_stored`."""
-        noted = msgspec.json.encode(_Stored(stored.size, str(stored.digest)))
+        noted = msgspec.json.encode(Stored(stored.size, str(stored.digest)))
         await self._client.call("SET", self._key("stored", stored.key), noted)
 
     async def forget_stored(self, key: str) -> None:
@@ -232,11 +189,11 @@ class RedisCatalog:
 
     async def take_lease(self, name: str, owner: str, seconds: float, about: str = "") -> HeldLease | None:
         """See `ICatalog.take_lease`."""
-        lease, key = msgspec.json.encode(_Lease(owner, about)), self._key("lease", name)
+        lease, key = msgspec.json.encode(Lease(owner, about)), self._key("lease", name)
         reply = await self._client.call("EVAL", _TAKE_LEASE, 1, key, owner, lease, max(1, int(seconds * 1000)))
         if reply is None:
             return None
-        held = msgspec.json.decode(reply[0], type=_Lease)
+        held = msgspec.json.decode(reply[0], type=Lease)
         return HeldLease(held.owner, max(0.0, int(reply[1]) / 1000), held.about)
 
     async def release_lease(self, name: str, owner: str) -> None:
@@ -271,33 +228,3 @@ class RedisCatalog:
 def _name(page: PageId) -> str:
     """Return a page's name for keys and values. Its parts are percent-encoded, so that it can be parsed again."""
     return "/".join(quote(part, safe="@+!~") for part in (page.kind, page.project, page.version)).rstrip("/")
-
-
-def _encode(page: Page) -> list[str | bytes]:
-    forms = tuple(_FormMeta(name, f.media_type, f.etag, f.size, f.based) for name, f in page.forms.items())
-    meta = _Meta(page.upstream_etag, page.upstream_modified, page.modified, page.source, page.missing, forms)
-    stamp = _Stamp(page.version, page.checked_at)
-    fields: list[str | bytes] = ["stamp", msgspec.json.encode(stamp), "meta", msgspec.json.encode(meta)]
-    for name, form in page.forms.items():
-        fields += [f"form:{name}", form.body]
-    return fields
-
-
-def _decode(page: PageId, fields: dict[bytes, bytes]) -> Page:
-    """Parse the fields that `_encode` writes. Raises KeyError or MsgspecError if they are malformed."""
-    stamp = msgspec.json.decode(fields[b"stamp"], type=_Stamp)
-    meta = msgspec.json.decode(fields[b"meta"], type=_Meta)
-    return Page(
-        id=page,
-        checked_at=stamp.checked_at,
-        forms={
-            form.name: Form(form.media_type, form.etag, form.size, fields[f"form:{form.name}".encode()], form.based)
-            for form in meta.forms
-        },
-        upstream_etag=meta.upstream_etag,
-        upstream_modified=meta.upstream_modified,
-        modified=meta.modified,
-        source=meta.source,
-        version=stamp.version,
-        missing=meta.missing,
-    )

@@ -17,7 +17,7 @@ from attrs import evolve
 from zope.interface import implementer
 
 from mypypi.interfaces import IQueue
-from mypypi.model import ClaimedJob, DeadJob, Job, QueueState
+from mypypi.job import ClaimedJob, DeadJob, Job, QueueState
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime

@@ -20,7 +20,8 @@ from zope.interface import implementer
 from mypypi.coalescing import Coalescer
 from mypypi.errors import CatalogDown, StorageDown, storage_error
 from mypypi.interfaces import IStorage
-from mypypi.model import Digest, Job, Link, StoredFile, fetch_lease
+from mypypi.job import Job
+from mypypi.model import Digest, Link, StoredFile, fetch_lease
 
 if TYPE_CHECKING:
     from mypypi.interfaces import ICatalog, IQueue

@@ -10,11 +10,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from mypypi.errors import NotFound
-from mypypi.model import Digest, Job, PackageFile
+from mypypi.job import Job
+from mypypi.model import Digest, PackageFile
 from mypypi.storage.bucket import UPLOAD, BucketStorage
 
 if TYPE_CHECKING:
-    from mypypi.files.fetch import Fetches
+    from mypypi.files.fetches import Fetches
     from mypypi.interfaces import IStorage
 
 FETCH = "fetch"

@@ -15,7 +15,7 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 
 from mypypi.errors import CatalogDown, MyPyPiError
-from mypypi.model import ClaimedJob, Job
+from mypypi.job import ClaimedJob, Job
 from mypypi.worker.jobs import SWEEP
 
 if TYPE_CHECKING:

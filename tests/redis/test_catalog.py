@@ -26,7 +26,7 @@ from zope.interface.verify import verifyObject
 
 from mypypi.errors import CatalogDown
 from mypypi.interfaces import ICatalog
-from mypypi.model import Form, Page, PageId, Pause
+from mypypi.model import Form, Page, PageId, Pause, Refusal
 from mypypi.redis.catalog import RedisCatalog
 from mypypi.redis.client import RedisClient
 from mypypi.settings.types import RedisUrl
@@ -102,7 +102,7 @@ class CatalogPromises:
 
     async def test_missing_page_differs_from_an_unknown_one(self) -> None:
         """A 404 from upstream is kept as a missing page, until the page appears."""
-        missing = Page(PAGE.id, checked_at=1.0, version="none", missing=True)
+        missing = Page(PAGE.id, checked_at=1.0, version="none", refusal=Refusal(404))
         await self.catalog.put_page(missing, ())
         assert missing == await self.catalog.get_page(PAGE.id)
         await self.catalog.put_page(PAGE, ())
@@ -203,7 +203,7 @@ class CatalogPromises:
         """
         now = self.clock.seconds()
         assert await self.catalog.pause("https://index.example:443") is None
-        for pause in (Pause(now + 1.5, "upstream answered 500"), Pause(now + 30, "it sends nonsense", 7, broken=True)):
+        for pause in (Pause(now + 1.5, "upstream answered 500"), Pause(now + 30, "it sends nonsense", 7, 502)):
             await self.catalog.put_pause("https://index.example:443", pause)
             assert await self.catalog.pause("https://index.example:443") == pause
         self.clock.advance(200)
@@ -231,7 +231,7 @@ class MemoryCatalogTests(CatalogPromises, TestCase):
 
         So names that clients no longer request take no space.
         """
-        await self.catalog.put_page(Page(PAGE.id, checked_at=1.0, version="none", missing=True), ())
+        await self.catalog.put_page(Page(PAGE.id, checked_at=1.0, version="none", refusal=Refusal(404)), ())
         self.clock.advance(DAY / 2)
         await self.catalog.touch_page(PAGE.id, "none", 2.0)
         self.clock.advance(DAY - 1)
@@ -265,7 +265,7 @@ class RedisCatalogTests(CatalogPromises, TestCase):
 
     async def test_missing_page_expires_after_a_day(self) -> None:
         """A missing page expires a day after its last confirmation; other pages never expire."""
-        await self.catalog.put_page(Page(PAGE.id, checked_at=1.0, version="none", missing=True), ())
+        await self.catalog.put_page(Page(PAGE.id, checked_at=1.0, version="none", refusal=Refusal(404)), ())
         key = "test:page:pypi:project/requests"
         assert DAY - 60 < await self.client.call("TTL", key) <= DAY
         await self.client.call("EXPIRE", key, 100)

@@ -11,7 +11,7 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, eventAsText, global
 from twisted.trial.unittest import SynchronousTestCase
 
 from mypypi.errors import CatalogDown, StorageDown
-from mypypi.model import ClaimedJob, DeadJob, Job, QueueState
+from mypypi.job import ClaimedJob, DeadJob, Job, QueueState
 from mypypi.redis.queue import CLAIM_MS, MOST_TRIES
 from mypypi.worker.jobs import Jobs
 from mypypi.worker.worker import Worker

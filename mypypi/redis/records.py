@@ -1,0 +1,98 @@
+"""The records that the catalog keeps in Redis: how pages, stored files and leases are written, and read again.
+
+Knows JSON. Must never know Redis, or when a record is written.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from attrs import frozen
+
+from mypypi.model import Form, Page, PageId, Refusal
+
+_NOT_FOUND = 404
+
+
+@frozen
+class Stamp:
+    """What is read of a page to see whether the one in memory is still the last one."""
+
+    version: str
+    checked_at: float
+
+
+@frozen
+class _FormMeta:
+    name: str
+    media_type: str
+    etag: str
+    size: int
+    based: bool
+
+
+@frozen
+class _Meta:
+    """The record of a page, without its stamp and its forms' bytes."""
+
+    upstream_etag: str
+    upstream_modified: str
+    modified: str
+    source: str
+    missing: bool
+    forms: tuple[_FormMeta, ...]
+    refusal: tuple[int, str] | None = None
+
+
+@frozen
+class Stored:
+    """The record of a file in remote storage."""
+
+    size: int
+    digest: str
+
+
+@frozen
+class Lease:
+    """The record of a lease. Its expiry is that of its Redis key."""
+
+    owner: str
+    about: str
+
+
+def encode_page(page: Page) -> list[str | bytes]:
+    """Return the fields of a page's hash, and their values."""
+    forms = tuple(_FormMeta(name, f.media_type, f.etag, f.size, f.based) for name, f in page.forms.items())
+    refusal = None if page.refusal is None else (page.refusal.status, page.refusal.reason)
+    meta = _Meta(page.upstream_etag, page.upstream_modified, page.modified, page.source, page.missing, forms, refusal)
+    stamp = Stamp(page.version, page.checked_at)
+    fields: list[str | bytes] = ["stamp", msgspec.json.encode(stamp), "meta", msgspec.json.encode(meta)]
+    for name, form in page.forms.items():
+        fields += [f"form:{name}", form.body]
+    return fields
+
+
+def decode_page(page: PageId, fields: dict[bytes, bytes]) -> Page:
+    """Parse the fields that `encode_page` writes. Raises KeyError or MsgspecError if they are malformed."""
+    stamp = msgspec.json.decode(fields[b"stamp"], type=Stamp)
+    meta = msgspec.json.decode(fields[b"meta"], type=_Meta)
+    return Page(
+        id=page,
+        checked_at=stamp.checked_at,
+        forms={
+            form.name: Form(form.media_type, form.etag, form.size, fields[f"form:{form.name}".encode()], form.based)
+            for form in meta.forms
+        },
+        upstream_etag=meta.upstream_etag,
+        upstream_modified=meta.upstream_modified,
+        modified=meta.modified,
+        source=meta.source,
+        version=stamp.version,
+        refusal=_refusal(meta),
+    )
+
+
+def _refusal(meta: _Meta) -> Refusal | None:
+    """Return the page's refusal. Records of earlier versions know missing pages only."""
+    if meta.refusal is not None:
+        return Refusal(*meta.refusal)
+    return Refusal(_NOT_FOUND) if meta.missing else None
