@@ -48,20 +48,23 @@ class UpstreamDown(TemporarilyUnavailable):
     """
     Upstream can't be reached, timed out, or answered 429 or 5xx.
 
-    The status is 503 rather than 502 or 504, since all clients but one retry after a 503.
+    The status is 503 rather than 502 or 504, since all clients but one retry after a 503. `told`: the seconds of
+    upstream's Retry-After, None if it sent none.
     """
+
+    told: float | None = None
 
 
 class UpstreamUnreachable(UpstreamDown):
-    """
-    Upstream sent no byte of a response.
+    """Upstream can't be connected to, or sent no byte of a response."""
 
-    Unlike an error status, this concerns the whole origin: other requests to it are likely to fail too.
-    """
+
+class UpstreamTimedOut(UpstreamUnreachable):
+    """Upstream sent no byte of a response within the time-out."""
 
 
 class UpstreamPaused(UpstreamDown):
-    """No request was sent: upstream is in back-off after failures or a Retry-After."""
+    """No request was sent: its origin or its kind is held back after failures or a Retry-After."""
 
 
 class UpstreamBusy(UpstreamDown):
@@ -78,8 +81,17 @@ class BadUpstreamResponse(MyPyPiError):
     status = 502
 
 
-class UpstreamRefused(BadUpstreamResponse):
-    """Upstream rejected the configured credentials (401, 403, 407)."""
+class UpstreamRefused(MyPyPiError):
+    """
+    Upstream refuses this page or file, and says so with `upstream_status`.
+
+    `status` is the one for clients. `mypypi.upstream.refusals` has the table of both.
+    """
+
+    def __init__(self, message: str, status: int = 403, upstream_status: int = 403) -> None:
+        super().__init__(message)
+        self.status = status
+        self.upstream_status = upstream_status
 
 
 class DigestMismatch(BadUpstreamResponse):
@@ -132,11 +144,22 @@ def storage_error(error: OSError, what: str) -> StorageDown:
     return kind(f"{what}: {error.strerror}")
 
 
-def error_from(name: str, message: str, retry_after: int | None) -> MyPyPiError:
+def error_from(name: str, message: str, retry_after: int | None = None, status: int = 502) -> MyPyPiError:
     """Rebuild an error of another process. An unknown class name gives BadUpstreamResponse."""
     kind = globals().get(name)
     if not (isinstance(kind, type) and issubclass(kind, MyPyPiError)):
         kind = BadUpstreamResponse
     if issubclass(kind, TemporarilyUnavailable) and retry_after is not None:
         return kind(message, retry_after)
+    if issubclass(kind, UpstreamRefused):
+        return kind(message, status, status)
     return kind(message)
+
+
+def upstream_error(status: int, message: str, retry_after: int = 5) -> MyPyPiError:
+    """Return the error for a failure of upstream that clients are told of with this status."""
+    if status == TemporarilyUnavailable.status:
+        return UpstreamDown(message, retry_after)
+    if status == BadUpstreamResponse.status:
+        return BadUpstreamResponse(message)
+    return NotFound(message) if status == NotFound.status else UpstreamRefused(message, status, status)

@@ -50,7 +50,7 @@ UPSTREAM_REFUSED = Counter("mypypi_upstream_refused", "Requests to upstream refu
 BREAKER_OPEN = Gauge(
     "mypypi_breaker_open",
     "Whether requests to an upstream are paused because it fails",
-    ["host"],
+    ["host", "kind"],
     multiprocess_mode="livemax",
 )
 

@@ -5,17 +5,15 @@ Knows Twisted's agents. Must never know what is requested, or from which host.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from attrs import define
-from twisted.internet.defer import Deferred
+from attrs import define, field, frozen
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IConsumer
 from twisted.web.client import HTTPConnectionPool, _HTTP11ClientFactory
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IAgent, IResponse
+from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
-
-if TYPE_CHECKING:
-    from twisted.internet.interfaces import IBodyProducer  # type: ignore[attr-defined]
 
 #: The header that hides a response's Content-Encoding from treq, which would decode the body.
 RAW_ENCODING = "X-Raw-Content-Encoding"
@@ -55,6 +53,38 @@ class RawEncodingAgent:
         return self.agent.request(method, uri, headers, bodyProducer).addCallback(hide)
 
 
+@implementer(IBodyProducer)
+@frozen
+class Content:
+    """
+    The content of a request, written at once.
+
+    treq would write it in later turns of the reactor. A connection that is closed meanwhile would not tell whether a
+    byte of the answer had come.
+    """
+
+    content: bytes = field(repr=False)
+
+    @property
+    def length(self) -> int:
+        """See `IBodyProducer.length`."""
+        return len(self.content)
+
+    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
+        """See `IBodyProducer.startProducing`."""
+        consumer.write(self.content)
+        return succeed(None)
+
+    def pauseProducing(self) -> None:
+        """See `IBodyProducer.pauseProducing`."""
+
+    def resumeProducing(self) -> None:
+        """See `IBodyProducer.resumeProducing`."""
+
+    def stopProducing(self) -> None:
+        """See `IBodyProducer.stopProducing`."""
+
+
 class _QuietFactory(_HTTP11ClientFactory):
     """Does not log its start and stop, which happen once per connection."""
 
@@ -66,7 +96,12 @@ class _QuietPool(HTTPConnectionPool):
 
 
 def connection_pool(reactor: Any, most: int) -> HTTPConnectionPool:
-    """Return a pool of up to `most` persistent connections per host."""
+    """
+    Return a pool of up to `most` persistent connections per host.
+
+    It does not send requests again by itself: the requester does, for all methods.
+    """
     pool = _QuietPool(reactor)
+    pool.retryAutomatically = False
     pool.maxPersistentPerHost = most
     return pool

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 from cachetools import LRUCache
+from twisted.internet.task import deferLater
 
 from mypypi.errors import CatalogDown
 from mypypi.model import Pause
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 
 #: Seconds of the first pause and of the longest one. Each pause is twice as long as the one before.
 _FIRST, _LONGEST = 1.0, 60.0
+#: Pauses that are twice as long as the one before. The power of thousands of failures would be no float any more.
+_DOUBLINGS = 10
+#: Seconds of a pause that a request waits for, where nothing else can be served. Clients that try again at once would
+#: meet the same pause.
+PATIENCE = 2.0
 #: Seconds between two reads of the catalog for one name.
 _CATALOG_INTERVAL = 1.0
 #: Names that are remembered in this process; with more of them, the catalog is read more often.
@@ -71,19 +77,33 @@ class Backoff:
                 self._known[name] = _KnownPause(pause, now)
         return self.last_known(name)
 
-    async def begin(self, name: str, why: str, *, seconds: float | None = None, broken: bool = False) -> Pause:
+    async def wait_out(self, name: str, *, patient: bool = True) -> Pause | None:
         """
-        Begin a pause after a failure.
+        Wait for the end of a pause, if it is at most `PATIENCE` seconds away.
 
-        It lasts `seconds`, or else twice as long as the pause before. `broken`: upstream answered, but with something
-        that can't be used.
+        Returns the pause if it is longer, or if the caller is not `patient`.
+        """
+        pause = await self.read(name)
+        remaining = self.remaining(name)
+        if pause is None or not remaining:
+            return None
+        if not patient or remaining > PATIENCE:
+            return pause
+        await deferLater(self._clock, remaining)
+        return None
+
+    async def begin(self, name: str, why: str, *, seconds: float | None = None, status: int = 503) -> Pause:
+        """
+        Begin a pause after a failure, of which clients are told with this `status`.
+
+        It lasts `seconds`, or else twice as long as the pause before.
         """
         before = self.last_known(name)
         failures = before.failures + 1 if before is not None else 1
         length = seconds
         if length is None:
-            length = min(_LONGEST, _FIRST * 2 ** (failures - 1)) * random.uniform(0.75, 1.25)  # noqa: S311
-        pause = Pause(self._clock.seconds() + length, why, failures, broken)
+            length = min(_LONGEST, _FIRST * 2 ** min(failures - 1, _DOUBLINGS)) * random.uniform(0.75, 1.25)  # noqa: S311
+        pause = Pause(self._clock.seconds() + length, why, failures, status)
         self._remember(name, pause)
         with suppress(CatalogDown):
             await self._catalog.put_pause(name, pause)

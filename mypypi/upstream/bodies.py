@@ -5,7 +5,6 @@ Knows Twisted's body protocols, lengths and idle limits. Must never know what wa
 
 from __future__ import annotations
 
-import zlib
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -36,29 +35,24 @@ class BodyCollector(Protocol):
     """
     Collects a body of at most `largest` bytes.
 
-    The body is decoded if it is `gzipped`. Collecting fails after `timeout` seconds without a byte. `done` fires with
-    the body; it fails with UpstreamDown or BadUpstreamResponse.
+    Collecting fails after `timeout` seconds without a byte. `done` fires with the body as it came; it fails with
+    UpstreamDown or BadUpstreamResponse. The end of an `encoded` body is checked by its decoder.
     """
 
-    def __init__(self, clock: Any, timeout: float, largest: int, *, gzipped: bool) -> None:
+    def __init__(self, clock: Any, timeout: float, largest: int, *, encoded: bool) -> None:
         self.done: Deferred[bytes] = Deferred(lambda _: self._fail(UpstreamDown("the request was cancelled")))
         self._chunks: list[bytes] = []
         self._size = 0
         self._error: Exception | None = None
         self._timeout = timeout
         self._largest = largest
-        self._decoder = _GzipDecoder() if gzipped else None
+        self._encoded = encoded
         self._idle_timer = clock.callLater(timeout, self._stalled)
 
     def dataReceived(self, data: bytes) -> None:
         if self._idle_timer.active():
             self._idle_timer.reset(self._timeout)
         if self._error is not None:
-            return
-        try:
-            data = data if self._decoder is None else self._decoder.decode(data)
-        except zlib.error:
-            self._fail(BadUpstreamResponse("upstream sent a page in a damaged gzip"))
             return
         self._chunks.append(data)
         self._size += len(data)
@@ -73,10 +67,10 @@ class BodyCollector(Protocol):
         content = b"".join(self._chunks)
         if self._error is not None:
             self.done.errback(self._error)
-        elif not reason.check(ResponseDone) and not (reason.check(PotentialDataLoss) and _looks_complete(content)):
+        elif not reason.check(ResponseDone) and not (
+            reason.check(PotentialDataLoss) and (self._encoded or _looks_complete(content))
+        ):
             self.done.errback(UpstreamDown("upstream closed the connection in the middle of a page"))
-        elif self._decoder is not None and not self._decoder.is_complete:
-            self.done.errback(BadUpstreamResponse("upstream sent a page in a gzip that ends early"))
         else:
             self.done.callback(content)
 
@@ -124,23 +118,3 @@ class DiscardedBody(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self._timer.active():
             self._timer.cancel()
-
-
-class _GzipDecoder:
-    """Decodes gzip (RFC 1952). Its checksum and its end tell whether it is complete."""
-
-    def __init__(self) -> None:
-        self._decoder = zlib.decompressobj(wbits=31)
-
-    def decode(self, data: bytes) -> bytes:
-        """Return the decoded bytes. Raises zlib.error."""
-        decoded = self._decoder.decompress(data)
-        while self._decoder.unused_data:  # another member
-            data, self._decoder = self._decoder.unused_data, zlib.decompressobj(wbits=31)
-            decoded += self._decoder.decompress(data)
-        return decoded
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the end of the gzip was reached."""
-        return self._decoder.eof

@@ -1,7 +1,8 @@
-"""Circuit breaker: pauses requests to origins that fail.
+"""Circuit breaker: holds back requests that upstream can't take now.
 
-It opens after repeated failures, or for as long as a Retry-After says. Knows origins (scheme, host, port), and how
-requests to them ended. Must never know what was requested, or how.
+These are requests to an origin that can't be reached, and requests of a kind that it refuses. What one URL was answered
+says nothing about others: those who ask for a URL remember its failures by themselves. Knows origins, kinds, and how
+requests ended. Must never know what was requested, or how.
 """
 
 from __future__ import annotations
@@ -11,41 +12,73 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from attrs import frozen
-from twisted.internet.interfaces import IDelayedCall
+from attrs import define, field, frozen
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from mypypi.errors import CatalogDown, UpstreamPaused
-from mypypi.observability import metrics
+from mypypi.upstream.backoff import PATIENCE
+from mypypi.upstream.pause_gauge import PauseGauge
 
 if TYPE_CHECKING:
     from mypypi.interfaces import ICatalog
     from mypypi.model import Pause
     from mypypi.upstream.backoff import Backoff
 
-#: Failures in a row after which the breaker opens.
-_FAILURES = 5
+#: Requests in a row that got no connection, after which their origin is held back.
+_CONNECTION_FAILURES = 5
+#: URLs that wait in vain while the origin answers none, after which it is held back.
+_SILENT_URLS = 3
+#: Different URLs of a kind that were answered 429 or 503, without a success, within so many seconds: the kind is held
+#: back then.
+_REFUSED_URLS, _REFUSED_SECONDS = 5, 10.0
+#: Statuses that ask for fewer requests, and the first one that says that upstream failed.
+_THROTTLING, _SERVER_ERROR = (429, 503), 500
+#: Seconds between two tries of a request that waits for the end of a trial.
+_TRIAL_INTERVAL = 0.1
+#: Origins that this process remembers; pages may list files on any number of them.
+_MOST_ORIGINS = 1000
+#: The kind that stands for all requests to an origin, in the metrics.
+_ALL = "all"
 
 
-@frozen
+@frozen(eq=False)
 class Permit:
     """
-    Permission for one request to an origin.
+    Permission for one request. The caller reports how the request ended.
 
-    The caller reports how the request ended. After a pause only one request is sent, the `trial`, until it is answered.
+    After a pause of its origin only one request is sent as a `trial`, until it is answered.
     """
 
     origin: str
+    kind: str
+    url: str
+    since: float
     trial: bool = False
+
+
+@define
+class _Origin:
+    """What this process has seen of an origin lately."""
+
+    answered_at: float = float("-inf")
+    waiting: set[Permit] = field(factory=set)
+    failed_urls: list[str] = field(factory=list)
+    #: URLs that got no answer in time, since the last answer to any URL.
+    silent_urls: set[str] = field(factory=set)
+    #: By kind and URL: when it was answered 429 or 503, and until when its Retry-After lasts.
+    refused: dict[str, dict[str, tuple[float, float]]] = field(factory=dict)
 
 
 class Breaker:
     """
-    Decides which origins may be asked. All processes of a fleet share its pauses, and see a new one within a second.
+    Decides which requests may be sent. All processes of a fleet share its pauses, and see a new one within a second.
 
-    While the breaker is closed, requests are sent. After some failures in a row it opens for a pause, which grows each
-    time. After the pause, one request of the whole fleet is sent as a trial, for which `owner` holds a lease of
-    `seconds`. The trial closes the breaker or begins the next pause.
+    An origin is held back when connections to it fail, or when it answers nothing for the length of the time-out while
+    several URLs wait. After the pause, one request of the whole fleet is sent as a trial, for which `owner` holds a
+    lease of `seconds`. The trial ends the pause or begins the next one. If its URL got no answer before, a request for
+    another URL may become the trial in its place. A kind of request is held back when five different URLs of it were
+    answered 429 or 503 within ten seconds. Pauses grow, unless a Retry-After tells their length.
     """
 
     log = Logger()
@@ -56,116 +89,210 @@ class Breaker:
         self._owner = owner
         self._clock = clock
         self._lease_seconds = seconds
-        self._failures: dict[str, int] = {}
-        self._trials: set[str] = set()
-        self._metric_timers: dict[str, IDelayedCall] = {}
+        self._origins: dict[str, _Origin] = {}
+        self._trials: dict[str, Permit] = {}
+        self._gauge = PauseGauge(clock)
 
-    def remaining(self, url: str) -> float:
-        """Return the seconds left of a pause of this origin. Only what this process knows counts."""
-        return self._backoff.remaining(origin_of(url))
-
-    async def check(self, url: str) -> None:
-        """Raise UpstreamPaused with the reason while this URL's origin is paused."""
+    def remaining(self, url: str, kind: str) -> float:
+        """Return the seconds for which such requests are held back. Only what this process knows counts."""
         origin = origin_of(url)
-        pause = await self._backoff.read(origin)
-        if pause is not None and pause.until > self._clock.seconds():
-            raise self._paused(pause)
+        return max(self._backoff.remaining(origin), self._backoff.remaining(_kind_name(origin, kind)))
 
-    async def acquire(self, url: str) -> Permit:
+    def is_silent(self, url: str, seconds: float) -> bool:
+        """Whether a request waits for longer than this, and the origin has answered no other one since it was sent."""
+        origin = self._origins.get(origin_of(url))
+        if origin is None or not origin.waiting:
+            return False
+        latest = self._clock.seconds() - seconds
+        return any(origin.answered_at < permit.since <= latest for permit in origin.waiting)
+
+    async def check(self, url: str, kind: str) -> None:
+        """Raise UpstreamPaused with the reason while such requests are held back."""
+        now = self._clock.seconds()
+        for name in (origin_of(url), _kind_name(origin_of(url), kind)):
+            pause = await self._backoff.read(name)
+            if pause is not None and pause.until > now:
+                raise self._paused(pause)
+
+    async def acquire(self, url: str, kind: str, *, patient: bool = False) -> Permit:
         """
-        Return a permit for a request to this URL.
+        Return a permit for a request of this kind to this URL.
 
-        Raises UpstreamPaused with the reason and the seconds until a retry.
+        A `patient` request waits up to `PATIENCE` seconds for the end of a pause and of a trial. Raises UpstreamPaused
+        with the reason and the seconds until a retry.
         """
-        origin = origin_of(url)
-        pause = await self._backoff.read(origin)
-        if pause is None:
-            return Permit(origin)
-        if pause.until > self._clock.seconds():
-            self._set_metric(origin, pause)
-            raise self._paused(pause)
-        if origin in self._trials:
-            raise self._paused(pause)
-        self._trials.add(origin)
-        if not await self._take_trial_lease(origin):
-            self._trials.discard(origin)
-            raise self._paused(pause)
-        return Permit(origin, trial=True)
+        until = self._clock.seconds() + (PATIENCE if patient else 0.0)
+        while True:
+            try:
+                return await self._try_to_acquire(url, kind)
+            except UpstreamPaused:
+                wait = max(self.remaining(url, kind), _TRIAL_INTERVAL)
+                if self._clock.seconds() + wait > until:
+                    raise
+            await deferLater(self._clock, wait)
 
-    async def succeeded(self, permit: Permit) -> None:
-        """Report that upstream answered; a 404 is an answer, too."""
-        self._failures.pop(permit.origin, None)
-        if permit.trial:
-            await self._backoff.end(permit.origin)
-            self._clear_metric(permit.origin)
-            self.log.info("requests to {origin} are resumed", origin=permit.origin)
+    async def _try_to_acquire(self, url: str, kind: str) -> Permit:
+        """Return a permit, or raise UpstreamPaused at once."""
+        origin, now = origin_of(url), self._clock.seconds()
+        kind_pause = await self._backoff.read(_kind_name(origin, kind))
+        if kind_pause is not None and kind_pause.until > now:
+            self._gauge.set(origin, kind, kind_pause)
+            raise self._paused(kind_pause)
+        pause = await self._backoff.read(origin)
+        if pause is not None and pause.until <= now and origin not in self._trials:
+            pause = await self._backoff.read(origin, anew=True)  # another process may have just ended it
+        permit = Permit(origin, kind, url, self._clock.seconds(), trial=pause is not None)
+        if pause is not None:
+            if pause.until > now:
+                self._gauge.set(origin, _ALL, pause)
+                raise self._paused(pause)
+            if not await self._begin_trial(permit):
+                raise self._paused(pause)
+        self._origins.setdefault(origin, _Origin()).waiting.add(permit)
+        return permit
+
+    async def answered(self, permit: Permit, status: int, retry_after: float | None = None) -> None:
+        """
+        Report the status that upstream answered. `retry_after`: the seconds of its Retry-After, if it sent one.
+
+        An answer says that the origin can be reached, whatever the status.
+        """
+        origin = self._origins.setdefault(permit.origin, _Origin())
+        origin.answered_at = self._clock.seconds()
+        origin.failed_urls.clear()
+        origin.silent_urls.clear()
+        try:
+            if status in _THROTTLING:
+                await self._note_refusal(permit, origin, status, retry_after)
+            elif status < _SERVER_ERROR:
+                await self._note_success(permit, origin)
+            if permit.trial and self._backoff.last_known(permit.origin) is not None:
+                await self._backoff.end(permit.origin)
+                self._gauge.clear(permit.origin, _ALL)
+                self.log.info("requests to {origin} are resumed", origin=permit.origin)
+        finally:
             await self.release(permit)
 
-    async def failed(self, permit: Permit, why: str, retry_after: float | None = None) -> None:
+    async def not_connected(self, permit: Permit, why: str, *, refused: bool) -> None:
         """
-        Report a request that got no answer, or an error.
+        Report that no connection could be made, or that it was closed before an answer.
 
-        `retry_after`: the seconds of upstream's Retry-After, if it sent one.
+        `refused`: there was no connection at all. One that is closed may be this URL's fault, so it counts once for
+        each URL.
         """
-        origin, before = permit.origin, self._backoff.last_known(permit.origin)
-        if before is None:
-            self._failures[origin] = self._failures.get(origin, 0) + 1
-        # A request that was sent before the pause and fails during it does not lengthen the pause.
-        if (
-            permit.trial
-            or self._failures.get(origin, 0) >= _FAILURES
-            or (retry_after or 0) > self._backoff.remaining(origin)
-        ):
-            self._failures.pop(origin, None)
-            pause = await self._backoff.begin(origin, why, seconds=retry_after)
-            self._set_metric(origin, pause)
-            if before is None:
-                seconds = max(1, round(pause.until - self._clock.seconds()))
-                self.log.warn(
-                    "requests to {origin} are paused for {seconds} s: {why}", origin=origin, seconds=seconds, why=why
-                )
-        await self.release(permit)
+        origin = self._origins.setdefault(permit.origin, _Origin())
+        if refused or permit.url not in origin.failed_urls:
+            origin.failed_urls.append(permit.url)
+        try:
+            if self._is_trial(permit) or len(origin.failed_urls) >= _CONNECTION_FAILURES:
+                origin.failed_urls.clear()
+                await self._hold_back(permit, why)
+        finally:
+            await self.release(permit)
+
+    async def timed_out(self, permit: Permit, why: str) -> None:
+        """
+        Report that no answer came within the time-out.
+
+        URLs that wait for less than half as long say nothing about the origin yet.
+        """
+        origin, now = self._origins.setdefault(permit.origin, _Origin()), self._clock.seconds()
+        is_silent = origin.answered_at < permit.since
+        if is_silent:
+            origin.silent_urls.add(permit.url)
+        half = (permit.since + now) / 2
+        waiting = {each.url for each in origin.waiting if each.since <= half}
+        try:
+            if self._is_trial(permit) or (is_silent and len(origin.silent_urls | waiting) >= _SILENT_URLS):
+                await self._hold_back(permit, why)
+        finally:
+            await self.release(permit)
 
     async def release(self, permit: Permit) -> None:
         """
-        End a trial, so that another request may start one.
+        End a request, so that another one may be the trial.
 
         Called by itself, it reports that the request ended without an outcome.
         """
-        if permit.trial:
-            self._trials.discard(permit.origin)
+        origin = self._origins.get(permit.origin)
+        if origin is not None:
+            origin.waiting.discard(permit)
+            if len(self._origins) > _MOST_ORIGINS and not origin.waiting:
+                del self._origins[permit.origin]
+        if self._is_trial(permit):
+            del self._trials[permit.origin]
             with suppress(CatalogDown):
                 await self._catalog.release_lease(f"trial:{permit.origin}", self._owner)
 
-    async def _take_trial_lease(self, origin: str) -> bool:
+    async def _note_refusal(self, permit: Permit, origin: _Origin, status: int, retry_after: float | None) -> None:
+        """Hold the kind back once enough different URLs of it were refused. The longest Retry-After counts."""
+        now, seconds = self._clock.seconds(), retry_after or 0.0
+        left = self._backoff.remaining(_kind_name(permit.origin, permit.kind))
+        if left:  # the request was sent before the pause
+            if seconds >= left + 1:
+                await self._hold_kind_back(permit, status, seconds)
+            return
+        refused = origin.refused.setdefault(permit.kind, {})
+        refused[permit.url] = now, now + seconds
+        for url in [url for url, (at, _) in refused.items() if now - at > _REFUSED_SECONDS]:
+            del refused[url]
+        if len(refused) >= _REFUSED_URLS:
+            del origin.refused[permit.kind]
+            await self._hold_kind_back(permit, status, max(until for _, until in refused.values()) - now)
+
+    async def _note_success(self, permit: Permit, origin: _Origin) -> None:
+        """Forget the refusals of this kind. A request that was sent before a pause does not end it."""
+        name = _kind_name(permit.origin, permit.kind)
+        origin.refused.pop(permit.kind, None)
+        if not self._backoff.remaining(name):
+            await self._backoff.end(name)
+
+    async def _hold_kind_back(self, permit: Permit, status: int, seconds: float) -> None:
+        why = f"upstream answered {status} to several {permit.kind} requests"
+        pause = await self._backoff.begin(_kind_name(permit.origin, permit.kind), why, seconds=seconds or None)
+        self._gauge.set(permit.origin, permit.kind, pause)
+        self._log_pause(f"{permit.kind} requests to {permit.origin}", pause)
+
+    async def _hold_back(self, permit: Permit, why: str) -> None:
+        before = self._backoff.last_known(permit.origin)
+        if before is not None and not self._is_trial(permit):
+            return  # a request that was sent before the pause does not lengthen it
+        pause = await self._backoff.begin(permit.origin, why)
+        self._gauge.set(permit.origin, _ALL, pause)
+        if before is None:
+            self._log_pause(f"requests to {permit.origin}", pause)
+
+    def _log_pause(self, subject: str, pause: Pause) -> None:
+        seconds = max(1, round(pause.until - self._clock.seconds()))
+        self.log.warn("{subject} are paused for {seconds} s: {why}", subject=subject, seconds=seconds, why=pause.why)
+
+    def _is_trial(self, permit: Permit) -> bool:
+        """Whether this is the trial of its origin, and none has taken its place."""
+        return self._trials.get(permit.origin) is permit
+
+    async def _begin_trial(self, permit: Permit) -> bool:
+        """Make this request the trial of its origin, unless there is one, here or in another process."""
+        running, origin = self._trials.get(permit.origin), self._origins.get(permit.origin)
+        silent = set() if origin is None else origin.silent_urls
+        if running is not None and (running.url not in silent or permit.url in silent):
+            return False
+        self._trials[permit.origin] = permit
         try:
-            return await self._catalog.take_lease(f"trial:{origin}", self._owner, self._lease_seconds) is None
+            held = await self._catalog.take_lease(f"trial:{permit.origin}", self._owner, self._lease_seconds)
         except CatalogDown:
             return True
+        except BaseException:
+            await self.release(permit)
+            raise
+        if held is not None and self._is_trial(permit):
+            del self._trials[permit.origin]
+        return held is None
 
     def _paused(self, pause: Pause) -> UpstreamPaused:
         left = max(1, math.ceil(pause.until - self._clock.seconds()))
         return UpstreamPaused(
             f"requests to upstream are paused for another {left} s, because it failed: {pause.why}", left
         )
-
-    def _set_metric(self, origin: str, pause: Pause) -> None:
-        """
-        Set the metric until the pause ends.
-
-        A timer clears it, since this process may send no request that would see the end of the pause.
-        """
-        left = pause.until - self._clock.seconds()
-        if left > 0:
-            self._clear_metric(origin)
-            self._metric_timers[origin] = self._clock.callLater(left, self._clear_metric, origin)
-            metrics.BREAKER_OPEN.labels(_host(origin)).set(1)
-
-    def _clear_metric(self, origin: str) -> None:
-        timer = self._metric_timers.pop(origin, None)
-        if timer is not None and timer.active():
-            timer.cancel()
-        metrics.BREAKER_OPEN.labels(_host(origin)).set(0)
 
 
 def origin_of(url: str) -> str:
@@ -177,5 +304,6 @@ def origin_of(url: str) -> str:
     return ""
 
 
-def _host(origin: str) -> str:
-    return urlsplit(origin).hostname or ""
+def _kind_name(origin: str, kind: str) -> str:
+    """The name of a kind's pause."""
+    return f"{origin} {kind}"

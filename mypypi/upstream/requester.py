@@ -7,24 +7,28 @@ ended. Knows treq and the breaker. Must never know what is requested, or what a 
 from __future__ import annotations
 
 import random
+from base64 import b64encode
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
+from OpenSSL import SSL
 from treq.client import HTTPClient
-from twisted.internet.defer import CancelledError
-from twisted.internet.error import ConnectionClosed
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectError, ConnectingCancelledError, ConnectionClosed, DNSLookupError
 from twisted.internet.error import ConnectionRefusedError as Refused
+from twisted.internet.error import TimeoutError as ConnectTimedOut
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
-from twisted.web.client import Agent, HTTPConnectionPool
+from twisted.web._newclient import RequestNotSent
+from twisted.web.client import Agent, HTTPConnectionPool, RequestTransmissionFailed, ResponseNeverReceived
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IResponse
 
 from mypypi import __version__
-from mypypi.errors import UpstreamDown, UpstreamUnreachable
+from mypypi.errors import UpstreamDown, UpstreamTimedOut, UpstreamUnreachable
 from mypypi.observability import metrics
-from mypypi.upstream.agent import RawEncodingAgent, connection_pool
+from mypypi.upstream.agent import Content, RawEncodingAgent, connection_pool
 from mypypi.upstream.bodies import DiscardedBody
 from mypypi.upstream.breaker import origin_of
 from mypypi.upstream.responses import first_value, retry_after
@@ -39,6 +43,13 @@ RETRIES = (0.2, 0.6)
 _FAST = 1.0
 #: Statuses of an intermediary whose backend is being restarted (RFC 9110, sections 15.6.3 to 15.6.5).
 _RETRIED_STATUSES = (502, 503, 504)
+#: Errors of a request whose connection ended before a byte of the answer came, for example because TLS failed.
+_UNANSWERED = (RequestNotSent, RequestTransmissionFailed, ResponseNeverReceived)
+#: Errors that say that the origin can't be reached, besides a connection that is closed within the head of an answer.
+_NOT_CONNECTED = (ConnectError, ConnectingCancelledError, DNSLookupError, *_UNANSWERED)
+#: Kinds of requests that are passed on to upstream for a client, and not retried.
+_PASSED_ON = ("search", "audit")
+_CODINGS = ("gzip", "identity")
 
 
 @frozen
@@ -54,23 +65,28 @@ class Request:
     """
     One HTTP request to upstream.
 
-    `kind` is page, file or other, and a label of the metrics. A `file` is requested with identity encoding, all else
-    with gzip. Requests of kind `other` are not retried.
+    `kind` is page, file, keys, attestations, search or audit. Requests of one kind share places and are held back
+    together; it is a label of the metrics. `encoding` is the one content coding that is accepted, gzip or identity. A
+    `patient` request waits for the end of a short pause.
     """
 
     kind: str
     url: str
     headers: dict[str, str] = field(repr=False)
+    encoding: str = "gzip"
     method: str = "GET"
     content: bytes | None = field(default=None, repr=False)
+    patient: bool = False
 
 
 class Requester:
     """
     Sends requests. `timeout` (seconds) bounds connecting and waiting for a response head.
 
-    `credentials` are sent to the origin of `url` and to no other. The `breaker` says which origins may be asked. A page
-    or file request that fails fast is retried after each of `retries` (seconds). With `metered`, requests are counted.
+    `credentials` are sent to the origin of `url` and to no other. The `breaker` says which requests may be sent. A GET
+    that fails fast is retried after each of `retries` (seconds). A request whose connection is closed before a byte of
+    the answer is sent once more on a new connection, whatever its method: all of them only read. With `metered`,
+    requests are counted.
     """
 
     def __init__(
@@ -95,30 +111,44 @@ class Requester:
         self._retries = retries
         self._metered = metered
         self._pool: HTTPConnectionPool | None = None
+        fresh = agent
         if agent is None:
             self._pool = connection_pool(reactor, connections)
             agent = Agent(reactor, connectTimeout=timeout, pool=self._pool)
-        self._gzip = HTTPClient(RawEncodingAgent(agent, "gzip"))
-        self._identity = HTTPClient(RawEncodingAgent(agent, "identity"))
+            fresh = Agent(reactor, connectTimeout=timeout)
+        assert fresh is not None
+        #: By content coding: over kept connections, and over a new one for each request.
+        self._clients = {coding: _client(agent, coding) for coding in _CODINGS}
+        self._fresh_clients = {coding: _client(fresh, coding) for coding in _CODINGS}
 
     def needs_credentials(self, url: str) -> bool:
         """Whether requests to this URL carry credentials. A redirected client would lack them."""
         return self._credentials is not None and origin_of(url) == self._origin
 
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The texts that no message may repeat: the password, and both credentials as HTTP sends them."""
+        if self._credentials is None:
+            return ()
+        pair = f"{self._credentials.username}:{self._credentials.password}"
+        return (self._credentials.password, b64encode(pair.encode()).decode())
+
     async def send(self, request: Request) -> IResponse:
         """
         Send a request and return the response, of any status.
 
-        Raises UpstreamPaused while requests to the origin are paused, UpstreamUnreachable if there is no answer, and
-        UpstreamDown.
+        Raises UpstreamPaused while such requests are held back, UpstreamUnreachable if there is no answer, and
+        UpstreamDown if the request was cancelled.
         """
-        permit = await self._breaker.acquire(request.url) if self._breaker is not None else None
+        permit = None
+        if self._breaker is not None:
+            permit = await self._breaker.acquire(request.url, request.kind, patient=request.patient)
         outcome = "none"
         try:
             response = await self._send_with_retries(request)
             outcome = f"{response.code // 100}xx"
         except UpstreamUnreachable as error:
-            await self._settle(permit, str(error))
+            await self._report_failure(permit, error)
             raise
         except BaseException:
             if self._breaker is not None and permit is not None:
@@ -127,60 +157,79 @@ class Requester:
         finally:
             if self._metered:
                 metrics.UPSTREAM_REQUESTS.labels(request.kind, outcome).inc()
-        failed = response.code == 429 or response.code >= 500  # noqa: PLR2004 - too many requests, server errors
-        has_retry_after = response.code in (429, 503) and bool(first_value(response.headers, "retry-after"))
-        seconds = retry_after(response.headers, self._reactor.seconds()) if has_retry_after else None
-        await self._settle(permit, f"upstream answered {response.code}" if failed else "", seconds)
+        if self._breaker is not None and permit is not None:
+            told = response.code in (429, 503) and bool(first_value(response.headers, "retry-after"))
+            seconds = retry_after(response.headers, self._reactor.seconds()) if told else None
+            try:
+                await self._breaker.answered(permit, response.code, seconds)
+            except BaseException:
+                self.discard(response)
+                raise
         return response
 
     def discard(self, response: IResponse) -> None:
-        """Read and drop a short body. Its connection can then be used again."""
+        """Read a short body to its end, so that its connection can be used again."""
         response.deliverBody(DiscardedBody(self._reactor, self.timeout))
 
     async def stop(self) -> None:
-        """Close the persistent connections."""
+        """Close the connections that are kept open."""
         if self._pool is not None:
             await self._pool.closeCachedConnections()
 
-    async def _settle(self, permit: Permit | None, why: str, seconds: float | None = None) -> None:
-        if self._breaker is not None and permit is not None:
-            if why:
-                await self._breaker.failed(permit, why, seconds)
-            else:
-                await self._breaker.succeeded(permit)
+    async def _report_failure(self, permit: Permit | None, error: UpstreamUnreachable) -> None:
+        """Tell the breaker of a failure, where it says something about the origin."""
+        if self._breaker is None or permit is None:
+            return
+        cause = _cause(error)
+        if isinstance(error, UpstreamTimedOut):
+            await self._breaker.timed_out(permit, str(error))
+        elif isinstance(error.__cause__, _NOT_CONNECTED) or isinstance(cause, ConnectionClosed):
+            await self._breaker.not_connected(permit, str(error), refused=not isinstance(cause, ConnectionClosed))
+        else:  # an invalid URL, or an answer that is not HTTP
+            await self._breaker.release(permit)
 
     async def _send_with_retries(self, request: Request) -> IResponse:
         """
-        Send a request, and retry it after fast failures.
+        Return the response of the last try.
 
-        Requests of kind `other` are not sent again, since they may do harm twice.
+        A GET that failed fast is sent again after a delay. A request that was closed before a byte of the answer is
+        sent again at once, which takes the place of a GET's first retry.
         """
-        for delay in self._retries if request.kind != "other" else ():
+        delays = list(self._retries) if request.method == "GET" and request.kind not in _PASSED_ON else []
+        client, is_resent = self._clients[request.encoding], False
+        while True:
             began = self._reactor.seconds()
             try:
-                response = await self._send_once(request)
+                response = await self._send_once(request, client)
                 if response.code not in _RETRIED_STATUSES or response.headers.hasHeader("retry-after"):
                     return response
-                if self._reactor.seconds() - began >= _FAST:
+                if not delays or self._reactor.seconds() - began >= _FAST:
                     return response
                 self.discard(response)
             except UpstreamUnreachable as error:
-                cause = _cause(error.__cause__ or error)
+                if not is_resent and _is_closed_unanswered(error):
+                    client, is_resent = self._fresh_clients[request.encoding], True
+                    del delays[:1]
+                    continue
                 fast = self._reactor.seconds() - began < _FAST
-                if not fast or not isinstance(cause, (Refused, ConnectionClosed)):
+                if not delays or not fast or not isinstance(_cause(error), (Refused, ConnectionClosed)):
                     raise
-            await deferLater(self._reactor, delay * random.uniform(0.5, 1.5))  # noqa: S311
-        return await self._send_once(request)
+            await deferLater(self._reactor, delays.pop(0) * random.uniform(0.5, 1.5))  # noqa: S311
 
-    async def _send_once(self, request: Request) -> IResponse:
+    async def _send_once(self, request: Request, client: HTTPClient) -> IResponse:
         auth = None
         if self._credentials is not None and self.needs_credentials(request.url):
             auth = (self._credentials.username.encode(), self._credentials.password.encode())
         fields = {"User-Agent": _USER_AGENT, **request.headers}
-        began = self._reactor.seconds()
-        client = self._identity if request.kind == "file" else self._gzip
+        is_cancelled = False
+
+        def cancel(_: object) -> None:
+            nonlocal is_cancelled
+            is_cancelled = True
+            asked.cancel()
+
         try:
-            answer = await client.request(
+            asked = client.request(
                 request.method,
                 request.url,
                 data=request.content or None,
@@ -191,26 +240,44 @@ class Requester:
                 reactor=self._reactor,
                 timeout=self.timeout,
             )
+            waiting: Deferred[Any] = Deferred(cancel)
+            asked.chainDeferred(waiting)
+            answer = await waiting
         except Exception as error:
             cause = _cause(error)
-            if isinstance(cause, CancelledError) and self._reactor.seconds() - began < self.timeout - 0.001:
+            if is_cancelled:  # the error may be any: a name that is not resolved, or a connection that is not made
                 raise UpstreamDown("the request was cancelled") from None
             if isinstance(cause, CancelledError):
-                raise UpstreamUnreachable(f"upstream did not answer within {self.timeout:g} seconds") from None
+                raise UpstreamTimedOut(f"upstream did not answer within {self.timeout:g} seconds") from None
             raise UpstreamUnreachable(f"upstream can't be reached: {_reason(cause)}") from error
         response: IResponse = answer.original
         return response
 
 
+def _client(agent: IAgent, encoding: str) -> HTTPClient:
+    return HTTPClient(RawEncodingAgent(agent, encoding), data_to_body_producer=Content)
+
+
 def _cause(error: BaseException) -> BaseException:
     """Return the error behind a failed request. Twisted wraps it once sending has begun."""
+    if isinstance(error, UpstreamUnreachable):
+        return _cause(error.__cause__) if error.__cause__ is not None else error
     reasons: list[Failure] = getattr(error, "reasons", [])
     return _cause(reasons[0].value) if reasons and reasons[0].value is not None else error
+
+
+def _is_closed_unanswered(error: UpstreamUnreachable) -> bool:
+    """Whether the connection was closed before a byte of the answer came."""
+    return isinstance(error.__cause__, _UNANSWERED) and isinstance(_cause(error), (RequestNotSent, ConnectionClosed))
 
 
 def _reason(error: BaseException) -> str:
     """Describe a failed request, without an address or a secret."""
     if isinstance(error, ConnectionClosed):
         return "it closed the connection"
+    if isinstance(error, (ConnectingCancelledError, ConnectTimedOut)):
+        return "connecting timed out"
+    if isinstance(error, SSL.Error) and error.args and isinstance(error.args[0], list):
+        return f"TLS failed: {', '.join(str(each[-1]) for each in error.args[0])}"
     words = (type(error).__doc__ or type(error).__name__).strip().splitlines()[0]
     return words.rstrip(".").lower()

@@ -41,7 +41,7 @@ class PassedResponse:
     """
     Upstream's response to a request that was passed on.
 
-    The body is decoded. Header names are in lower case.
+    The body keeps its encoding. Header names are in lower case.
     """
 
     status: int

@@ -10,54 +10,19 @@ from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from unittest import mock
 
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.protocol import Protocol, connectionDone
-from twisted.python.failure import Failure
-from twisted.web.client import ResponseDone
+from twisted.internet.defer import CancelledError
 
 from mypypi.errors import BadUpstreamResponse, MyPyPiError, NotFound, UpstreamDown, UpstreamRefused
 from mypypi.model import SourceDocument
-from mypypi.upstream.bodies import BodyCollector
-from mypypi.upstream.client import Upstream
+from mypypi.observability import metrics
+from mypypi.upstream.client import LARGEST_PAGE
 from mypypi.upstream.requester import Credentials
-from mypypi.upstream.responses import FileResponse, PageResponse
-from tests.support.memory import NOW, Exchange, MemoryTestCase, Wire, gzipped, response
+from mypypi.upstream.responses import PageResponse
+from tests.support.memory import NOW, Exchange, gzipped, response
+from tests.upstream.cases import JSON, UpstreamTestCase, cut_in_body
 
-URL = "https://index.example/root"
-JSON = "application/vnd.pypi.simple.v1+json"
+URL = UpstreamTestCase.url
 SECRET = "Basic " + b64encode(b"jane:p\xc3\xa4ss").decode()
-
-
-class UpstreamTestCase(MemoryTestCase):
-    """An upstream behind an in-memory wire, with a clock that the test moves."""
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.wire = Wire(self.clock)
-        self.addCleanup(self.wire.hang_up)
-        self.upstream = self.make_upstream()
-
-    def make_upstream(self, url: str = URL, credentials: Credentials | None = None, concurrency: int = 64) -> Upstream:
-        return Upstream(
-            self.clock,
-            url,
-            credentials=credentials,
-            concurrency=concurrency,
-            timeout=15,
-            agent=self.wire.agent,
-        )
-
-    def page(self, path: str = "/simple/a/", etag: str = "", modified: str = "") -> Deferred[PageResponse]:
-        return self.start(self.upstream.page(path, JSON, etag, modified))
-
-    def file(self, url: str = "https://files.example/a.whl", **headers: str) -> Deferred[FileResponse]:
-        return self.start(self.upstream.file(url, headers))
-
-    def assert_slot_is_free(self, upstream: Upstream) -> None:
-        """Send another request. It is only sent if a slot is free."""
-        before = len(self.wire.exchanges)
-        self.start(upstream.page("/probe", JSON))
-        self.assertEqual(before + 1, len(self.wire.exchanges))
 
 
 class PageTest(UpstreamTestCase):
@@ -79,30 +44,30 @@ class PageTest(UpstreamTestCase):
         source = SourceDocument(b"{}", JSON, "https://index.example/root/simple/a/")
         self.assertEqual(PageResponse(source, '"1"', "then"), self.now(pending))
 
-    def test_page_may_come_compressed(self) -> None:
-        """Pages are requested with gzip, and decoded."""
-        pending = self.page()
-        self.assertIn("gzip", self.wire.last.headers["accept-encoding"])
-        self.wire.last.answer(body=gzipped(b"{}"), content_encoding="gzip")
-        self.assertEqual(b"{}", _source(self.now(pending)).body)
-
-    def test_damaged_or_truncated_gzip_is_an_error(self) -> None:
+    def test_body_stays_as_upstream_sent_it(self) -> None:
         """
-        Damaged or truncated gzip is an error, even if its length is as announced.
+        Pages are requested with gzip, and their body keeps its encoding, whatever it is.
 
-        An intermediary may have truncated or damaged it.
+        A worker process decodes it, so that a body that is made to hurt does not hurt others. The encoding is named.
         """
-        data = gzipped(b'{"files": []}')
-        for body in (data[:-9], data[:-1], b"", data[:-6] + b"\x00" * 6, b"{}"):
+        for encoding, body in (
+            ("gzip", gzipped(b"{}")),
+            ("gzip", gzipped(b"{}")[:-9]),
+            ("gzip", b"no gzip at all"),
+            ("br", b"\x0b\x02"),
+            ("", b"{}"),
+        ):
             pending = self.page()
-            self.wire.last.answer(body=body, content_encoding="gzip")
-            self.failing(pending, BadUpstreamResponse)
+            self.assertEqual("gzip", self.wire.last.headers["accept-encoding"])
+            self.wire.last.answer(body=body, content_encoding=encoding.upper())
+            source = _source(self.now(pending))
+            self.assertEqual((body, encoding), (source.body, source.encoding))
 
-    def test_unrequested_encoding_is_refused(self) -> None:
-        """A page in brotli is an error, since only gzip was requested."""
+    def test_identity_is_no_encoding(self) -> None:
+        """A page whose encoding is named identity has none."""
         pending = self.page()
-        self.wire.last.answer(body=b"\x0b\x02", content_encoding="br")
-        self.failing(pending, BadUpstreamResponse)
+        self.wire.last.answer(body=b"{}", content_encoding="identity")
+        self.assertEqual("", _source(self.now(pending)).encoding)
 
     def test_page_is_confirmed_by_its_validators(self) -> None:
         """A conditional request sends both validators. A 304 means that they still hold."""
@@ -154,14 +119,26 @@ class PageTest(UpstreamTestCase):
         self.wire.last.end()
         self.failing(pending, UpstreamDown)
 
-    def test_page_larger_than_the_limit_is_aborted(self) -> None:
-        """A body larger than the limit is an error, and its connection is closed."""
-        collector = BodyCollector(self.clock, 15, 10, gzipped=False)
-        pending = self.file()
-        self.wire.last.send(response(200, b"x" * 11, content_length="1000"))
-        self.now(pending).deliver(collector)
-        self.failing(collector.done, BadUpstreamResponse)
-        self.assertTrue(self.wire.last.closed)
+    def test_compressed_page_without_length_ends_with_its_encoding(self) -> None:
+        """Without a Content-Length, the decoder finds the end of a compressed page."""
+        body = gzipped(b"{}")
+        pending = self.page()
+        self.wire.last.answer(body=body, content_length="", content_encoding="gzip")
+        self.wire.last.end()
+        self.assertEqual(body, _source(self.now(pending)).body)
+
+    def test_page_larger_than_the_limit_is_an_error(self) -> None:
+        """A page of more than 128 MB, in its encoding, is refused, and its connection is closed."""
+        self.assertEqual(128 * 1024 * 1024, LARGEST_PAGE)
+        with mock.patch("mypypi.upstream.client.LARGEST_PAGE", 1000):
+            for encoding in ("", "gzip"):
+                pending = self.page()
+                self.wire.last.send(response(200, b"x" * 1001, content_length="9999", content_encoding=encoding))
+                self.assertIn("more than 1000 bytes", str(self.failing(pending, BadUpstreamResponse)))
+                self.assertTrue(self.wire.last.closed)
+            pending = self.page()
+            self.wire.last.answer(body=b"x" * 1000)
+            self.assertEqual(1000, len(_source(self.now(pending)).body))
 
     def test_header_of_any_bytes_is_read(self) -> None:
         """A validator that is not UTF-8 is sent back unchanged. Headers are bytes (RFC 9110, section 5.5)."""
@@ -265,8 +242,8 @@ class RedirectTest(UpstreamTestCase):
         pending = self.page()
         for _ in range(6):
             self.wire.last.answer(302, location="/again/")
-        self.assertIn("circles", str(self.failing(pending, BadUpstreamResponse)))
-        self.assertEqual(6, len(self.wire.exchanges))
+        self.assertIn("redirects more than 5 times", str(self.failing(pending, BadUpstreamResponse)))
+        self.assertEqual(6, self.request_count)
         self.assert_slot_is_free(self.upstream)
 
     def test_redirect_to_a_forbidden_target_is_refused(self) -> None:
@@ -280,17 +257,17 @@ class RedirectTest(UpstreamTestCase):
             "",
         ):
             pending = self.page()
-            before = len(self.wire.exchanges)
+            before = self.request_count
             self.wire.last.answer(302, location=location)
             self.failing(pending, MyPyPiError)
-            self.assertEqual(before, len(self.wire.exchanges), location)
+            self.assertEqual(before, self.request_count, location)
 
     def test_invalid_location_is_an_upstream_error(self) -> None:
         """A Location that is not UTF-8 is an upstream error."""
         self.upstream = self.make_upstream(credentials=Credentials("jane", "secret"))
         pending = self.page()
         self.wire.last.send(b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: https://\xff\xfe/\r\n\r\n")
-        if len(self.wire.exchanges) > 1:
+        if self.request_count > 1:
             self.wire.last.answer(404)
         self.failing(pending, MyPyPiError)
 
@@ -334,12 +311,12 @@ class StatusTest(UpstreamTestCase):
         return self.error(503, retry_after=value).retry_after
 
     def test_each_status_has_its_meaning(self) -> None:
-        """Only 404 and 410 mean that a page does not exist. A failing upstream never means that."""
+        """Only 404 means that a page does not exist. A failing upstream never means that."""
         meanings = {
-            NotFound: (404, 410),
-            UpstreamRefused: (401, 403, 407),
+            NotFound: (404,),
+            UpstreamRefused: (401, 402, 403, 407, 410, 451),
             UpstreamDown: (429, 500, 502, 503, 504, 599),
-            BadUpstreamResponse: (204, 400, 405, 418, 451),
+            BadUpstreamResponse: (204, 400, 405, 418),
         }
         for kind, statuses in meanings.items():
             for status in statuses:
@@ -474,38 +451,43 @@ class ConcurrencyTest(UpstreamTestCase):
         body = self.now(pending)
         self.page("/2")
         self.page("/3")
-        self.assertEqual(1, len(self.wire.exchanges))
+        self.assertEqual(1, self.request_count)
         body.close()
         body.close()
-        self.assertEqual(2, len(self.wire.exchanges))
+        self.assertEqual(2, self.request_count)
 
     def test_slot_is_free_after_each_error(self) -> None:
         """Each error frees the slot, with and without an answer."""
 
-        def cut_in_the_body(exchange: Exchange) -> None:
-            exchange.send(response(200, b"x", content_length="9"))
-            exchange.cut()
-
-        def silent_in_the_body(exchange: Exchange) -> None:
+        def silent_in_body(exchange: Exchange) -> None:
             exchange.send(response(200, b"x", content_length="9"))
             self.clock.advance(15)
 
+        def silent_in_reason(exchange: Exchange) -> None:
+            exchange.send(response(403, b"x", content_length="9"))
+            self.clock.advance(15)
+
+        def cut_twice(exchange: Exchange) -> None:
+            exchange.cut()
+            self.wire.last.cut()
+
         ends: dict[str, Callable[[Exchange], object]] = {
             "not found": lambda it: it.answer(404),
+            "refused": lambda it: it.answer(403, b"no"),
+            "silent in the reason of a refusal": silent_in_reason,
             "down": lambda it: it.answer(500),
             "not modified": lambda it: it.answer(304),
-            "encoded": lambda it: it.answer(body=b"x", content_encoding="br"),
             "redirected to nowhere": lambda it: it.answer(302, location="ftp://x/"),
             "redirected to no address": lambda it: it.answer(302, location="https://[x/"),
-            "cut": Exchange.cut,
-            "cut in the body": cut_in_the_body,
+            "cut": cut_twice,
+            "cut in the body": cut_in_body,
             "silent": lambda _: self.clock.advance(15),
-            "silent in the body": silent_in_the_body,
+            "silent in the body": silent_in_body,
         }
         for name, end in ends.items():
             with self.subTest(name):
                 upstream = self.make_upstream(concurrency=1)
-                pending = self.start(upstream.page("/simple/a/", JSON))
+                pending = self.page(upstream=upstream)
                 end(self.wire.last)
                 self.clock.advance(0)
                 self.failing(pending, MyPyPiError)
@@ -523,7 +505,7 @@ class ConcurrencyTest(UpstreamTestCase):
         self.assert_slot_is_free(self.upstream)
 
         upstream = self.make_upstream(concurrency=1)
-        pending = self.start(upstream.page("/simple/a/", JSON))
+        pending = self.page(upstream=upstream)
         self.wire.last.send(response(200, b"{", content_length="9"))
         pending.cancel()
         self.failing(pending, CancelledError)
@@ -531,93 +513,28 @@ class ConcurrencyTest(UpstreamTestCase):
         self.assert_slot_is_free(upstream)
 
 
-class FileTest(UpstreamTestCase):
-    """A file's response comes before its body, and its bytes are not decoded."""
+class MetricsTest(UpstreamTestCase):
+    """Requests to upstream are counted by kind and outcome."""
 
-    def deliver(self, body: FileResponse) -> _Received:
-        receiver = _Received()
-        body.deliver(receiver)
-        return receiver
+    def count(self, kind: str, outcome: str) -> float:
+        return float(metrics.UPSTREAM_REQUESTS.labels(kind, outcome)._value.get())
 
-    def test_files_are_requested_with_identity(self) -> None:
-        """Files are requested with identity encoding. An encoding would change their length and digest."""
-        self.file()
-        self.assertEqual("identity", self.wire.last.headers["accept-encoding"])
-
-    def test_response_has_status_length_and_headers(self) -> None:
-        """A partial response has its status, length and headers."""
-        pending = self.file(Range="bytes=2-")
-        self.wire.last.send(response(206, b"", content_length="3", content_range="bytes 2-4/5", etag='"1"'))
-        body = self.now(pending)
-        self.assertEqual((206, 3, '"1"', ""), (body.status, body.length, body.header("etag"), body.header("x-none")))
-
-    def test_unrequested_part_is_refused(self) -> None:
-        """A 206 or 304 that was not requested is an error. A part could be mistaken for the whole file."""
-        for status in (206, 304):
-            pending = self.file()
-            self.wire.last.answer(status, content_range="bytes 2-4/5")
-            self.failing(pending, BadUpstreamResponse)
-
-    def test_unread_body_closes_its_connection(self) -> None:
-        """Closing a response without reading its body closes the connection."""
-        pending = self.file()
-        self.wire.last.send(response(200, b"some", content_length="999999"))
-        self.now(pending).close()
-        self.clock.advance(0)
-        self.assertTrue(self.wire.last.closed)
-
-    def test_length_may_be_unknown(self) -> None:
-        """Without a Content-Length the length is None, and the body ends with the connection."""
-        pending = self.file()
-        self.wire.last.answer(body=b"bytes", content_length="")
-        body = self.now(pending)
-        received = self.deliver(body)
-        self.wire.last.end()
-        self.assertIsNone(body.length)
-        self.assertEqual(b"bytes", received.data)
-
-    def test_unrequested_encoding_is_not_decoded(self) -> None:
-        """
-        An encoded body is delivered undecoded, with the name of its encoding.
-
-        The length counts the encoded bytes.
-        """
-        data = gzipped(b"a wheel")
-        pending = self.file()
-        self.wire.last.answer(body=data, content_encoding="GZIP")
-        body = self.now(pending)
-        received = self.deliver(body)
-        self.assertEqual(("gzip", len(data), data), (body.encoding, body.length, received.data))
-        self.assertIs(ResponseDone, received.end)
-
-    def test_explicit_identity_is_no_encoding(self) -> None:
-        """The encoding identity counts as none. Some servers send it."""
-        pending = self.file()
-        self.wire.last.answer(body=b"x", content_encoding="identity")
-        self.assertEqual("", self.now(pending).encoding)
-
-    def test_invalid_url_is_an_upstream_error(self) -> None:
-        """An invalid URL is an upstream error, and frees the slot."""
-        self.upstream = self.make_upstream(concurrency=1)
-        self.failing(self.file("https://[files.example/a.whl"), UpstreamDown)
-        self.assert_slot_is_free(self.upstream)
-
-    def test_url_of_a_file_is_not_changed(self) -> None:
-        """The URL of a file keeps its percent-encoding."""
-        self.file("https://files.example/a%2Bb/c%20d.whl?x=%2F")
-        self.assertEqual("/a%2Bb/c%20d.whl?x=%2F", self.wire.last.path)
-
-
-class _Received(Protocol):
-    def __init__(self) -> None:
-        self.data = b""
-        self.end: type[BaseException] | None = None
-
-    def dataReceived(self, data: bytes) -> None:
-        self.data += data
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self.end = reason.type
+    def test_requests_and_bytes_are_counted(self) -> None:
+        """The metrics count requests by outcome, and the bytes of pages."""
+        before = {kind: self.count(*kind) for kind in (("page", "2xx"), ("page", "4xx"), ("page", "none"))}
+        received = metrics.UPSTREAM_BYTES.labels("page")._value.get()
+        pending = self.page()
+        self.wire.last.answer(body=b"{}")
+        self.now(pending)
+        pending = self.page()
+        self.wire.last.answer(404)
+        self.failing(pending, NotFound)
+        pending = self.page()
+        self.wire.last.cut()
+        self.wire.last.cut()
+        self.failing(pending, UpstreamDown)
+        self.assertEqual(dict.fromkeys(before, 1.0), {kind: self.count(*kind) - had for kind, had in before.items()})
+        self.assertEqual(2.0, metrics.UPSTREAM_BYTES.labels("page")._value.get() - received)
 
 
 def _source(answer: PageResponse) -> SourceDocument:

@@ -1,0 +1,48 @@
+"""The metric ``mypypi_breaker_open``: set while requests to an origin are held back.
+
+Knows the metric and a clock. Must never know why a pause began.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from twisted.internet.interfaces import IDelayedCall
+
+from mypypi.observability import metrics
+
+if TYPE_CHECKING:
+    from mypypi.model import Pause
+
+
+class PauseGauge:
+    """The metric for each origin and kind of request."""
+
+    def __init__(self, clock: Any) -> None:
+        self._clock = clock
+        self._timers: dict[tuple[str, str], IDelayedCall] = {}
+
+    def set(self, origin: str, kind: str, pause: Pause) -> None:
+        """
+        Set the metric until the pause ends.
+
+        A timer clears it, since this process may send no request that would see the end of the pause.
+        """
+        left = pause.until - self._clock.seconds()
+        if left > 0:
+            self.clear(origin, kind)
+            self._timers[origin, kind] = self._clock.callLater(left, self.clear, origin, kind)
+            metrics.BREAKER_OPEN.labels(_host(origin), kind).set(1)
+
+    def clear(self, origin: str, kind: str) -> None:
+        """Clear the metric, if it is set."""
+        timer = self._timers.pop((origin, kind), None)
+        if timer is not None:
+            if timer.active():
+                timer.cancel()
+            metrics.BREAKER_OPEN.labels(_host(origin), kind).set(0)
+
+
+def _host(origin: str) -> str:
+    return urlsplit(origin).hostname or ""

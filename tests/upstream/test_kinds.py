@@ -1,0 +1,215 @@
+"""Tests of a kind of requests that is held back, since upstream answers 429 or 503 to several of them."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
+
+from mypypi.errors import UpstreamPaused
+from mypypi.upstream.backoff import Backoff
+from tests.support.fakes import MemoryCatalog
+from tests.support.memory import NOW, MemoryTestCase
+from tests.upstream.cases import FILE, BreakerTestCase, paths
+
+
+class RefusedKindTest(BreakerTestCase):
+    """
+    A kind is held back after 429 or 503 for five different URLs within 10 s.
+
+    Other kinds are not.
+    """
+
+    def test_kind_is_held_back(self) -> None:
+        """After five URLs, no request of the kind is sent. The error has the reason and the wait."""
+        self.fail_requests(503, *paths(4))
+        self.assertFalse(self.upstream.is_paused("page"))
+        self.fail_requests(429, "/simple/4/")
+        message = self.assert_paused()
+        self.assertEqual(1, message.retry_after)
+        self.assertEqual(
+            "requests to upstream are paused for another 1 s, because it failed: "
+            "upstream answered 429 to several page requests",
+            str(message),
+        )
+        self.assertTrue(self.upstream.is_paused("page"))
+        self.assertFalse(self.upstream.has_spare_capacity("page"))
+        self.failing(self.upstream.check("page"), UpstreamPaused)
+        self.assert_paused(self.other)
+
+    def test_other_kinds_go_on(self) -> None:
+        """While pages are held back, files and audits of the same origin are requested as always, and vice versa."""
+        self.fail_requests(429, *paths(5), retry_after="60")
+        self.assert_paused()
+        self.file("https://index.example/a.whl")
+        self.assertEqual("/a.whl", self.wire.last.path)
+        self.audit()
+        self.assertEqual("/audit", self.wire.last.path)
+        self.assert_request_succeeds(kind="keys")
+        self.now(self.upstream.check("file"))
+        for path in paths(5):
+            self.audit(path)
+            self.wire.last.answer(429, b"", retry_after="60")
+        self.failing(self.audit(), UpstreamPaused)
+        self.assert_request_succeeds(kind="keys")
+
+    def test_other_origins_go_on(self) -> None:
+        """Files of one host are held back, and those of another are not."""
+        for path in paths(5):
+            self.file(f"{FILE}{path}")
+            self.wire.last.answer(429, b"", retry_after="7")
+        self.failing(self.file(), UpstreamPaused)
+        self.file("https://other.example/a.whl")
+        self.assertEqual("https://other.example/a.whl", self.wire.last.url)
+
+    def test_same_url_counts_once(self) -> None:
+        """One URL that is answered 429 or 503 holds no other back, however often it is requested."""
+        for status in (429, 503):
+            self.fail_requests(status, *["/simple/bad/"] * 20, retry_after="60")
+        self.fail_requests(429, *paths(3))
+        self.assert_request_succeeds()
+
+    def test_success_in_between_resets_the_count(self) -> None:
+        """An answer that is neither 429 nor a server error shows that the kind is served."""
+        for status in (200, 304, 404, 403):
+            self.fail_requests(429, *paths(4))
+            pending = self.page("/simple/good/", etag='"1"')
+            self.wire.last.answer(status, b"" if status == 304 else b"{}")
+            self.settle(pending)
+            self.fail_requests(429, *paths(4))
+            self.assertFalse(self.upstream.is_paused("page"))
+
+    def test_server_error_in_between_is_no_success(self) -> None:
+        """A 500 neither counts nor resets the count: an upstream that is overloaded may answer both."""
+        self.fail_requests(503, *paths(4))
+        self.fail_requests(500, "/simple/broken/")
+        self.assert_request_succeeds(kind="keys")
+        self.fail_requests(503, "/simple/4/")
+        self.assert_paused()
+
+    def test_refusals_count_for_ten_seconds(self) -> None:
+        """A refusal that is older than ten seconds does not count."""
+        self.fail_requests(429, "/simple/old/")
+        self.clock.advance(10.1)
+        self.fail_requests(429, *paths(4))
+        self.assertFalse(self.upstream.is_paused("page"))
+        self.clock.advance(9.9)
+        self.fail_requests(429, "/simple/new/")
+        self.assert_paused()
+
+    def test_pauses_grow_until_a_success(self) -> None:
+        """Without a Retry-After, pauses double from one second to a minute, until a request succeeds."""
+        for pause in (1, 2, 4, 8, 16, 32, 60, 60):
+            self.fail_requests(429, *paths(5))
+            self.assertEqual(pause, self.assert_paused().retry_after)
+            self.assertEqual(pause, self.assert_paused(self.other).retry_after)
+            self.clock.advance(pause)
+        self.assert_request_succeeds()
+        self.fail_requests(429, *paths(5))
+        self.assertEqual(1, self.assert_paused().retry_after)
+
+    def test_all_requests_are_sent_after_the_pause(self) -> None:
+        """A kind has no trial: it takes five refusals to hold it back again."""
+        self.fail_requests(429, *paths(5))
+        self.clock.advance(1)
+        for path in paths(5):
+            self.send(path)
+            self.send(path, upstream=self.other)
+
+    def test_pause_ends_in_time_without_a_catalog(self) -> None:
+        """Without a catalog, each process holds its own requests back."""
+        self.catalog.down = "no Redis here"
+        self.fail_requests(429, *paths(5), retry_after="7")
+        self.assertEqual(7, self.assert_paused().retry_after)
+        self.assert_request_succeeds(self.other)
+        self.clock.advance(7)
+        self.assert_request_succeeds()
+
+    def test_log_has_a_line_for_the_pause(self) -> None:
+        self.fail_requests(429, *paths(5), retry_after="7")
+        self.assert_paused()
+        line = (
+            "page requests to https://index.example:443 are paused for 7 s: "
+            "upstream answered 429 to several page requests"
+        )
+        self.assertEqual([line], self.log_lines())
+
+
+class RetryAfterTest(BreakerTestCase):
+    """Upstream's Retry-After is the length of the pause of a kind."""
+
+    def test_retry_after_holds_all_processes_back(self) -> None:
+        """Every process waits for as long as Retry-After says, and no longer."""
+        for status in (429, 503):
+            self.fail_requests(status, *paths(5), retry_after="7")
+            self.clock.advance(1)
+            self.assertEqual(6, self.assert_paused().retry_after)
+            self.assertEqual(6, self.assert_paused(self.other).retry_after)
+            self.clock.advance(5.9)
+            self.assert_paused()
+            self.clock.advance(0.1)
+            self.assert_request_succeeds()
+
+    def test_retry_after_is_bounded(self) -> None:
+        """No Retry-After holds requests back for longer than a minute, whether it is in seconds or a date."""
+        date = datetime.fromtimestamp(NOW, timezone.utc) + timedelta(days=1)
+        for value in ("86400", "9" * 4000, format_datetime(date, usegmt=True)):
+            self.fail_requests(429, *paths(5), retry_after=value)
+            self.assertEqual(60, self.assert_paused().retry_after)
+            self.clock.advance(60)
+            self.assert_request_succeeds()
+
+    def test_retry_after_may_be_a_date(self) -> None:
+        """A date is counted from now (RFC 9110, section 10.2.3)."""
+        date = datetime.fromtimestamp(NOW, timezone.utc) + timedelta(seconds=40)
+        self.fail_requests(503, *paths(5), retry_after=format_datetime(date, usegmt=True))
+        self.assertEqual(40, self.assert_paused().retry_after)
+
+    def test_longest_retry_after_counts(self) -> None:
+        """The longest Retry-After counts, among the five URLs and of requests that were sent before the pause."""
+        pending = [self.send(path) for path in paths(7)]
+        exchanges = list(self.wire.exchanges)
+        for exchange, seconds in zip(exchanges, (5, 20, 10, 5, 5), strict=False):
+            exchange.answer(503, retry_after=str(seconds))
+        self.assertEqual(20, self.assert_paused().retry_after)
+        exchanges[5].answer(503, retry_after="10")
+        exchanges[6].answer(503, retry_after="30")
+        self.assertEqual(30, self.assert_paused().retry_after)
+        self.assertEqual(30, self.assert_paused(self.make_upstream(owner="three")).retry_after)
+        for each in pending:
+            self.settle(each)
+
+    def test_success_of_an_earlier_request_does_not_end_the_pause(self) -> None:
+        """A request that was sent before the pause and succeeds during it does not end the pause."""
+        earlier = self.send("/simple/earlier/")
+        exchange = self.wire.last
+        self.fail_requests(429, *paths(5), retry_after="30")
+        exchange.answer(body=b"{}")
+        self.now(earlier)
+        self.assertEqual(30, self.assert_paused().retry_after)
+
+    def test_retry_after_of_one_url_is_for_its_caller(self) -> None:
+        """One 429 or 503 with Retry-After holds nobody back. Its error says how long to wait for this URL."""
+        for status in (429, 503):
+            pending = self.send()
+            self.wire.last.answer(status, b"", retry_after="30")
+            failure = self.failureResultOf(pending).value
+            self.assertEqual((30, 30), (failure.retry_after, failure.told))
+            self.assert_request_succeeds()
+
+    def test_retry_after_of_other_statuses_is_ignored(self) -> None:
+        """Retry-After of a 500 and a 404 does not count for the kind."""
+        self.fail_requests(500, *paths(10), retry_after="7")
+        self.fail_requests(404, *paths(10), retry_after="7")
+        self.assert_request_succeeds()
+
+
+class BackoffTest(MemoryTestCase):
+    """Pauses of one name, such as a page or a kind."""
+
+    def test_thousands_of_failures_are_counted(self) -> None:
+        """A URL may fail for days. Its pauses stay at about a minute."""
+        backoff = Backoff(MemoryCatalog(self.clock), self.clock)
+        for number in range(1, 3001):
+            pause = self.now(backoff.begin("page:bad", "upstream answered 500"))
+            self.assertEqual(number, pause.failures)
+        self.assertTrue(45 <= backoff.remaining("page:bad") <= 75)
