@@ -48,7 +48,7 @@ class State:
     total: int | None = None
     validator: str = ""
     digest: str = ""
-    error: tuple[str, str, int | None] | None = None
+    error: tuple[str, str, int | None, int] | None = None
 
 
 @define(eq=False)
@@ -100,7 +100,9 @@ class Draft:
 
     def write_failure(self, error: MyPyPiError) -> None:
         """Write to the note why the draft has failed, for the processes that follow. Raises OSError."""
-        self.write_note(State(error=(type(error).__name__, str(error)[:_LONGEST_MESSAGE], error.retry_after)))
+        self.write_note(
+            State(error=(type(error).__name__, str(error)[:_LONGEST_MESSAGE], error.retry_after, error.status))
+        )
 
     def take_over(self) -> bool:
         """

@@ -59,13 +59,17 @@ class Transfer:
 
     log = Logger()
 
-    def __init__(self, file: PackageFile, draft: Draft, upstream: Upstream, threads: Threads, clock: Any) -> None:
+    def __init__(
+        self, file: PackageFile, draft: Draft, upstream: Upstream, threads: Threads, clock: Any, client: str = ""
+    ) -> None:
+        """`client` names the client that waits, for a fair share of the requests to upstream."""
         self._file = file
         self._draft = draft
         self._content = draft.content
         self._upstream = upstream
         self._threads = threads
         self._clock = clock
+        self._client = client
         self._hasher = self._new_hasher()
         self._validator = ""
         self._encoding = ""
@@ -197,7 +201,7 @@ class Transfer:
                 headers["If-Range"] = self._validator
         if self._stopped:
             raise FetchCancelled
-        body = await self._wait_for(Deferred.fromCoroutine(self._upstream.file(self._file.url, headers)))
+        body = await self._wait_for(Deferred.fromCoroutine(self._upstream.file(self._file.url, headers, self._client)))
         try:
             skip = self._begin(body) if not offset else self._continue(body, offset)
             await self._receive(body, skip)

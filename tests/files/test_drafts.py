@@ -91,7 +91,7 @@ def test_follower_sees_the_error(drafts: Drafts) -> None:
     filled.drop()
     filled.close()
     followed.refresh()
-    assert followed.state.error == ("NotFound", "upstream does not have this", None)
+    assert followed.state.error == ("NotFound", "upstream does not have this", None, 404)
     assert not followed.take_over()
     followed.close()
 
@@ -101,7 +101,7 @@ def test_long_error_message_is_truncated(drafts: Drafts) -> None:
     filled, followed = drafts.open(NAME), drafts.open(NAME)
     filled.write_failure(NotFound("…" * 5000))
     followed.refresh()
-    assert followed.state.error == ("NotFound", "…" * 1000, None)
+    assert followed.state.error == ("NotFound", "…" * 1000, None, 404)
     filled.write_note(State())
     followed.refresh()
     assert followed.state == State()

@@ -31,13 +31,15 @@ from mypypi.errors import (
 )
 from mypypi.files.content import HELD_BACK, Content
 from mypypi.files.drafts import Draft, Drafts, State
-from mypypi.files.fetch import Fetches
+from mypypi.files.fetch import FetchTools
+from mypypi.files.fetches import Fetches
 from mypypi.files.receiver import BACKLOG
 from mypypi.files.transfer import FRUITLESS
 from mypypi.model import Digest, HeldLease, PackageFile, StoredFile, fetch_lease
 from mypypi.redis.leases import Leases
 from mypypi.storage.disk import DiskStorage
 from mypypi.threads import Threads
+from mypypi.upstream.backoff import Backoff
 from mypypi.upstream.client import Upstream
 from tests.support.fakes import MemoryCatalog
 from tests.support.memory import (
@@ -84,8 +86,9 @@ class FetchTestCase(MemoryTestCase):
 
     def make_fetches(self) -> Fetches:
         upstream = Upstream(self.clock, "https://index.example", timeout=TIMEOUT, agent=self.wire.agent)
-        leases = Leases(self.catalog, "disk", self.clock)
-        return Fetches(upstream, Drafts(self.root / "drafts"), self.storage, self.threads, self.clock, leases)
+        leases, backoff = Leases(self.catalog, "disk", self.clock), Backoff(self.catalog, self.clock)
+        tools = FetchTools(upstream, self.storage, self.threads, self.clock, leases, backoff)
+        return Fetches(tools, Drafts(self.root / "drafts"))
 
     def assert_nothing_is_left(self) -> None:
         """Assert that no fetch, draft, descriptor or timer is left."""
@@ -106,6 +109,10 @@ class FetchTestCase(MemoryTestCase):
     def send_head(self, status: int = 200, length: int = SIZE, **headers: str) -> None:
         """Send upstream's response head, without a body."""
         self.wire.last.send(response(status, b"", content_length=str(length), **headers))
+
+    def wait_out_backoff(self) -> None:
+        """Let the longest back-off of a file end, and the time for which a refusal is remembered."""
+        self.clock.advance(80)
 
     def wait_for_retry(self, seconds: float) -> None:
         """Wait for the next attempt, and assert that upstream gets one request."""
@@ -281,6 +288,7 @@ class WrongBytesTest(FetchTestCase):
             content = self.fetch()
             self.wire.last.answer(status)
             self.assert_failed(content, kind)
+            self.wait_out_backoff()
 
 
 class EncodedTest(FetchTestCase):
@@ -301,6 +309,7 @@ class EncodedTest(FetchTestCase):
         self.wire.last.cut()
         self.assert_failed(content, Interrupted)
 
+        self.wait_out_backoff()
         content = self.fetch()
         self.wire.last.answer(body=gzipped(DATA), content_encoding="gzip")
         self.assertEqual((True, SIZE, DIGEST), (content.whole, content.total, content.digest))
@@ -326,6 +335,7 @@ class EncodedTest(FetchTestCase):
             content = self.fetch()
             self.wire.last.answer(body=body, content_encoding="gzip")
             self.assert_failed(content, DigestMismatch)
+            self.wait_out_backoff()
 
     def test_gzip_bomb_stops_at_the_listed_size(self) -> None:
         """Decoding stops at the listed size, so that a gzip bomb can't fill the disk."""
@@ -408,10 +418,13 @@ class ResumeTest(FetchTestCase):
         self.assertIsInstance(content.error, Truncated)
 
     def test_nothing_is_resumed_before_the_first_byte(self) -> None:
-        """An interruption before the first byte is an error at once. The next request fetches again."""
+        """An interruption before the first byte is an error soon. A request after the back-off fetches again."""
         content = self.fetch()
-        self.wire.last.cut()
+        for _ in range(2):  # the second request is sent on a new connection
+            self.wire.last.cut()
         self.assert_failed(content, UpstreamUnreachable)
+        self.assertEqual(2, len(self.wire.exchanges))
+        self.wait_out_backoff()
         content = self.fetch()
         self.send_and_cut(0)
         self.assertIsInstance(content.error, Truncated)
@@ -456,6 +469,7 @@ class ResumeTest(FetchTestCase):
             self.wait_for_retry(0.2)
             self.wire.last.answer(206, DATA[10_000:], content_range=where)
             self.assert_failed(content, Truncated)
+            self.wait_out_backoff()
 
     def test_transfer_survives_many_interruptions(self) -> None:
         """After an attempt with new bytes, the next delay is short again."""
@@ -773,6 +787,7 @@ class SharedTest(FetchTestCase):
             self.wait_for_follower()
             self.assert_failed(followed, kind)
             self.assertEqual(before, len(self.wire.exchanges))
+            self.wait_out_backoff()
 
     def test_wrong_bytes_are_held_back_in_all_processes(self) -> None:
         """Followers do not get the last bytes of a wrong file (promise 2)."""

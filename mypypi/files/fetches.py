@@ -1,0 +1,119 @@
+"""Fetches each file once for all clients of this process.
+
+Knows which files are being fetched. Must never know how a file is fetched, or what clients get.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.logger import Logger
+
+from mypypi.errors import AlreadyStored, StorageFull, storage_error
+from mypypi.files.fetch import Fetch, FetchTools
+from mypypi.model import Digest, PackageFile
+from mypypi.observability import metrics
+
+if TYPE_CHECKING:
+    from mypypi.files.content import Content
+    from mypypi.files.drafts import Drafts
+
+
+class Fetches:
+    """The fetches that this process fills or follows: one for each file."""
+
+    log = Logger()
+
+    def __init__(self, tools: FetchTools, drafts: Drafts) -> None:
+        self._tools = tools
+        self._drafts = drafts
+        #: By key and digest: if the index changes the bytes behind a URL, that is another file.
+        self._running: dict[tuple[str, Digest | None], Fetch] = {}
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    async def check(self) -> None:
+        """Raise StorageDown, with the reason, if drafts can't be written now."""
+        try:
+            await self._tools.threads.run(self._drafts.probe)
+        except OSError as error:
+            raise storage_error(error, "drafts can't be written") from error
+
+    def join(self, file: PackageFile) -> Content | None:
+        """Return the content of this file if it is being fetched, else None. The caller must close it."""
+        fetch = self._running.get((file.key, file.digest))
+        if fetch is None:
+            return None
+        metrics.JOINS.labels("process").inc()
+        return fetch.draft.content.open()
+
+    async def fetch_and_store(self, file: PackageFile) -> None:
+        """
+        Fetch a file and wait until it is stored, without a reader.
+
+        Raises FetchedElsewhere, and the errors of `Transfer.run` and `IStorage.commit`.
+        """
+        settled: Deferred[None] = Deferred(lambda _: None)
+        running = self._running.get((file.key, file.digest))
+        fetch = running or self._open(file, "", anew=False)
+        fetch.waiting.append(settled)
+        if running is None:
+            self._begin(fetch)
+        with suppress(AlreadyStored):
+            await settled
+
+    def start(self, file: PackageFile, client: str = "", *, anew: bool = False) -> Content:
+        """
+        Start the fetch of a file for this client, and return its content.
+
+        If another process on this host fetches the file, this process follows its draft. Call this only if `join` has
+        returned None. The caller must close the content. The content ends with FetchedElsewhere if another host fetches
+        the file, and with AlreadyStored if the file is stored by now. With `anew`, a stored file is fetched again.
+
+        Raises StorageDown or StorageFull if no draft can be written.
+        """
+        fetch = self._open(file, client, anew=anew)
+        content = fetch.draft.content.open()
+        self._begin(fetch)
+        return content
+
+    async def stop(self) -> None:
+        """
+        Stop every fetch, so that other processes can continue it.
+
+        Returns once nothing more is written to the drafts.
+        """
+        running = list(self._running.values())
+        for fetch in running:
+            fetch.stop()
+        await DeferredList([fetch.ended for fetch in running])
+
+    def _open(self, file: PackageFile, client: str, *, anew: bool) -> Fetch:
+        """Open the draft of a fetch. Raises StorageDown or StorageFull."""
+        try:
+            draft = self._drafts.open(hashlib.sha256(f"{file.key}\n{file.digest}".encode()).hexdigest()[:40])
+            if draft.filling and file.size is not None and file.size > self._drafts.room():
+                draft.drop()
+                draft.close()
+                raise StorageFull(f"no room for a draft of {file.size} bytes")
+        except OSError as error:
+            raise storage_error(error, "a draft could not be created") from error
+        fetch = self._running[file.key, file.digest] = Fetch(file, draft, self._tools, client, anew=anew)
+        return fetch
+
+    def _begin(self, fetch: Fetch) -> None:
+        """Run a fetch. It may end at once, with the failure that began its back-off."""
+        Deferred.fromCoroutine(self._run(fetch)).addErrback(
+            lambda failure: self.log.failure("a fetch failed unexpectedly", failure)
+        )
+
+    async def _run(self, fetch: Fetch) -> None:
+        try:
+            await fetch.run()
+        finally:
+            del self._running[fetch.file.key, fetch.file.digest]
+            fetch.settle()
