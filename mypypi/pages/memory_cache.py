@@ -11,12 +11,12 @@ from collections import OrderedDict
 from attrs import define
 from cachetools import LRUCache
 
-from mypypi.model import Form, PackageFile, Page, PageId
+from mypypi.model import Form, Page, PageId
 from mypypi.observability import metrics
+from mypypi.rendering.listing import Listing
 
-#: Bytes of memory for a page beside its forms, and for each file of its listing; rounded up.
+#: Bytes of memory for a page beside its forms and its listing; rounded up.
 _PAGE_BYTES = 2048
-_FILE_BYTES = 700
 #: Bytes of memory for a derived form beside its body.
 _FORM_BYTES = 1024
 
@@ -34,13 +34,13 @@ class MemoryEntry:
 
     page: Page
     read_at: float
-    listing: dict[str, PackageFile] | None = None
+    listing: Listing | None = None
 
     @property
     def weight(self) -> int:
         """The approximate number of bytes in memory."""
         forms = sum(len(form.body) for form in self.page.forms.values())
-        return _PAGE_BYTES + forms + _FILE_BYTES * len(self.listing or ())
+        return _PAGE_BYTES + forms + (self.listing.size if self.listing is not None else 0)
 
 
 class MemoryCache:
@@ -75,7 +75,7 @@ class MemoryCache:
         self._evict()
         return entry
 
-    def put_listing(self, page: Page, listing: dict[str, PackageFile]) -> None:
+    def put_listing(self, page: Page, listing: Listing) -> None:
         """Cache this page's listing, if its version is still cached."""
         entry = self._pages.get(page.id)
         if entry is not None and entry.page.version == page.version:

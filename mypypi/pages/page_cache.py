@@ -7,7 +7,6 @@ of a page beyond the listing that its ecosystem reads from it.
 from __future__ import annotations
 
 import random
-import zlib
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
@@ -16,18 +15,17 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mypypi.coalescing import Coalescer
-from mypypi.errors import MyPyPiError, NotFound
-from mypypi.model import Form, PackageFile, Page, PageId
+from mypypi.errors import MyPyPiError, upstream_error
+from mypypi.model import Form, Page, PageId, Part
 from mypypi.pages.page_store import CATALOG_INTERVAL, PageStore
-from mypypi.pages.rendering import Part, derive
 from mypypi.pages.revalidation import PageSource, Revalidator
+from mypypi.rendering.listing import Listing
 
 if TYPE_CHECKING:
     from mypypi.interfaces import ICatalog, IEcosystem
     from mypypi.pages.memory_cache import MemoryCache
-    from mypypi.pages.rendering import Renderer
     from mypypi.redis.leases import Leases
-    from mypypi.threads import Threads
+    from mypypi.rendering.renderer import Renderer
     from mypypi.upstream.backoff import Backoff
     from mypypi.upstream.client import Upstream
 
@@ -65,7 +63,6 @@ class PageCache:
         catalog: ICatalog,
         upstream: Upstream,
         renderer: Renderer,
-        threads: Threads,
         clock: Any,
         leases: Leases,
         backoff: Backoff,
@@ -77,7 +74,7 @@ class PageCache:
     ) -> None:
         self._ecosystem = ecosystem
         self._upstream = upstream
-        self._threads = threads
+        self._renderer = renderer
         self._clock = clock
         self._cache_time = cache_time
         self._negative_cache_time = negative_cache_time
@@ -85,18 +82,25 @@ class PageCache:
         self._memory = memory
         self._deriving: Coalescer[Form] = Coalescer()
         self._store = PageStore(catalog, clock, memory)
-        source = PageSource(ecosystem, upstream, renderer, threads)
-        self._revalidator = Revalidator(source, self._store, leases, backoff, clock, lambda page: self._ttl(page) > 0)
+        self._revalidator = Revalidator(
+            PageSource(ecosystem, upstream, renderer),
+            self._store,
+            leases,
+            backoff,
+            clock,
+            lambda page: self._ttl(page) > 0,
+            negative_cache_time=negative_cache_time,
+        )
         # Other processes see a refresh within CATALOG_INTERVAL. With less time left, they would repeat it.
         self._early_ttl = cache_time * _EARLIEST_REFRESH if cache_time * _LATEST_REFRESH >= CATALOG_INTERVAL else 0.0
         self._salt = random.random()  # noqa: S311
 
-    async def get(self, page: PageId) -> CachedPage:
+    async def get(self, page: PageId, client: str = "") -> CachedPage:
         """
-        Return the page, revalidated if it is stale.
+        Return the page, revalidated for this client if it is stale.
 
-        If upstream fails, the stale page is returned, however old it is. Raises NotFound if upstream does not have the
-        page; UpstreamDown or BadUpstreamResponse if upstream fails and there is no cached page to serve.
+        If upstream fails, the stale page is returned, however old it is. Raises NotFound or UpstreamRefused if upstream
+        says so; UpstreamDown or BadUpstreamResponse if upstream fails and there is no cached page to serve.
         """
         cached = await self._store.get(page)
         if cached is not None and (ttl := self._ttl(cached)) > 0:
@@ -105,12 +109,18 @@ class PageCache:
             self._revalidator.note_recovery(cached)
             return self._serve(cached, "")
         if cached is None or cached.missing:
-            fresh = await self._revalidator.revalidate(page, cached)
+            fresh = await self._revalidator.revalidate(page, cached, client)
             return self._serve(fresh, "miss")
         if self._revalidator.is_backing_off(page):
             return self._serve(cached, "")
+        # An install reads hundreds of pages, many of them one after another, and would wait for each.
+        is_silent = self._upstream.is_silent(self._stale_after)
+        refresh = self._revalidator.revalidate(page, cached, client)
+        if is_silent:
+            refresh.addErrback(self._log_unexpected, page)
+            return self._serve(cached, "")
         try:
-            fresh = await self._fresh_or_stale(self._revalidator.revalidate(page, cached), cached)
+            fresh = await self._fresh_or_stale(refresh, cached)
         except MyPyPiError:
             return self._serve(cached, "")
         return self._serve(fresh, "" if fresh is cached else "stale")
@@ -119,15 +129,15 @@ class PageCache:
         """Return the cached page, fresh or not, without asking upstream."""
         return await self._store.get(page)
 
-    async def listing(self, page: Page) -> dict[str, PackageFile]:
-        """Return the files that this page lists, by link."""
+    async def listing(self, page: Page) -> Listing:
+        """Return the files that this page lists."""
         listing = self._store.listing(page)
         if listing is not None:
             return listing
         name = self._ecosystem.listing_form(page.id)
         if name is None or name not in page.forms:
-            return {}
-        listing = await self._threads.run(self._read_listing, page, name)
+            return Listing()
+        listing = await self._renderer.listing(page.id, page.forms[name])
         self._store.put_listing(page, listing)
         return listing
 
@@ -141,10 +151,10 @@ class PageCache:
             base = ""
         if part is None and not form.based:
             return form
-        name = (form.etag, base, part.name if part is not None else "")
+        name = (form.etag, base, f"{part.kind} {part.name}" if part is not None else "")
         derived = self._memory.derived(name)
         if derived is None:
-            derived = await self._deriving.run(name, lambda: self._derive(form, base, part))
+            derived = await self._deriving.run(name, lambda: self._renderer.derive(form, base, part))
             self._memory.put_derived(name, derived)
         return derived
 
@@ -160,20 +170,14 @@ class PageCache:
         """Raise UpstreamDown with the reason, if upstream is paused or the last page failed."""
         await self._revalidator.check()
 
-    def _read_listing(self, page: Page, name: str) -> dict[str, PackageFile]:
-        return self._ecosystem.listing(page.id, {name: zlib.decompress(page.forms[name].body, 31)})
-
-    async def _derive(self, form: Form, base: str, part: Part | None) -> Form:
-        return await self._threads.run(derive, form, base, part)
-
     def _ttl(self, page: Page) -> float:
         lifetime = self._negative_cache_time if page.missing else self._cache_time
         left: float = page.checked_at + lifetime - self._clock.seconds()
         return left
 
     def _serve(self, page: Page, why: str) -> CachedPage:
-        if page.missing:
-            raise NotFound(f"upstream has no page {page.id}")
+        if page.refusal is not None:
+            raise upstream_error(page.refusal.status, page.refusal.reason or f"upstream has no page {page.id}")
         return CachedPage(page, self._ttl(page), why)
 
     def _refresh_early(self, cached: Page, ttl: float) -> None:
@@ -187,7 +191,8 @@ class PageCache:
         refresh_ttl = self._cache_time * (_LATEST_REFRESH + share * (_EARLIEST_REFRESH - _LATEST_REFRESH))
         if ttl > refresh_ttl or cached.missing or cached.id in self._revalidator:
             return
-        if self._upstream.has_spare_capacity and not self._revalidator.is_backing_off(cached.id):
+        kind = self._ecosystem.page_request(cached.id).kind
+        if self._upstream.has_spare_capacity(kind) and not self._revalidator.is_backing_off(cached.id):
             self._revalidator.revalidate(cached.id, cached, background=True).addErrback(self._log_unexpected, cached.id)
 
     def _log_unexpected(self, failure: Failure, page: PageId) -> None:
@@ -197,13 +202,9 @@ class PageCache:
 
     async def _fresh_or_stale(self, refresh: Deferred[Page], cached: Page) -> Page:
         """Return the refreshed page, or the stale one after `stale_after`. The refresh goes on."""
-        timer = self._clock.callLater(self._stale_after, self._serve_stale, refresh, cached)
+        timer = self._clock.callLater(self._stale_after, refresh.callback, cached)
         try:
             return await refresh
         finally:
             if timer.active():
                 timer.cancel()
-
-    def _serve_stale(self, refresh: Deferred[Page], cached: Page) -> None:
-        self._revalidator.note_slow_upstream()
-        refresh.callback(cached)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from attrs import evolve
 
 from mypypi.errors import CatalogDown
-from mypypi.model import PackageFile, Page, PageId
+from mypypi.model import Page, PageId
 from mypypi.pages.memory_cache import MemoryCache, MemoryEntry
 
 if TYPE_CHECKING:
     from mypypi.interfaces import ICatalog
+    from mypypi.rendering.listing import Listing
 
 #: Seconds between two reads of the catalog for a page that is in memory.
 CATALOG_INTERVAL = 1.0
@@ -87,12 +88,12 @@ class PageStore:
         if cached is not None:
             await self.put(_unconfirmed(cached), ())
 
-    def listing(self, page: Page) -> dict[str, PackageFile] | None:
+    def listing(self, page: Page) -> Listing | None:
         """Return the listing of this page version, if in memory."""
         entry = self._memory.get(page.id)
         return entry.listing if entry is not None and entry.page.version == page.version else None
 
-    def put_listing(self, page: Page, listing: dict[str, PackageFile]) -> None:
+    def put_listing(self, page: Page, listing: Listing) -> None:
         """Keep the page's listing in memory."""
         self._memory.put_listing(page, listing)
 

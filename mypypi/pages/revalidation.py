@@ -7,7 +7,6 @@ decides that.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -23,20 +22,23 @@ from mypypi.errors import (
     CatalogDown,
     MyPyPiError,
     NotFound,
+    TemporarilyUnavailable,
     UpstreamBusy,
     UpstreamDown,
     UpstreamPaused,
+    UpstreamRefused,
     UpstreamUnreachable,
+    upstream_error,
 )
-from mypypi.model import Page, PageId, Pause
+from mypypi.model import Page, PageId, Pause, Refusal
 from mypypi.observability import metrics
+from mypypi.upstream.refusals import RULES
 
 if TYPE_CHECKING:
     from mypypi.interfaces import IEcosystem
     from mypypi.pages.page_store import PageStore
-    from mypypi.pages.rendering import Renderer
     from mypypi.redis.leases import Leases
-    from mypypi.threads import Threads
+    from mypypi.rendering.renderer import Renderer
     from mypypi.upstream.backoff import Backoff
     from mypypi.upstream.client import Upstream
 
@@ -46,9 +48,6 @@ PAGE_LEASE = 4.5
 #: Seconds between two checks for the result of another process, and the longest wait for it.
 _POLL_INTERVAL = 0.1
 _LONGEST_WAIT = 120.0
-#: Seconds for which all cached pages are served stale after upstream was slow for one of them. An install reads
-#: hundreds of pages, many of them one after another, and would wait for each.
-_STALE_PERIOD = 2.0
 
 
 @frozen
@@ -58,7 +57,6 @@ class PageSource:
     ecosystem: IEcosystem
     upstream: Upstream
     renderer: Renderer
-    threads: Threads
 
 
 class Revalidator:
@@ -79,6 +77,8 @@ class Revalidator:
         backoff: Backoff,
         clock: Any,
         fresh: Callable[[Page], bool],
+        *,
+        negative_cache_time: float,
     ) -> None:
         self._source = source
         self._store = store
@@ -89,42 +89,40 @@ class Revalidator:
         self._running: Coalescer[Page] = Coalescer()
         self._failing = ""
         self._failed_at = 0.0
-        self._serve_stale_until = 0.0
+        self._negative_cache_time = negative_cache_time
 
     def __contains__(self, page: PageId) -> bool:
         return page in self._running
 
-    def revalidate(self, page: PageId, cached: Page | None, *, background: bool = False) -> Deferred[Page]:
+    def revalidate(
+        self, page: PageId, cached: Page | None, client: str = "", *, background: bool = False
+    ) -> Deferred[Page]:
         """
-        Fetch or confirm the page.
+        Fetch or confirm the page, for this client.
 
         Callers that ask meanwhile share the result. `cached` is the page that is cached, if any. With `background`,
-        upstream is not asked while it is busy. Fails with UpstreamDown or BadUpstreamResponse. For a page that upstream
-        does not have, the result is a missing page.
+        upstream is not asked while it is busy. Fails with UpstreamDown, UpstreamRefused or BadUpstreamResponse. For a
+        page that upstream does not have or refuses, the result is a page with a refusal.
         """
-        return self._running.run(page, lambda: self._revalidate(page, cached, background=background))
+        return self._running.run(page, lambda: self._revalidate(page, cached, client, background=background))
 
     def is_backing_off(self, page: PageId) -> bool:
         """Whether to serve a cached page without asking upstream. Only what this process knows counts."""
-        slow = self._clock.seconds() < self._serve_stale_until
-        return slow or self._backoff.remaining(_name(page)) > 0 or self._source.upstream.paused
+        kind = self._source.ecosystem.page_request(page).kind
+        return self._backoff.remaining(_name(page)) > 0 or self._source.upstream.is_paused(kind)
 
     def note_recovery(self, cached: Page) -> None:
         """Clear the last failure, if a page was fetched since."""
         if self._failing and cached.checked_at > self._failed_at:
             self._record_success()
 
-    def note_slow_upstream(self) -> None:
-        """Serve cached pages without asking upstream for `_STALE_PERIOD` seconds."""
-        self._serve_stale_until = self._clock.seconds() + _STALE_PERIOD
-
     async def check(self) -> None:
         """Raise UpstreamDown with the reason, if upstream is paused or the last page failed."""
-        await self._source.upstream.check()
+        await self._source.upstream.check("page")
         if self._failing:
             raise UpstreamDown(self._failing)
 
-    async def _revalidate(self, page: PageId, cached: Page | None, *, background: bool) -> Page:
+    async def _revalidate(self, page: PageId, cached: Page | None, client: str, *, background: bool) -> Page:
         lease = _name(page)
         try:
             try:
@@ -134,7 +132,10 @@ class Revalidator:
             if result is not None:
                 self._record_success()
                 return result
-            return await self._fetch_and_store(page, cached, background=background)
+            pause = await self._backoff.wait_out(lease, patient=not _can_serve(cached))
+            if pause is not None:
+                raise self._error_of(pause)
+            return await self._fetch_and_store(page, cached, client, background=background)
         finally:
             await self._leases.release_if_held(lease)
 
@@ -148,13 +149,7 @@ class Revalidator:
             metrics.LEASE_WAITS.labels("page").inc()
             return await self._wait_for_holder(page, cached, lease)
         current = await self._store.read(page)
-        if self._is_fresh_update(current, cached):
-            return current
-        if cached is not None and not cached.missing:
-            pause = await self._backoff.read(lease)
-            if pause is not None and self._backoff.remaining(lease):
-                raise self._error_of(pause)
-        return None
+        return current if self._is_fresh_update(current, cached) else None
 
     async def _wait_for_holder(self, page: PageId, cached: Page | None, lease: str) -> Page | None:
         """
@@ -186,29 +181,45 @@ class Revalidator:
         )
 
     def _error_of(self, pause: Pause) -> MyPyPiError:
-        """Return the error that made another process back off."""
-        if pause.broken:
-            return BadUpstreamResponse(pause.why)
-        return UpstreamDown(pause.why, max(1, math.ceil(pause.until - self._clock.seconds())))
+        """Return the failure that began a back-off, with the seconds until it ends."""
+        return upstream_error(pause.status, pause.why, max(1, math.ceil(pause.until - self._clock.seconds())))
 
-    async def _fetch_and_store(self, page: PageId, cached: Page | None, *, background: bool) -> Page:
+    async def _fetch_and_store(self, page: PageId, cached: Page | None, client: str, *, background: bool) -> Page:
         try:
-            fresh, indexed_links = await self._fetch(page, cached, background=background)
+            fresh, indexed_links = await self._fetch(page, cached, client, background=background)
         except NotFound:
-            fresh, indexed_links = Page(page, self._clock.seconds(), missing=True, version="missing"), ()
+            fresh, indexed_links = self._refused(page, Refusal(NotFound.status)), ()
+        except UpstreamRefused as error:
+            if not RULES[error.upstream_status].replaces:
+                await self._record_failure(page, error, self._negative_cache_time)
+                raise
+            fresh, indexed_links = self._refused(page, Refusal(error.status, str(error))), ()
         except (UpstreamPaused, UpstreamBusy):
             raise  # upstream was not asked, so there is no reason for a back-off
+        except UpstreamDown as error:
+            await self._record_failure(page, error, error.told)
+            raise
+        except TemporarilyUnavailable:
+            raise  # it could not be rendered now, which is not upstream's failure
         except MyPyPiError as error:
             await self._record_failure(page, error)
             raise
         self._record_success()
+        if self._backoff.last_known(_name(page)) is not None:
+            self.log.info("page {page} is available again", page=str(page))
         await self._backoff.end(_name(page))
         # An unconfirmed page is stored in full even if it turns out to be the same: the catalog may have lost it.
         confirmed = cached is not None and cached.checked_at > 0 and cached.version == fresh.version
         await self._store.put(fresh, indexed_links, confirmed=confirmed)
         return fresh
 
-    async def _fetch(self, page: PageId, cached: Page | None, *, background: bool) -> tuple[Page, tuple[str, ...]]:
+    def _refused(self, page: PageId, refusal: Refusal) -> Page:
+        version = "missing" if refusal.status == NotFound.status else f"refused-{refusal.status}"
+        return Page(page, self._clock.seconds(), refusal=refusal, version=version)
+
+    async def _fetch(
+        self, page: PageId, cached: Page | None, client: str, *, background: bool
+    ) -> tuple[Page, tuple[str, ...]]:
         """
         Request the page from upstream; render it if it changed.
 
@@ -217,16 +228,25 @@ class Revalidator:
         source = self._source
         request = source.ecosystem.page_request(page)
         etag, modified = (cached.upstream_etag, cached.upstream_modified) if cached is not None else ("", "")
-        response = await source.upstream.page(request.path, request.accept, etag, modified, background=background)
+        response = await source.upstream.page(
+            request, etag, modified, client=client, background=background, patient=not _can_serve(cached)
+        )
         now = self._clock.seconds()
         if response.source is None:
             assert cached is not None
             return evolve(cached, checked_at=now), ()
-        digest = await source.threads.run(_digest, response.source.body)
-        if cached is not None and cached.source == digest:
-            return evolve(cached, checked_at=now), ()
         withheld = await self._store.withheld(page)
-        rendered = await source.renderer.render(page, response.source, withheld)
+        known = cached.source if cached is not None else ""
+        rendered = await source.renderer.render(page, response.source, withheld, known)
+        if cached is not None and not rendered.forms:
+            return evolve(cached, checked_at=now), ()
+        if rendered.is_doubtful and cached is not None and await self._lists_files(cached):
+            raise BadUpstreamResponse(
+                f"upstream's page {page} lists nothing any more, and nothing in it says that it is such a page"
+            )
+        for note in rendered.notes:
+            self.log.warn("page {page} of upstream has malformed entries: {note}", page=str(page), note=note)
+        digest = rendered.source
         version = f"{digest[:32]}-{int(now * 1000):x}" if withheld else digest[:32]
         fresh = Page(
             page,
@@ -240,17 +260,25 @@ class Revalidator:
         )
         return fresh, rendered.indexed_links
 
-    async def _record_failure(self, page: PageId, error: MyPyPiError) -> None:
-        """Begin a back-off for this page, which all processes share."""
-        if not self._failing:
+    async def _lists_files(self, cached: Page) -> bool:
+        """Whether the cached page lists anything."""
+        if cached.missing:
+            return False
+        name = self._source.ecosystem.listing_form(cached.id)
+        if name is None or name not in cached.forms:
+            return True
+        return len(await self._source.renderer.listing(cached.id, cached.forms[name])) > 0
+
+    async def _record_failure(self, page: PageId, error: MyPyPiError, seconds: float | None = None) -> None:
+        """Begin a back-off for this page, which all processes share. It lasts `seconds`, if given."""
+        first = self._backoff.last_known(_name(page)) is None
+        unreachable = isinstance(error, UpstreamUnreachable)
+        if (unreachable and not self._failing) or (first and not unreachable):
             self.log.warn("upstream fails, serving cached pages: page {page}: {why}", page=str(page), why=error)
         self._failing, self._failed_at = str(error), self._clock.seconds()
-        if isinstance(error, UpstreamUnreachable):
-            self.note_slow_upstream()
-        await self._backoff.begin(_name(page), str(error), broken=isinstance(error, BadUpstreamResponse))
+        await self._backoff.begin(_name(page), str(error), seconds=seconds, status=error.status)
 
     def _record_success(self) -> None:
-        self._serve_stale_until = 0.0
         if self._failing:
             self._failing = ""
             self.log.info("upstream answers again")
@@ -261,9 +289,10 @@ def _name(page: PageId) -> str:
     return f"page:{page}"
 
 
+def _can_serve(cached: Page | None) -> bool:
+    """Whether there is a cached page to serve if upstream fails."""
+    return cached is not None and not cached.missing
+
+
 def _is_changed(current: Page, before: Page | None) -> bool:
     return before is None or (current.version, current.checked_at) != (before.version, before.checked_at)
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -22,7 +22,7 @@ from mypypi.worker.jobs import fetch_job
 
 if TYPE_CHECKING:
     from mypypi.files.content import Content
-    from mypypi.files.fetch import Fetches
+    from mypypi.files.fetches import Fetches
     from mypypi.interfaces import IQueue
     from mypypi.upstream.client import Upstream
 
@@ -64,9 +64,9 @@ class ColdFiles:
         self._clock = clock
         self._storage_error = ""
 
-    async def answer(self, file: PackageFile, stored: FindStored) -> FileAnswer:
+    async def answer(self, file: PackageFile, stored: FindStored, client: str = "") -> FileAnswer:
         """
-        Decide what a client gets for this file now.
+        Decide what this client gets for this file now.
 
         `stored` finds the file if it is stored by now. Raises StillFetching, and the error of a failed fetch.
         """
@@ -74,7 +74,7 @@ class ColdFiles:
         by_worker = self._policy.redirect and (strict or not self._upstream.needs_credentials(file.url))
         if by_worker and await self._queue_fetch(file):
             return await self._stored_by_worker(file, stored) if strict else RedirectToUpstream(file.url)
-        return await self._fetch(file, stored)
+        return await self._fetch(file, stored, client)
 
     def _note_storage_failure(self, why: str) -> None:
         """Log that files can't be stored. This is logged once, until they can be stored again."""
@@ -90,7 +90,7 @@ class ColdFiles:
             return False
         return True
 
-    async def _fetch(self, file: PackageFile, stored: FindStored) -> FileAnswer:
+    async def _fetch(self, file: PackageFile, stored: FindStored, client: str) -> FileAnswer:
         """
         Return the content of the one fetch of this file.
 
@@ -99,7 +99,7 @@ class ColdFiles:
         until, anew = self._clock.seconds() + self._policy.strict_wait, False
         while True:
             try:
-                return await self._fetch_here(file, until, anew=anew)
+                return await self._fetch_here(file, until, client, anew=anew)
             except (AlreadyStored, FetchedElsewhere) as error:  # noqa: PERF203 - an iteration takes 0.25 s
                 found = await stored(file)
                 if found is not None:
@@ -113,10 +113,10 @@ class ColdFiles:
                 else:
                     await deferLater(self._clock, _POLL_INTERVAL)
 
-    async def _fetch_here(self, file: PackageFile, until: float, *, anew: bool) -> FileAnswer:
+    async def _fetch_here(self, file: PackageFile, until: float, client: str, *, anew: bool) -> FileAnswer:
         """Join the fetch of this file on this host, or start it."""
         try:
-            content = self._fetches.join(file) or self._start(file, anew=anew)
+            content = self._fetches.join(file) or self._start(file, client, anew=anew)
         except StorageDown as error:
             self._note_storage_failure(str(error))
             return self._bypass(file)
@@ -139,11 +139,11 @@ class ColdFiles:
             raise
         return LocalContent(content, file.digest or content.digest, hit=False)
 
-    def _start(self, file: PackageFile, *, anew: bool) -> Content | None:
+    def _start(self, file: PackageFile, client: str, *, anew: bool) -> Content | None:
         """Start a fetch and return its content. Returns None if too many fetches run."""
         if len(self._fetches) >= self._policy.most_fetches:
             return None
-        return self._fetches.start(file, anew=anew)
+        return self._fetches.start(file, client, anew=anew)
 
     def _bypass(self, file: PackageFile) -> FileAnswer:
         """

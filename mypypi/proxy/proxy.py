@@ -46,30 +46,30 @@ class Proxy:
         self._proxied = proxied
         self._unreadable = False
 
-    async def page(self, page: PageId) -> CachedPage:
-        """Return a page; see `PageCache.get`."""
-        return await self.pages.get(page)
+    async def page(self, page: PageId, client: str = "") -> CachedPage:
+        """Return a page for this client; see `PageCache.get`."""
+        return await self.pages.get(page, client)
 
-    async def file(self, link: str, *, describe: bool = False) -> FileAnswer:
+    async def file(self, link: str, client: str = "", *, describe: bool = False) -> FileAnswer:
         """
-        Find the file behind a link of this server's pages.
+        Find the file behind a link of this server's pages, for this client.
 
         With `describe`, the answer may be a FileDescription.
-        Raises NotFound, StillFetching, UpstreamDown, BadUpstreamResponse, StorageDown.
+        Raises NotFound, UpstreamRefused, StillFetching, UpstreamDown, BadUpstreamResponse, StorageDown.
         """
         listed = await self._listed_in_cache(link)
         stored = await self._find_stored(link, listed)
         if stored is not None:
             return stored
         if listed is None:
-            listed = await self._listed_upstream(link)
+            listed = await self._listed_upstream(link, client)
             stored = await self._find_stored(link, listed)
             if stored is not None:
                 return stored
         if describe and listed.size is not None:
             return FileDescription(listed.digest, listed.size)
         try:
-            return await self._cold.answer(listed, lambda file: self._find_stored(link, file))
+            return await self._cold.answer(listed, lambda file: self._find_stored(link, file), client)
         except NotFound:
             await self._withhold(listed)
             raise
@@ -138,7 +138,7 @@ class Proxy:
             return None
         return (await self.pages.listing(cached)).get(link)
 
-    async def _listed_upstream(self, link: str) -> PackageFile:
+    async def _listed_upstream(self, link: str, client: str) -> PackageFile:
         """
         Find a link on upstream's own pages.
 
@@ -147,7 +147,7 @@ class Proxy:
         failure: MyPyPiError = NotFound("no page of upstream lists this file")
         for page in self._ecosystem.pages_for(link):
             try:
-                answer = await self.pages.get(page)
+                answer = await self.pages.get(page, client)
             except NotFound:
                 continue
             except MyPyPiError as error:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mypypi.model import Digest, Link
     from mypypi.threads import Threads
     from mypypi.upstream.client import Upstream
+    from mypypi.web.public_address import Addresses
 
 _IMMUTABLE = b"public, max-age=31536000, immutable"
 
@@ -42,6 +43,7 @@ class Files:
     proxy: Proxy
     upstream: Upstream
     bucket: Upstream
+    addresses: Addresses
     threads: Threads
     reactor: Any
 
@@ -53,7 +55,8 @@ class Files:
         Raises what `Proxy.file` raises, and BadRequest.
         """
         set_kind(request, "file")
-        found = await self.proxy.file(link, describe=request.method == b"HEAD")
+        client = self.addresses.client(request)
+        found = await self.proxy.file(link, client, describe=request.method == b"HEAD")
         if isinstance(found, LocalContent):
             return await self._serve_local(request, found)
         if isinstance(found, FileDescription):
@@ -69,7 +72,7 @@ class Files:
             request.setHeader(b"location", as_uri(found.url).encode())
             return body
         assert isinstance(found, PassThrough)
-        await pass_through(request, found.file, self.upstream, self.reactor)
+        await pass_through(request, found.file, self.upstream, self.reactor, client)
         return b""
 
     async def _serve_from_bucket(self, request: Request, link: str, linked: StoredElsewhere, *, lost: bool) -> bytes:
@@ -93,6 +96,7 @@ class Files:
                 span,
                 self.bucket,
                 self.reactor,
+                self.addresses.client(request),
                 lambda: Deferred.fromCoroutine(self.proxy.delete_corrupt(stored)),
             )
         except Unsatisfiable as error:

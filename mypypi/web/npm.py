@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from klein import Klein
 from werkzeug.http import parse_accept_header
 
-from mypypi.ecosystems.npm import ABBREVIATED, FULL, check_name, dist_tags, manifest
+from mypypi.ecosystems.npm import ABBREVIATED, FULL, check_name
 from mypypi.errors import BadUpstreamResponse, NotFound
-from mypypi.model import PageId
-from mypypi.pages.rendering import Part
+from mypypi.model import PageId, Part
 from mypypi.web.errors import answer, answer_failure
+from mypypi.web.negotiation import accepts_gzip
 from mypypi.web.validation import segments_of
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 #: Request headers that are forwarded to upstream, and response headers that go back to the client.
 _FORWARDED = ("accept", "content-type", "content-encoding", "user-agent", "npm-command")
-_RETURNED = ("content-type", "retry-after")
+_RETURNED = ("content-type", "content-encoding", "retry-after")
 
 
 class NPMRoutes:
@@ -96,7 +96,16 @@ class NPMRoutes:
         headers = {name: value for name in _FORWARDED if (value := request.getHeader(name)) is not None}
         assert request.content is not None
         method, target = request.method.decode(), request.uri.decode("latin-1")
-        passed = await self._upstream.pass_on(method, target, headers, request.content.read())
+        kind = "search" if target.startswith("/-/v1/search") else "audit"
+        passed = await self._upstream.pass_on(
+            kind,
+            method,
+            target,
+            headers,
+            request.content.read(),
+            gzip=accepts_gzip(request.getHeader("accept-encoding")),
+            client=self._files.addresses.client(request),
+        )
         if passed.status > 599:  # noqa: PLR2004 - the highest valid status (RFC 9110, section 15)
             raise BadUpstreamResponse(f"upstream answered with an invalid status, {passed.status}")
         request.setResponseCode(passed.status)
@@ -113,7 +122,7 @@ class NPMRoutes:
     async def tags(self, request: Request, name: str) -> bytes:
         """Serve the dist-tags of a package, for ``npm dist-tag ls``."""
         return await self._pages.serve(
-            request, PageId("packument", check_name(name)), {FULL: "full"}, Part("dist-tags", dist_tags)
+            request, PageId("packument", check_name(name)), {FULL: "full"}, Part("dist-tags")
         )
 
     @app.route("/<path:path>")
@@ -131,8 +140,7 @@ class NPMRoutes:
         if not rest:
             return await self._pages.serve(request, PageId("packument", name), _offered_form(request))
         if len(rest) == 1 and rest[0] != "-":
-            wanted = rest[0]
-            part = Part(wanted, lambda packument: manifest(packument, wanted))
+            part = Part("version", rest[0])
             return await self._pages.serve(request, PageId("packument", name), {FULL: "full"}, part)
         if len(rest) == 2 and rest[0] == "-":  # noqa: PLR2004 - "-" and the file name
             return await self._files.serve(request, f"{name}/-/{rest[1]}")

@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
 from mypypi.dates import parse_date
-from mypypi.model import Form, PageId
+from mypypi.model import Form, PageId, Part
 from mypypi.web.conditions import etag_matches
 from mypypi.web.negotiation import accepts_gzip, choose_type
 from mypypi.web.request_log import set_kind
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from twisted.web.http import Request
 
     from mypypi.pages.page_cache import CachedPage
-    from mypypi.pages.rendering import Part
     from mypypi.proxy.proxy import Proxy
     from mypypi.web.public_address import Addresses
 
@@ -55,7 +54,7 @@ class PageResponses:
         """
         set_kind(request, "page")
         media_type = choose_type(_accepted(request), offered)
-        answer = await self._proxy.page(page)
+        answer = await self._proxy.page(page, self._addresses.client(request))
         form = answer.page.forms[offered[media_type]]
         if form.based or part is not None:
             base = self._addresses.base(request) if form.based else ""

@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from mypypi.upstream.responses import FileResponse
 
 
-async def pass_through(request: Request, file: PackageFile, upstream: Upstream, clock: Any) -> None:
+async def pass_through(request: Request, file: PackageFile, upstream: Upstream, clock: Any, client: str) -> None:
     """
-    Answer with the bytes of an upstream file.
+    Answer this client with the bytes of an upstream file.
 
     Raises what `Upstream.file` raises, and BadUpstreamResponse, before anything is sent.
     """
-    body = await upstream.file(file.url, {})
+    body = await upstream.file(file.url, {}, client)
     try:
         if body.encoding:
             raise BadUpstreamResponse("upstream sent the file in a Content-Encoding that was not requested")
@@ -53,10 +53,16 @@ async def pass_through(request: Request, file: PackageFile, upstream: Upstream, 
 
 
 async def pass_on(
-    request: Request, linked: StoredElsewhere, span: Span, bucket: Upstream, clock: Any, spoiled: Callable[[], object]
+    request: Request,
+    linked: StoredElsewhere,
+    span: Span,
+    bucket: Upstream,
+    clock: Any,
+    client: str,
+    spoiled: Callable[[], object],
 ) -> None:
     """
-    Answer with a span of the stored file behind a link.
+    Answer this client with a span of the stored file behind a link.
 
     Status and headers are set already. `spoiled` is called if the file is complete but is not the one that was stored.
     Raises what `Upstream.file` raises, before anything is sent.
@@ -64,7 +70,8 @@ async def pass_on(
     stored = linked.stored
     stop = stored.size if span.stop is None else span.stop
     part = (span.start, stop) != (0, stored.size)
-    body = await bucket.file(linked.link.url, {"Range": f"bytes={span.start}-{stop - 1}"} if part else {})
+    headers = {"Range": f"bytes={span.start}-{stop - 1}"} if part else {}
+    body = await bucket.file(linked.link.url, headers, client)
     try:
         skip = span.start if body.status == 200 else 0  # noqa: PLR2004 - a bucket may ignore Range
         passing = StoredPart(skip, stop - span.start) if part else CompleteFile(stored.digest)

@@ -22,6 +22,8 @@ Network = IPv4Network | IPv6Network
 
 _LABEL = "[A-Za-z0-9_-]{1,63}"
 _HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*\.?|\[[0-9A-Fa-f:.]+\])(?::[0-9]{{1,5}})?")
+#: Characters of a forwarded address of a client.
+_LONGEST_CLIENT = 100
 _PREFIX = re.compile(r"(?:/(?!\.\.?(?:/|$))[A-Za-z0-9.\-_~]+)*")
 
 
@@ -61,6 +63,18 @@ class Addresses:
             raise BadRequest("the Host header, or a proxy's Forwarded or X-Forwarded-* header, is not a valid address")
         return f"{scheme}://{host}{prefix}"
 
+    def client(self, request: Request) -> str:
+        """
+        Name the client that sent a request: its address, as a trusted proxy forwards it or as its connection has it.
+
+        For a fair share between clients; behind a proxy that is not trusted, all clients are one.
+        """
+        if self._is_trusted(request):
+            forwarded = _forwarded(request).get("for", "")
+            if forwarded:
+                return forwarded[:_LONGEST_CLIENT]
+        return str(getattr(request.getClientAddress(), "host", None) or "-")
+
     def _is_trusted(self, request: Request) -> bool:
         if not self.trusted:
             return False
@@ -73,9 +87,9 @@ class Addresses:
 
 
 def _forwarded(request: Request) -> dict[str, str]:
-    """Return proto, host and prefix, as far as the nearest proxy forwards them."""
+    """Return for, proto, host and prefix, as far as the nearest proxy forwards them."""
     found = {}
-    for name in ("proto", "host", "prefix"):
+    for name in ("for", "proto", "host", "prefix"):
         value = request.getHeader(f"x-forwarded-{name}")
         if value:
             found[name] = value.split(",")[-1].strip()
@@ -83,5 +97,5 @@ def _forwarded(request: Request) -> dict[str, str]:
     if forwarded:
         # The nearest proxy adds the last element. Its parameters have the syntax of a header's options.
         _, options = parse_options_header("forwarded; " + forwarded.split(",")[-1])
-        found.update({name: options[name] for name in ("proto", "host") if name in options})
+        found.update({name: options[name] for name in ("for", "proto", "host") if name in options})
     return found

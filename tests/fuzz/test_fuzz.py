@@ -29,7 +29,7 @@ from twisted.logger import LogEvent
 from mypypi.ecosystems import ECOSYSTEMS
 from mypypi.errors import MyPyPiError
 from mypypi.model import PageId, SourceDocument
-from mypypi.pages.rendering import render
+from mypypi.rendering.tasks import RenderTask, encode_task, perform
 from tests.fuzz import inputs
 from tests.fuzz.inputs import PROJECT, SDIST, TARBALL, WHEEL, RawRequest, RawResponse
 from tests.fuzz.world import (
@@ -246,7 +246,7 @@ def check_rendering(
     except MyPyPiError:
         event("refused")
         return
-    render(package_type, UPSTREAM, page, source, withheld)
+    perform(encode_task(package_type, UPSTREAM, RenderTask(page, source, withheld)))
     name = ecosystem.listing_form(page)
     if name is None:
         return
@@ -514,7 +514,8 @@ class TestFoundBugs:
 
     def test_invalid_utf_8_in_a_version_is_served(self, server: Callable[..., World]) -> None:
         """A version whose scripts are not UTF-8 is served unchanged."""
-        body = b'{"name":"holy-grail","versions":{"1.0.0":{"scripts":{"\xff":1}}}}'
+        dist = b'"dist":{"tarball":"http://"}'
+        body = b'{"name":"holy-grail","versions":{"1.0.0":{"scripts":{"\xff":1},%s}}}' % dist
         assert server("npm", {f"/{PROJECT}": body}).get(f"/{PROJECT}").body == body
 
     def test_redirects_to_upstream_are_in_ascii(self, server: Callable[..., World]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 from unittest.mock import patch
 
@@ -30,7 +31,7 @@ from mypypi.settings.types import RedisUrl
 from mypypi.upstream.client import Upstream
 from mypypi.web.site import WebSite
 from tests.support.fakes import MemoryCatalog, MemoryQueue
-from tests.support.memory import NOW, AtOnce, Connection, Exchange, Reply, Wire
+from tests.support.memory import NOW, AtOnce, Connection, Exchange, Reply, Wire, render_at_once
 
 UPSTREAM_HOST = "up.example"
 UPSTREAM = f"https://{UPSTREAM_HOST}"
@@ -229,6 +230,7 @@ class World:
             RedisCatalog=lambda *_args, **_kwargs: MemoryCatalog(self.reactor),
             RedisQueue=lambda *_args, **_kwargs: MemoryQueue(self.reactor),
             Threads=lambda *_args, **_kwargs: AtOnce(),
+            RenderPool=lambda *_args, **_kwargs: SimpleNamespace(run=render_at_once),
         ):
             backends = Backends(load_settings(texts), RedisUrl(kind="tcp"), self.reactor)
         with patch("mypypi.daemon.index.Upstream", partial(Upstream, agent=self.wire.agent)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mypypi.model import Form, PackageFile, Page, PageId
 from mypypi.pages.memory_cache import MemoryCache
+from mypypi.rendering.listing import Listing
 
 KILOBYTE = 1024
 
@@ -14,9 +15,9 @@ def page(name: str, version: str = "1", size: int = KILOBYTE) -> Page:
     )
 
 
-def listing(count: int) -> dict[str, PackageFile]:
+def listing(count: int) -> Listing:
     urls = [f"https://files.example/{number}.whl" for number in range(count)]
-    return {url: PackageFile(url, url) for url in urls}
+    return Listing.of(PackageFile(url, url) for url in urls)
 
 
 class TestMemoryCache:
@@ -84,6 +85,6 @@ class TestMemoryCache:
         cache = MemoryCache(20 * KILOBYTE)
         cache.put(page("a"), 0.0)
         cache.put(page("b"), 0.0)
-        cache.put_listing(page("b"), listing(100))
+        cache.put_listing(page("b"), listing(200))
         assert cache.get(PageId("simple", "a")) is None
         assert cache.get(PageId("simple", "b")) is not None

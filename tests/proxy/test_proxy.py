@@ -12,26 +12,36 @@ from unittest import mock
 from twisted.internet.defer import CancelledError, Deferred
 
 from mypypi.ecosystems.pypi import PyPI
-from mypypi.errors import DigestMismatch, NotFound, StillFetching, StorageDown, UpstreamDown
+from mypypi.errors import DigestMismatch, NotFound, StillFetching, StorageDown, UpstreamDown, UpstreamRefused
 from mypypi.files.content import HELD_BACK, Content
 from mypypi.files.drafts import Drafts
-from mypypi.files.fetch import Fetches
+from mypypi.files.fetch import FetchTools
+from mypypi.files.fetches import Fetches
 from mypypi.model import PageId
 from mypypi.pages.memory_cache import MemoryCache
 from mypypi.pages.page_cache import PageCache
-from mypypi.pages.rendering import Renderer
 from mypypi.pages.revalidation import PAGE_LEASE
 from mypypi.proxy.answers import FileAnswer, FileDescription, LocalContent, PassThrough, RedirectToUpstream
 from mypypi.proxy.cold_files import ColdFilePolicy, ColdFiles
 from mypypi.proxy.proxy import Proxy
 from mypypi.redis.leases import Leases
+from mypypi.rendering.renderer import Renderer
 from mypypi.storage.disk import DiskStorage
 from mypypi.upstream.backoff import Backoff
 from mypypi.upstream.client import Upstream
 from mypypi.upstream.requester import Credentials
 from mypypi.worker.jobs import file_of
 from tests.support.fakes import MemoryCatalog, MemoryQueue
-from tests.support.memory import AtOnce, MemoryTestCase, Wire, open_descriptors, response, sha256, simple_page
+from tests.support.memory import (
+    AtOnce,
+    MemoryTestCase,
+    Wire,
+    open_descriptors,
+    render_at_once,
+    response,
+    sha256,
+    simple_page,
+)
 
 URL = "https://index.example"
 PAGE = "/simple/thing/"
@@ -76,19 +86,16 @@ class ProxyTestCase(MemoryTestCase):
         ecosystem, threads = PyPI(self.url), AtOnce()
         self.storage = DiskStorage(self.root / "files", threads)
         self.drafts = Drafts(self.root / "drafts")
-        self.fetches = Fetches(
-            upstream, self.drafts, self.storage, threads, self.clock, Leases(self.catalog, "disk", self.clock)
-        )
-        renderer = Renderer("pypi", self.url, threads)
+        leases, backoff = Leases(self.catalog, "disk", self.clock), Backoff(self.catalog, self.clock)
+        self.fetches = Fetches(FetchTools(upstream, self.storage, threads, self.clock, leases, backoff), self.drafts)
         self.pages = PageCache(
             ecosystem,
             self.catalog,
             upstream,
-            renderer,
-            threads,
+            Renderer("pypi", self.url, render_at_once),
             self.clock,
             Leases(self.catalog, str(next(self.processes)), self.clock, PAGE_LEASE),
-            Backoff(self.catalog, self.clock),
+            backoff,
             cache_time=300,
             negative_cache_time=60,
             stale_after=3,
@@ -221,6 +228,7 @@ class OrderTest(ProxyTestCase):
         """The answer is no 404 while upstream's page can't be read (promise 7). Upstream may list the file."""
         self.wire.reply(PAGE, 503)
         self.assert_fails(UpstreamDown)
+        self.clock.advance(2)
         self.upstream_lists()
         self.cache_page()
         self.clock.advance(300)
@@ -329,12 +337,28 @@ class StreamTest(ProxyTestCase):
         self.assertTrue(self.get_content().hit)
 
     def test_fetch_that_fails_before_the_first_byte_is_an_error(self) -> None:
-        """An error before the first byte is returned. The next request fetches again."""
+        """An error before the first byte is returned. A request after the back-off fetches again."""
         for _ in range(2):
             pending = self.start_fetch()
-            self.wire.last.answer(503)
+            self.wire.last.answer(503, retry_after="7")
             self.failing(pending, UpstreamDown)
+            self.assertEqual(7, self.failing(self.request_file(), UpstreamDown).retry_after)
+            self.clock.advance(7)
         self.assertEqual([PAGE, FILE, FILE], self.wire.paths)
+
+    def test_refused_file_is_an_error_for_its_clients_alone(self) -> None:
+        """A file that upstream refuses has upstream's status and reason, and is not requested again for a minute."""
+        for status, shown in ((401, 403), (402, 402), (403, 403), (410, 410), (451, 451)):
+            before = self.wire.paths.count(FILE)
+            pending = self.start_fetch()
+            self.wire.last.answer(status, b'{"error": "blocked by policy"}', content_type="application/json")
+            error = self.failing(pending, UpstreamRefused)
+            self.assertEqual(shown, error.status)
+            self.assertIn("blocked by policy", str(error))
+            again = self.failing(self.request_file(), UpstreamRefused)
+            self.assertEqual((shown, str(error)), (again.status, str(again)))
+            self.assertEqual(before + 1, self.wire.paths.count(FILE))
+            self.clock.advance(60)
 
     def test_small_file_with_other_bytes_is_an_error(self) -> None:
         """A digest mismatch before the first byte is an error."""
@@ -356,7 +380,9 @@ class WithheldTest(ProxyTestCase):
         self.wire.last.answer(404)
         self.failing(pending, NotFound)
         page = self.now(self.pages.get(THING)).page
-        self.assertEqual([link], list(self.now(self.pages.listing(page))))
+        listing = self.now(self.pages.listing(page))
+        self.assertIsNotNone(listing.get(link))
+        self.assertEqual(1, len(listing))
 
     def test_metadata_that_upstream_does_not_have_is_withheld(self) -> None:
         """Metadata that upstream does not have is withheld. Clients request listed metadata, and fail without it."""
@@ -501,6 +527,7 @@ class StrictTest(ProxyTestCase):
         self.wire.reply(FILE, 404)
         self.clock.advance(1)
         self.wire.replies.pop(FILE)
+        self.clock.advance(60)
         self.assertEqual(60, self.wait(10, total=10_000_000, meanwhile=1).retry_after)
 
     def test_stalled_fetch_has_the_longest_estimate(self) -> None:

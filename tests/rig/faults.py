@@ -157,7 +157,8 @@ class Instead(Fault):
     headers: Mapping[str, str] = field(factory=dict)
 
     def serve(self, reply: Reply, wire: Wire) -> None:
-        wire.head(evolve(reply, headers={**reply.headers, "Content-Length": str(len(self.body)), **self.headers}))
+        headers = {**reply.headers, "Content-Length": str(len(self.body)), **self.headers}
+        wire.head(evolve(reply, status=200, headers=headers))  # a 304 would have no body
         self._happened()  # before the body, since the client may abort on the headers
         wire.body(self.body)
 

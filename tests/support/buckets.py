@@ -13,7 +13,8 @@ from threading import Event
 from typing import Any, ClassVar
 from unittest import mock
 
-from mypypi.model import Job, StoredFile
+from mypypi.job import Job
+from mypypi.model import StoredFile
 from mypypi.storage.bucket import UPLOAD, BucketStorage
 from mypypi.storage.disk import DiskStorage
 from mypypi.storage.s3 import BucketSettings, S3Bucket

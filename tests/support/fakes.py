@@ -18,7 +18,8 @@ from zope.interface import implementer
 
 from mypypi.errors import CatalogDown, StorageDown
 from mypypi.interfaces import ICatalog, IQueue, IStorage
-from mypypi.model import ClaimedJob, DeadJob, Digest, HeldLease, Job, Link, Page, PageId, Pause, QueueState, StoredFile
+from mypypi.job import ClaimedJob, DeadJob, Job, QueueState
+from mypypi.model import Digest, HeldLease, Link, Page, PageId, Pause, StoredFile
 from mypypi.redis.queue import CLAIM_MS, MOST_TRIES, WAIT_MS, pause_after
 
 _DAY = 86_400.0

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.web.server import Request, Site
 
-from mypypi.pages.rendering import gzip
+from mypypi.rendering.tasks import gzip
 from mypypi.web.pages import inflated, send, slices
 from tests.support.memory import Connection, Handling, MemoryTestCase
 
