@@ -23,14 +23,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "storage": {"words", "settings"},
     "redis": {"words", "settings"},
     "upstream": {"words", "observability"},
-    "pages": {"words", "observability", "ecosystems", "redis", "upstream"},
+    "rendering": {"words", "ecosystems"},
+    "pages": {"words", "observability", "redis", "rendering", "upstream"},
     "files": {"words", "observability", "redis", "upstream"},
     "worker": {"words", "files", "storage"},
     "proxy": {"words", "files", "pages", "upstream", "worker"},
     "web": {"words", "observability", "ecosystems", "files", "pages", "proxy", "upstream"},
     "daemon": {
-        "words", "settings", "observability", "ecosystems", "storage", "redis", "upstream", "pages", "files", "worker",
-        "proxy", "web",
+        "words", "settings", "observability", "ecosystems", "storage", "redis", "upstream", "rendering", "pages",
+        "files", "worker", "proxy", "web",
     },
     "cli": {"words", "settings", "redis", "daemon"},
 }  # fmt: skip
@@ -45,6 +46,7 @@ USED_ONLY_IN = {
     "boto3": "storage.s3",
     "botocore": "storage",
     "prometheus_client": "observability.metrics",
+    "lxml": "ecosystems.simple_html_reader",
 }
 #: The most lines that a module may have. A longer one has two ideas in one file.
 MAX_LINES = 310
