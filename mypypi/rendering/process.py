@@ -57,7 +57,6 @@ class RenderProcess:
             stdout=subprocess.PIPE,
             cwd=Path(__file__).parents[2],
             env={name: value for name, value in os.environ.items() if not name.startswith(_SECRETS)},
-            start_new_session=True,  # a Ctrl-C is for the daemon, which ends its children itself
         )
 
     @property
@@ -130,8 +129,15 @@ def _read(pipe: IO[bytes]) -> tuple[bytes, int]:
 
 
 def _limit() -> None:
-    """Limit this process's memory, and let it end with its parent."""
+    """
+    Limit this process's memory, and let it end with its parent.
+
+    A Ctrl-C is for the daemon, which ends its children itself, so they have a process group of their own. They stay in
+    the daemon's session: Linux compares the priorities of processes within a session only (sched(7), "autogroup").
+    """
     parent = os.getppid()
+    with suppress(OSError):  # it leads a group already
+        os.setpgid(0, 0)
     with suppress(ValueError, OSError):  # not on every platform, and not above a limit that is set already
         resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
     if sys.platform == "linux":

@@ -220,8 +220,14 @@ def test_a_program_that_is_missing_can_not_be_started(tmp_path: Path) -> None:
 
 def test_signals_for_the_daemon_do_not_reach_it(process: RenderProcess) -> None:
     """A Ctrl-C in the terminal, or a signal for the daemon's group, does not end a task. The daemon does."""
+    process.perform(TASK)
     assert os.getpgid(process.pid) == process.pid != os.getpgid(0)
-    assert os.getsid(process.pid) == process.pid
+
+
+def test_it_stays_in_the_session_of_the_daemon(process: RenderProcess) -> None:
+    """Linux compares priorities within a session only, so a low one would have no effect in another session."""
+    process.perform(TASK)
+    assert os.getsid(process.pid) == os.getsid(0)
 
 
 def test_it_inherits_nothing_but_its_pipes(process: RenderProcess) -> None:
