@@ -92,17 +92,20 @@ class Backoff:
         await deferLater(self._clock, remaining)
         return None
 
-    async def begin(self, name: str, why: str, *, seconds: float | None = None, status: int = 503) -> Pause:
+    async def begin(
+        self, name: str, why: str, *, seconds: float | None = None, at_least: float = 0.0, status: int = 503
+    ) -> Pause:
         """
         Begin a pause after a failure, of which clients are told with this `status`.
 
-        It lasts `seconds`, or else twice as long as the pause before.
+        It lasts `seconds`, or else twice as long as the pause before, and `at_least` so long, up to a minute.
         """
         before = self.last_known(name)
         failures = before.failures + 1 if before is not None else 1
         length = seconds
         if length is None:
-            length = min(_LONGEST, _FIRST * 2 ** min(failures - 1, _DOUBLINGS)) * random.uniform(0.75, 1.25)  # noqa: S311
+            length = min(_LONGEST, max(at_least, _FIRST * 2 ** min(failures - 1, _DOUBLINGS)))
+            length *= random.uniform(0.75, 1.25)  # noqa: S311
         pause = Pause(self._clock.seconds() + length, why, failures, status)
         self._remember(name, pause)
         with suppress(CatalogDown):

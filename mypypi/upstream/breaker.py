@@ -18,6 +18,7 @@ from twisted.logger import Logger
 
 from mypypi.errors import CatalogDown, UpstreamPaused
 from mypypi.upstream.backoff import PATIENCE
+from mypypi.upstream.kind_pauses import THROTTLING, KindPauses
 from mypypi.upstream.pause_gauge import PauseGauge
 
 if TYPE_CHECKING:
@@ -29,11 +30,8 @@ if TYPE_CHECKING:
 _CONNECTION_FAILURES = 5
 #: URLs that wait in vain while the origin answers none, after which it is held back.
 _SILENT_URLS = 3
-#: Different URLs of a kind that were answered 429 or 503, without a success, within so many seconds: the kind is held
-#: back then.
-_REFUSED_URLS, _REFUSED_SECONDS = 5, 10.0
-#: Statuses that ask for fewer requests, and the first one that says that upstream failed.
-_THROTTLING, _SERVER_ERROR = (429, 503), 500
+#: The first status that says that upstream failed.
+_SERVER_ERROR = 500
 #: Seconds between two tries of a request that waits for the end of a trial.
 _TRIAL_INTERVAL = 0.1
 #: Origins that this process remembers; pages may list files on any number of them.
@@ -47,7 +45,8 @@ class Permit:
     """
     Permission for one request. The caller reports how the request ended.
 
-    After a pause of its origin only one request is sent as a `trial`, until it is answered.
+    After a pause of its origin only one request is sent as a `trial`, until it is answered. With `tries_kind`, it is
+    sent during a pause of its kind, which ends if it succeeds.
     """
 
     origin: str
@@ -55,6 +54,7 @@ class Permit:
     url: str
     since: float
     trial: bool = False
+    tries_kind: bool = False
 
 
 @define
@@ -66,8 +66,6 @@ class _Origin:
     failed_urls: list[str] = field(factory=list)
     #: URLs that got no answer in time, since the last answer to any URL.
     silent_urls: set[str] = field(factory=set)
-    #: By kind and URL: when it was answered 429 or 503, and until when its Retry-After lasts.
-    refused: dict[str, dict[str, tuple[float, float]]] = field(factory=dict)
 
 
 class Breaker:
@@ -78,7 +76,8 @@ class Breaker:
     several URLs wait. After the pause, one request of the whole fleet is sent as a trial, for which `owner` holds a
     lease of `seconds`. The trial ends the pause or begins the next one. If its URL got no answer before, a request for
     another URL may become the trial in its place. A kind of request is held back when five different URLs of it were
-    answered 429 or 503 within ten seconds. Pauses grow, unless a Retry-After tells their length.
+    answered 429 or 503 within ten seconds. Now and then during such a pause, one request is sent: if it succeeds, only
+    some URLs are refused, and the pause ends. Pauses grow, unless a Retry-After tells their length.
     """
 
     log = Logger()
@@ -91,12 +90,17 @@ class Breaker:
         self._lease_seconds = seconds
         self._origins: dict[str, _Origin] = {}
         self._trials: dict[str, Permit] = {}
+        self._kinds = KindPauses(backoff, catalog, owner, clock)
         self._gauge = PauseGauge(clock)
 
-    def remaining(self, url: str, kind: str) -> float:
-        """Return the seconds for which such requests are held back. Only what this process knows counts."""
+    def remaining(self, url: str, kind: str, *, patient: bool = False) -> float:
+        """
+        Return the seconds for which such requests are held back; for a `patient` one, until the next trial.
+
+        Only what this process knows counts.
+        """
         origin = origin_of(url)
-        return max(self._backoff.remaining(origin), self._backoff.remaining(_kind_name(origin, kind)))
+        return max(self._backoff.remaining(origin), self._kinds.remaining(origin, kind, patient=patient))
 
     def is_silent(self, url: str, seconds: float) -> bool:
         """Whether a request waits for longer than this, and the origin has answered no other one since it was sent."""
@@ -108,40 +112,42 @@ class Breaker:
 
     async def check(self, url: str, kind: str) -> None:
         """Raise UpstreamPaused with the reason while such requests are held back."""
-        now = self._clock.seconds()
-        for name in (origin_of(url), _kind_name(origin_of(url), kind)):
-            pause = await self._backoff.read(name)
-            if pause is not None and pause.until > now:
+        origin = origin_of(url)
+        for pause in (await self._backoff.read(origin), await self._kinds.read(origin, kind)):
+            if pause is not None and pause.until > self._clock.seconds():
                 raise self._paused(pause)
 
     async def acquire(self, url: str, kind: str, *, patient: bool = False) -> Permit:
         """
         Return a permit for a request of this kind to this URL.
 
-        A `patient` request waits up to `PATIENCE` seconds for the end of a pause and of a trial. Raises UpstreamPaused
-        with the reason and the seconds until a retry.
+        A `patient` request waits up to `PATIENCE` seconds for the end of a pause and of a trial, and may be the trial.
+        Raises UpstreamPaused with the reason and the seconds until a retry.
         """
         until = self._clock.seconds() + (PATIENCE if patient else 0.0)
         while True:
             try:
-                return await self._try_to_acquire(url, kind)
+                return await self._try_to_acquire(url, kind, patient=patient)
             except UpstreamPaused:
-                wait = max(self.remaining(url, kind), _TRIAL_INTERVAL)
+                wait = max(self.remaining(url, kind, patient=patient), _TRIAL_INTERVAL)
                 if self._clock.seconds() + wait > until:
                     raise
-            await deferLater(self._clock, wait)
+            # The pause of a kind may end at any time before its next trial.
+            await deferLater(self._clock, max(self._backoff.remaining(origin_of(url)), _TRIAL_INTERVAL))
 
-    async def _try_to_acquire(self, url: str, kind: str) -> Permit:
+    async def _try_to_acquire(self, url: str, kind: str, *, patient: bool) -> Permit:
         """Return a permit, or raise UpstreamPaused at once."""
         origin, now = origin_of(url), self._clock.seconds()
-        kind_pause = await self._backoff.read(_kind_name(origin, kind))
-        if kind_pause is not None and kind_pause.until > now:
+        kind_pause = await self._kinds.read(origin, kind)
+        if kind_pause is not None and not (patient and await self._kinds.begin_trial(origin, kind)):
             self._gauge.set(origin, kind, kind_pause)
             raise self._paused(kind_pause)
+        if kind_pause is None:
+            self._gauge.clear(origin, kind)  # another process may have ended the pause before its time
         pause = await self._backoff.read(origin)
         if pause is not None and pause.until <= now and origin not in self._trials:
             pause = await self._backoff.read(origin, anew=True)  # another process may have just ended it
-        permit = Permit(origin, kind, url, self._clock.seconds(), trial=pause is not None)
+        permit = Permit(origin, kind, url, self._clock.seconds(), pause is not None, kind_pause is not None)
         if pause is not None:
             if pause.until > now:
                 self._gauge.set(origin, _ALL, pause)
@@ -162,14 +168,15 @@ class Breaker:
         origin.failed_urls.clear()
         origin.silent_urls.clear()
         try:
-            if status in _THROTTLING:
-                await self._note_refusal(permit, origin, status, retry_after)
+            if status in THROTTLING:
+                await self._note_refusal(permit, status, retry_after)
             elif status < _SERVER_ERROR:
-                await self._note_success(permit, origin)
+                await self._note_success(permit)
+            elif permit.tries_kind:
+                await self._kinds.forget_trial(permit.origin, permit.kind)
             if permit.trial and self._backoff.last_known(permit.origin) is not None:
                 await self._backoff.end(permit.origin)
-                self._gauge.clear(permit.origin, _ALL)
-                self.log.info("requests to {origin} are resumed", origin=permit.origin)
+                self._log_resumed(permit.origin, _ALL)
         finally:
             await self.release(permit)
 
@@ -224,34 +231,16 @@ class Breaker:
             with suppress(CatalogDown):
                 await self._catalog.release_lease(f"trial:{permit.origin}", self._owner)
 
-    async def _note_refusal(self, permit: Permit, origin: _Origin, status: int, retry_after: float | None) -> None:
-        """Hold the kind back once enough different URLs of it were refused. The longest Retry-After counts."""
-        now, seconds = self._clock.seconds(), retry_after or 0.0
-        left = self._backoff.remaining(_kind_name(permit.origin, permit.kind))
-        if left:  # the request was sent before the pause
-            if seconds >= left + 1:
-                await self._hold_kind_back(permit, status, seconds)
-            return
-        refused = origin.refused.setdefault(permit.kind, {})
-        refused[permit.url] = now, now + seconds
-        for url in [url for url, (at, _) in refused.items() if now - at > _REFUSED_SECONDS]:
-            del refused[url]
-        if len(refused) >= _REFUSED_URLS:
-            del origin.refused[permit.kind]
-            await self._hold_kind_back(permit, status, max(until for _, until in refused.values()) - now)
+    async def _note_refusal(self, permit: Permit, status: int, retry_after: float | None) -> None:
+        origin, kind = permit.origin, permit.kind
+        pause = await self._kinds.note_refusal(origin, kind, permit.url, status, retry_after)
+        if pause is not None:
+            self._gauge.set(origin, kind, pause)
+            self._log_pause(origin, kind, pause)
 
-    async def _note_success(self, permit: Permit, origin: _Origin) -> None:
-        """Forget the refusals of this kind. A request that was sent before a pause does not end it."""
-        name = _kind_name(permit.origin, permit.kind)
-        origin.refused.pop(permit.kind, None)
-        if not self._backoff.remaining(name):
-            await self._backoff.end(name)
-
-    async def _hold_kind_back(self, permit: Permit, status: int, seconds: float) -> None:
-        why = f"upstream answered {status} to several {permit.kind} requests"
-        pause = await self._backoff.begin(_kind_name(permit.origin, permit.kind), why, seconds=seconds or None)
-        self._gauge.set(permit.origin, permit.kind, pause)
-        self._log_pause(f"{permit.kind} requests to {permit.origin}", pause)
+    async def _note_success(self, permit: Permit) -> None:
+        if await self._kinds.note_success(permit.origin, permit.kind, trial=permit.tries_kind):
+            self._log_resumed(permit.origin, permit.kind)
 
     async def _hold_back(self, permit: Permit, why: str) -> None:
         before = self._backoff.last_known(permit.origin)
@@ -260,11 +249,21 @@ class Breaker:
         pause = await self._backoff.begin(permit.origin, why)
         self._gauge.set(permit.origin, _ALL, pause)
         if before is None:
-            self._log_pause(f"requests to {permit.origin}", pause)
+            self._log_pause(permit.origin, _ALL, pause)
 
-    def _log_pause(self, subject: str, pause: Pause) -> None:
-        seconds = max(1, round(pause.until - self._clock.seconds()))
-        self.log.warn("{subject} are paused for {seconds} s: {why}", subject=subject, seconds=seconds, why=pause.why)
+    def _log_pause(self, origin: str, kind: str, pause: Pause) -> None:
+        seconds, what = max(1, round(pause.until - self._clock.seconds())), _requests(kind)
+        self.log.warn(
+            "{what} to {origin} are paused for {seconds} s: {why}",
+            what=what,
+            origin=origin,
+            seconds=seconds,
+            why=pause.why,
+        )
+
+    def _log_resumed(self, origin: str, kind: str) -> None:
+        self._gauge.clear(origin, kind)
+        self.log.info("{what} to {origin} are resumed", what=_requests(kind), origin=origin)
 
     def _is_trial(self, permit: Permit) -> bool:
         """Whether this is the trial of its origin, and none has taken its place."""
@@ -304,6 +303,5 @@ def origin_of(url: str) -> str:
     return ""
 
 
-def _kind_name(origin: str, kind: str) -> str:
-    """The name of a kind's pause."""
-    return f"{origin} {kind}"
+def _requests(kind: str) -> str:
+    return "requests" if kind == _ALL else f"{kind} requests"

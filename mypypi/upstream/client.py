@@ -207,9 +207,11 @@ class Upstream:
 
     async def _acquire_slot(self, request: Request, client: str, *, background: bool = False) -> Slot:
         """Wait for a place, but not while such requests are held back anyway."""
-        longest = PATIENCE if request.patient else 0.0
-        if self._breaker is not None and self._breaker.remaining(request.url, request.kind) > longest:
-            await self._breaker.check(request.url, request.kind)
+        patient = request.patient
+        if self._breaker is not None:
+            left = self._breaker.remaining(request.url, request.kind, patient=patient)
+            if left > (PATIENCE if patient else 0.0):
+                await self._breaker.check(request.url, request.kind)
         return await self._limiter.acquire(request.kind, client, background=background)
 
     async def _check_status(self, response: IResponse, request: Request) -> None:

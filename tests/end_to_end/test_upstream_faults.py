@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -113,19 +114,34 @@ class KeptApart:
     def test_kind_that_upstream_throttles_is_held_back_alone(self, sites: Sites) -> None:
         """Pages are held back when upstream answers 429 for five of them. Files are still fetched."""
         site = sites(self.kind, CACHE_TIME="300")
-        fetched, unseen = site.publish(), site.publish(seen=False)
-        bad = [site.publish(seen=False) for _ in range(5)]
-        faults = [site.upstream.fault(page_path(site, thing), Status(429, retry_after=4)) for thing in bad]
-        for thing in bad:
-            assert page(site, thing).status == 503
-        assert [fault.served for fault in faults] == [1] * 5
-        held = page(site, unseen)
-        assert (held.status, site.upstream.count(page_path(site, unseen))) == (503, 0)
-        assert "429" in held.text
-        assert 1 <= int(held.headers["Retry-After"] or 0) <= 4
+        fetched = site.publish()
+        things = [site.publish(seen=False) for _ in range(9)]
+        faults = [site.upstream.fault(page_path(site, thing), Status(429, retry_after=4)) for thing in things]
+        for thing in things:
+            held = page(site, thing)
+            assert held.status == 503
+            assert "429" in held.text
+            assert 1 <= int(held.headers["Retry-After"] or 0) <= 4
+        assert [fault.served for fault in faults[:5]] == [1] * 5
+        site.daemon.wait_for_log("page requests to .* are paused for 4 s: upstream answered 429")
         answer = get(site.daemon.url + fetched.path)
         assert (answer.status, answer.body) == (200, fetched.content)
-        assert eventually(lambda: page(site, unseen).status, lambda status: status == 200, timeout=20) == 200
+        site.upstream.mend()
+        for thing in things:
+            assert eventually(partial(page, site, thing), lambda got: got.status == 200, timeout=20).status == 200
+
+    def test_pages_that_upstream_throttles_alone_keep_no_other_out(self, site: Site) -> None:
+        """Where upstream throttles some pages alone, another one is served after a moment, and then all are."""
+        for _ in range(5):
+            thing = site.publish(seen=False)
+            fault = site.upstream.fault(page_path(site, thing), Status(429, retry_after=60))
+            assert page(site, thing).status == 503
+            fault.wait_served()
+        site.daemon.wait_for_log("page requests to .* are paused for (59|60) s: upstream answered 429")
+        eventually(lambda: page(site, site.publish(seen=False)).status, lambda status: status == 200)
+        site.daemon.wait_for_log("page requests to .* are resumed")
+        for _ in range(5):
+            assert page(site, site.publish(seen=False)).status == 200
 
     def test_requests_that_hang_leave_room_for_others(self, site: Site) -> None:
         """Pages that hang never use up what other kinds and other clients need."""

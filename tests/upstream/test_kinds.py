@@ -5,11 +5,15 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 
-from mypypi.errors import UpstreamPaused
+from twisted.internet.defer import Deferred
+
+from mypypi.errors import UpstreamDown, UpstreamPaused
 from mypypi.upstream.backoff import Backoff
+from mypypi.upstream.client import Upstream
+from mypypi.upstream.responses import PageResponse
 from tests.support.fakes import MemoryCatalog
 from tests.support.memory import NOW, MemoryTestCase
-from tests.upstream.cases import FILE, BreakerTestCase, paths
+from tests.upstream.cases import FILE, BreakerTestCase, breaker_metric_is_set, paths
 
 
 class RefusedKindTest(BreakerTestCase):
@@ -57,9 +61,11 @@ class RefusedKindTest(BreakerTestCase):
         for path in paths(5):
             self.file(f"{FILE}{path}")
             self.wire.last.answer(429, b"", retry_after="7")
-        self.failing(self.file(), UpstreamPaused)
+        waiting = self.file()
+        self.assertEqual(5, self.request_count)
         self.file("https://other.example/a.whl")
         self.assertEqual("https://other.example/a.whl", self.wire.last.url)
+        self.assertNoResult(waiting)
 
     def test_same_url_counts_once(self) -> None:
         """One URL that is answered 429 or 503 holds no other back, however often it is requested."""
@@ -108,7 +114,7 @@ class RefusedKindTest(BreakerTestCase):
         self.assertEqual(1, self.assert_paused().retry_after)
 
     def test_all_requests_are_sent_after_the_pause(self) -> None:
-        """A kind has no trial: it takes five refusals to hold it back again."""
+        """After the pause of a kind, it takes five refusals to hold it back again."""
         self.fail_requests(429, *paths(5))
         self.clock.advance(1)
         for path in paths(5):
@@ -200,6 +206,101 @@ class RetryAfterTest(BreakerTestCase):
         """Retry-After of a 500 and a 404 does not count for the kind."""
         self.fail_requests(500, *paths(10), retry_after="7")
         self.fail_requests(404, *paths(10), retry_after="7")
+        self.assert_request_succeeds()
+
+
+class KindTrialTest(BreakerTestCase):
+    """Upstream may refuse the five URLs alone. So during the pause, one request is sent now and then."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.fail_requests(429, *paths(5), retry_after="60")
+        self.assertEqual(60, self.assert_paused().retry_after)
+        self.asked = self.request_count
+
+    def pages(self, count: int, upstream: Upstream | None = None) -> list[Deferred[PageResponse]]:
+        """Request other pages, for which there is nothing else to serve."""
+        return [self.page(path, patient=True, upstream=upstream) for path in paths(count, "/good/")]
+
+    @property
+    def trials(self) -> int:
+        """The requests that were sent during the pause."""
+        return self.request_count - self.asked
+
+    def test_success_of_a_trial_ends_the_pause(self) -> None:
+        """After a quarter of a second one request is sent. It succeeds, and all others of the fleet follow at once."""
+        waiting = [*self.pages(5), *self.pages(5, self.other)]
+        self.clock.pump([0.1] * 2)
+        self.assertEqual(0, self.trials)
+        self.clock.pump([0.1] * 2)
+        self.assertEqual(1, self.trials)
+        self.wire.last.answer(body=b"{}")
+        self.clock.pump([0.1] * 2)
+        self.assertEqual(5, self.trials)
+        self.clock.pump([0.1] * 9)
+        self.assertEqual(10, self.trials)
+        for exchange in self.wire.exchanges[self.asked + 1 :]:
+            exchange.answer(body=b"{}")
+        for each in waiting:
+            self.now(each)
+        self.assertEqual("page requests to https://index.example:443 are resumed", self.log_lines()[1])
+        self.assertFalse(breaker_metric_is_set(kind="page"))
+
+    def test_refused_trials_get_rarer(self) -> None:
+        """A fleet sends thirteen trials in a minute to an upstream that refuses all. Clients get the true wait."""
+        for second in range(59):
+            for upstream in (self.upstream, self.other):
+                waiting = self.page(f"/good/{second}/", patient=True, upstream=upstream)
+                for _ in range(5):
+                    before = self.trials
+                    self.clock.advance(0.1)
+                    if self.trials > before:
+                        self.wire.last.answer(429, b"")
+                waiting.addErrback(lambda failure: failure.trap(UpstreamDown))
+        self.assertTrue(11 <= self.trials <= 14, self.trials)
+        self.assertIn(self.assert_paused().retry_after, (1, 2))
+        self.clock.advance(1.1)
+        self.assert_request_succeeds()
+
+    def test_trial_that_tells_nothing_is_followed_by_another(self) -> None:
+        """A 500 neither ends the pause nor delays the next trial: several broken pages do not lengthen it."""
+        for number in range(20):
+            waiting = self.page(f"/broken/{number}/", patient=True)
+            self.clock.pump([0.1] * 3)
+            self.assertEqual(number + 1, self.trials)
+            self.wire.last.answer(500, b"")
+            self.failing(waiting, UpstreamDown)
+        self.assert_paused()
+        waiting = self.page("/good/", patient=True, upstream=self.other)
+        self.clock.pump([0.1] * 3)
+        self.wire.last.answer(body=b"{}")
+        self.now(waiting)
+
+    def test_hanging_trial_is_followed_by_another(self) -> None:
+        """A trial that hangs keeps nobody out: the next one follows, and succeeds."""
+        hanging, good = self.pages(2)
+        self.clock.pump([0.1] * 14)
+        self.assertEqual(2, self.trials)
+        self.wire.last.answer(body=b"{}")
+        self.now(good)
+        self.assertNoResult(hanging)
+        self.assert_request_succeeds()
+
+    def test_a_request_that_need_not_wait_is_no_trial(self) -> None:
+        """Where a cached page can be served, no request is sent during the pause."""
+        for _ in range(30):
+            self.clock.advance(1)
+            self.assert_paused()
+        self.assertEqual(0, self.trials)
+
+    def test_trials_need_no_catalog(self) -> None:
+        """Without a catalog, each process has its own trials."""
+        self.catalog.down = "no Redis here"
+        (waiting,) = self.pages(1)
+        self.clock.pump([0.1] * 6)
+        self.assertEqual(1, self.trials)
+        self.wire.last.answer(body=b"{}")
+        self.now(waiting)
         self.assert_request_succeeds()
 
 
