@@ -76,9 +76,14 @@ class UpstreamBusy(UpstreamDown):
 
 
 class BadUpstreamResponse(MyPyPiError):
-    """Upstream's response can't be used: it is not what was requested."""
+    """
+    Upstream's response can't be used: it is not what was requested.
+
+    `took`: the seconds that it took to find out, where that is hard work.
+    """
 
     status = 502
+    took = 0.0
 
 
 class UpstreamRefused(MyPyPiError):

@@ -48,6 +48,9 @@ PAGE_LEASE = 4.5
 #: Seconds between two checks for the result of another process, and the longest wait for it.
 _POLL_INTERVAL = 0.1
 _LONGEST_WAIT = 120.0
+#: The back-off of a page that can't be rendered lasts so many times as long as rendering it took, so that such pages do
+#: not take the processor from others.
+_RENDER_BACKOFF = 10
 
 
 @frozen
@@ -201,6 +204,9 @@ class Revalidator:
             raise
         except TemporarilyUnavailable:
             raise  # it could not be rendered now, which is not upstream's failure
+        except BadUpstreamResponse as error:
+            await self._record_failure(page, error, at_least=error.took * _RENDER_BACKOFF)
+            raise
         except MyPyPiError as error:
             await self._record_failure(page, error)
             raise
@@ -237,7 +243,11 @@ class Revalidator:
             return evolve(cached, checked_at=now), ()
         withheld = await self._store.withheld(page)
         known = cached.source if cached is not None else ""
-        rendered = await source.renderer.render(page, response.source, withheld, known)
+        try:
+            rendered = await source.renderer.render(page, response.source, withheld, known)
+        except BadUpstreamResponse as error:
+            error.took = self._clock.seconds() - now
+            raise
         if cached is not None and not rendered.forms:
             return evolve(cached, checked_at=now), ()
         if rendered.is_doubtful and cached is not None and await self._lists_files(cached):
@@ -269,14 +279,16 @@ class Revalidator:
             return True
         return len(await self._source.renderer.listing(cached.id, cached.forms[name])) > 0
 
-    async def _record_failure(self, page: PageId, error: MyPyPiError, seconds: float | None = None) -> None:
-        """Begin a back-off for this page, which all processes share. It lasts `seconds`, if given."""
+    async def _record_failure(
+        self, page: PageId, error: MyPyPiError, seconds: float | None = None, at_least: float = 0.0
+    ) -> None:
+        """Begin a back-off for this page, which all processes share. See `Backoff.begin` for its length."""
         first = self._backoff.last_known(_name(page)) is None
         unreachable = isinstance(error, UpstreamUnreachable)
         if (unreachable and not self._failing) or (first and not unreachable):
             self.log.warn("upstream fails, serving cached pages: page {page}: {why}", page=str(page), why=error)
         self._failing, self._failed_at = str(error), self._clock.seconds()
-        await self._backoff.begin(_name(page), str(error), seconds=seconds, status=error.status)
+        await self._backoff.begin(_name(page), str(error), seconds=seconds, at_least=at_least, status=error.status)
 
     def _record_success(self) -> None:
         if self._failing:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from unittest import mock
+
+from twisted.internet.task import deferLater
 
 from mypypi.errors import BadUpstreamResponse, NotFound, UpstreamDown, UpstreamRefused
 from mypypi.model import PageId
+from mypypi.rendering.tasks import perform
 from tests.pages.test_page_cache import (
     CACHE_TIME,
     NEGATIVE_CACHE_TIME,
@@ -126,6 +130,19 @@ class FailingTest(PagesTestCase):
         self.assertNoResult(waiting)
         self.clock.advance(0.1)
         self.assertEqual(["1.0"], versions(self.now(waiting)))
+
+    def test_page_that_is_hard_to_render_has_a_long_backoff(self) -> None:
+        """The back-off of a page that can't be rendered is ten times as long as the work, and a minute at most."""
+        for seconds, backoff in ((0.05, 1), (3, 30), (20, 60)):
+            page = PageId("simple", f"hard{seconds}")
+            self.pages = self.make_cache(partial(deferLater, self.clock, seconds, perform))
+            self.wire.reply(f"/simple/{page.project}/", 200, b"nonsense")
+            failing = self.start(self.pages.get(page))
+            self.clock.pump([0, 0, seconds, 0])
+            self.failing(failing, BadUpstreamResponse)
+            pause = self.now(self.catalog.pause(f"page:{page}"))
+            assert pause is not None
+            self.assertAlmostEqual(backoff, pause.until - self.clock.seconds())
 
     def test_client_that_asks_for_failing_pages_does_not_affect_others(self) -> None:
         """Pages that fail, however often, never hold back another page."""
