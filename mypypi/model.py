@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from attrs import Factory, field, frozen
 
-from mypypi.keys import key_of
+from mypypi.file_keys import key_of
 
 if TYPE_CHECKING:
     from hashlib import _Hash

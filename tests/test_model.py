@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from mypypi.keys import key_from_segments, key_of
+from mypypi.file_keys import key_from_segments, key_of
 from mypypi.model import Digest, PackageFile, PageId, StoredFile, new_hasher
 
 HEX = hashlib.sha256(b"").hexdigest()

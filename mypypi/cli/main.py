@@ -16,7 +16,7 @@ from typing import Any
 from twisted.internet.task import react
 from twisted.logger import formatTime
 
-from mypypi.daemon.redis_server import socket_of, url_of
+from mypypi.daemon.redis_program import socket_of, url_of
 from mypypi.errors import CatalogDown
 from mypypi.interfaces import IQueue
 from mypypi.job import DeadJob

@@ -16,7 +16,7 @@ from mypypi.daemon.embedded_redis import EmbeddedRedis
 from mypypi.daemon.index import Index
 from mypypi.daemon.lifecycle import CannotStart, OrderedServices, stop_with_failure
 from mypypi.daemon.options import ServerOptions
-from mypypi.daemon.redis_server import EmbeddedRedisError, NoRedisServer, find_server
+from mypypi.daemon.redis_program import EmbeddedRedisError, NoRedisServer, find_server
 from mypypi.daemon.server import Server
 from mypypi.daemon.supervisor import Supervisor
 from mypypi.daemon.worker_tap import make_worker

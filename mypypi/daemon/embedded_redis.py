@@ -28,7 +28,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mypypi.daemon.processes import LineBuffer, RestartDelay, how_it_ended
-from mypypi.daemon.redis_server import EmbeddedRedisError, NoRedisServer, arguments, find_server, socket_of, url_of
+from mypypi.daemon.redis_program import EmbeddedRedisError, NoRedisServer, arguments, find_server, socket_of, url_of
 
 #: Seconds for a server to stop, before it is killed or, if it is of an earlier run, the start fails.
 _STOP_TIMEOUT = 10.0

@@ -16,8 +16,8 @@ from zope.interface import implementer
 
 from mypypi.ecosystems.packument import ABBREVIATED, FULL, decode, dist_tags, manifest, render_packument
 from mypypi.errors import BadRequest, BadUpstreamResponse, NotFound
+from mypypi.file_keys import key_of
 from mypypi.interfaces import IEcosystem
-from mypypi.keys import key_of
 from mypypi.model import Digest, PackageFile, PageId, PageRequest, Part, RenderedForm, RenderedPage, SourceDocument
 
 __all__ = ["ABBREVIATED", "FULL", "NPM", "check_name"]

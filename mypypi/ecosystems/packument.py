@@ -20,7 +20,7 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 import msgspec
 
 from mypypi.errors import BadUpstreamResponse, NotFound
-from mypypi.keys import is_segment, key_of
+from mypypi.file_keys import is_segment, key_of
 from mypypi.model import BASE_PLACEHOLDER, Digest, RenderedForm, RenderedPage, SourceDocument
 
 FULL = "application/json"

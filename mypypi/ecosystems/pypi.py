@@ -22,8 +22,8 @@ from mypypi.ecosystems.simple_html import Document, has_metadata
 from mypypi.ecosystems.simple_html_reader import CORE_METADATA
 from mypypi.ecosystems.simple_page import check_name, content_type, decode_json, read_index, read_project
 from mypypi.errors import BadRequest, BadUpstreamResponse, NotFound
+from mypypi.file_keys import key_from_segments, key_of
 from mypypi.interfaces import IEcosystem
-from mypypi.keys import key_from_segments, key_of
 from mypypi.model import (
     BASE_PLACEHOLDER,
     Digest,

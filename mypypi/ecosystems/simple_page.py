@@ -24,7 +24,7 @@ from mypypi.errors import BadRequest
 from mypypi.model import SourceDocument
 
 _SIMPLE_HTML = "application/vnd.pypi.simple.v1+html"
-#: Characters of a base URL. Each link takes time for each of them, and no longer URL has a key (see `mypypi.keys`).
+#: Characters of a base URL. Each link takes time for each of them, and no longer URL has a key (`mypypi.file_keys`).
 _LONGEST_BASE = 2048
 #: Links of a list in which to look for a project.
 _FIRST_LINKS = 1000

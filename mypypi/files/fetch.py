@@ -1,10 +1,10 @@
 """Fetches one file into its draft, and stores it.
 
 On one host, one process fills the draft and the others follow it. If that process dies, one of the others continues. A
-lease decides which host fetches the file. Upstream fills the draft at the disk's pace, and readers (see
-`mypypi.web.reader`) copy from it at their own pace. So a slow client does not slow down others, and a client that
-disconnects does not stop the fetch. Knows drafts, transfers, leases, back-offs and the storage's `commit`. Must never
-know ecosystems, routes, or clients.
+lease decides which host fetches the file. Upstream fills the draft at the disk's pace, and `mypypi.web.content_reader`
+copies from it at each client's own pace. So a slow client does not slow down others, and a client that disconnects does
+not stop the fetch. Knows drafts, transfers, leases, back-offs and the storage's `commit`. Must never know ecosystems,
+routes, or clients.
 """
 
 from __future__ import annotations

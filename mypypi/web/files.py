@@ -12,13 +12,13 @@ from attrs import frozen
 from twisted.internet.defer import Deferred
 
 from mypypi.errors import NotFound, UpstreamRefused
-from mypypi.keys import as_uri
+from mypypi.file_keys import as_uri
 from mypypi.proxy.answers import FileDescription, LocalContent, PassThrough, RedirectToUpstream, StoredElsewhere
 from mypypi.proxy.proxy import Proxy
 from mypypi.web.conditions import Unsatisfiable, etag_matches, needs_total, range_applies, ranges_of
+from mypypi.web.content_reader import Reader, Span
 from mypypi.web.errors import answer
 from mypypi.web.pass_through import pass_on, pass_through
-from mypypi.web.reader import Reader, Span
 from mypypi.web.request_log import set_kind
 
 if TYPE_CHECKING:

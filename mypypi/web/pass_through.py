@@ -22,7 +22,7 @@ from mypypi.errors import BadUpstreamResponse
 from mypypi.files.content import HELD_BACK
 from mypypi.model import Digest, PackageFile
 from mypypi.upstream.bodies import abort_connection
-from mypypi.web.reader import Span, abort
+from mypypi.web.content_reader import Span, abort
 
 if TYPE_CHECKING:
     from twisted.python.failure import Failure

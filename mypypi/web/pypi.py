@@ -13,7 +13,7 @@ from klein import Klein
 
 from mypypi.ecosystems.pypi import normalise
 from mypypi.errors import NotFound
-from mypypi.keys import as_uri, key_from_segments
+from mypypi.file_keys import as_uri, key_from_segments
 from mypypi.model import PageId
 from mypypi.web.errors import answer, answer_failure
 from mypypi.web.validation import segments_of

@@ -16,8 +16,8 @@ from twisted.python.failure import Failure
 from twisted.web.server import Request
 
 from mypypi.observability import metrics
+from mypypi.web.content_reader import CLIENT_SILENCE
 from mypypi.web.draining import DrainingChannel, DrainingSite
-from mypypi.web.reader import CLIENT_SILENCE
 from mypypi.web.request_log import RequestRecord, choose_id, method_of, path_of, record_of
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from mypypi.daemon import embedded_redis as embedded
 from mypypi.daemon.embedded_redis import DirectoryInUse, EmbeddedRedis
-from mypypi.daemon.redis_server import EmbeddedRedisError, NoRedisServer, arguments, find_server
+from mypypi.daemon.redis_program import EmbeddedRedisError, NoRedisServer, arguments, find_server
 
 ROOT = Path(__file__).resolve().parents[2]
 T = TypeVar("T", bound=TestCase)

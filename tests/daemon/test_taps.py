@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mypypi import __version__
-from mypypi.daemon.redis_server import find_server
+from mypypi.daemon.redis_program import find_server
 from mypypi.settings.reference import variables
 from tests.conftest import DaemonFactory
 from tests.rig.daemon import Daemon

@@ -14,8 +14,8 @@ from zope.interface.verify import verifyObject
 from mypypi.ecosystems import ECOSYSTEMS
 from mypypi.ecosystems.pypi import normalise
 from mypypi.errors import BadRequest, NotFound
+from mypypi.file_keys import key_from_segments, key_of
 from mypypi.interfaces import IEcosystem
-from mypypi.keys import key_from_segments, key_of
 from mypypi.model import Digest, PageId, PageRequest, Part
 from tests.ecosystems.simple_pages import (
     OTHER_SHA256,

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mypypi.errors import BadUpstreamResponse
-from mypypi.keys import key_of
+from mypypi.file_keys import key_of
 from tests.ecosystems.simple_pages import (
     FILE_FIELDS,
     OTHER_SHA256,

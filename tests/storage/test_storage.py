@@ -13,8 +13,8 @@ from unittest import mock
 from zope.interface.verify import verifyObject
 
 from mypypi.errors import CatalogDown, StorageDown, StorageFull
+from mypypi.file_keys import key_of
 from mypypi.interfaces import IStorage
-from mypypi.keys import key_of
 from mypypi.model import Digest, Link, StoredFile, fetch_lease
 from mypypi.storage.bucket import BucketStorage
 from mypypi.storage.disk import DiskStorage

@@ -15,9 +15,9 @@ from twisted.web.resource import IResource, Resource
 from twisted.web.server import Request, Site
 
 from mypypi.errors import NotFound
+from mypypi.web.content_reader import CLIENT_SILENCE
 from mypypi.web.errors import answer_failure
 from mypypi.web.pages import send, slices
-from mypypi.web.reader import CLIENT_SILENCE
 from mypypi.web.request_log import cache_word, method_of, path_of, set_kind
 from mypypi.web.site import LARGEST_BODY, WebSite
 from tests.support.memory import Connection, Handling, MemoryTestCase

@@ -20,7 +20,7 @@ from twisted.web.server import Request, Site
 
 from mypypi.errors import UpstreamDown
 from mypypi.files.content import HELD_BACK, Content
-from mypypi.web.reader import CLIENT_SILENCE, Reader, Span, _SendfileCopier
+from mypypi.web.content_reader import CLIENT_SILENCE, Reader, Span, _SendfileCopier
 from tests.support.memory import AtOnce, Connection, Handling, MemoryTestCase, WhenTold, open_descriptors, sha256
 
 reactor: Any = the_reactor
