@@ -216,10 +216,12 @@ class Daemon:
         self._survivors(BOUND)
 
     def rss_bytes(self, *, children: bool = False) -> int:
-        """Its resident memory in bytes, optionally with its child processes."""
+        """Its resident memory in bytes, optionally with its child processes; those that render pages do not count."""
         process = psutil.Process(self.pid)
         processes = [process, *process.children(recursive=True)] if children else [process]
-        return sum(int(each.memory_info().rss) for each in processes)
+        return sum(
+            int(each.memory_info().rss) for each in processes if "mypypi.rendering.process" not in each.cmdline()
+        )
 
     def _running(self) -> subprocess.Popen[str]:
         assert self._process is not None, "not started"
