@@ -1,19 +1,19 @@
 """The interfaces that have more than one implementation.
 
 A coroutine method is declared as a plain method that returns an Awaitable, since callers only await its result. Knows
-the values of `mypypi.model` and `mypypi.job`. Must never import an implementation.
+the values of `mypypi.model`. Must never import an implementation.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Container, Mapping
 from pathlib import Path
 
 from zope.interface import Attribute, Interface
 
-from mypypi.job import ClaimedJob, DeadJob, Job, QueueState
 from mypypi.model import (
     Digest,
+    FileCheck,
     HeldLease,
     Link,
     PackageFile,
@@ -66,8 +66,8 @@ class IEcosystem(Interface):
         Raises BadUpstreamResponse if the form can't be read.
         """
 
-    def listing_form(page: PageId) -> str | None:
-        """Name the form that `listing` reads; None if the page lists no files."""
+    def listing_form(page: PageId, forms: Container[str]) -> str | None:
+        """Name the form that `listing` reads, of a page with these forms; None if the page lists no files."""
 
     def pages_for(link: str) -> tuple[PageId, ...]:
         """
@@ -114,6 +114,13 @@ class IStorage(Interface):
 
         `digest` is that of the draft's bytes. A file that was stored under the key before is replaced. The file at
         `draft` is moved away; processes that have it open can read on. Raises StorageDown or StorageFull.
+        """
+
+    def digest_of(stored: StoredFile, algorithm: str) -> Awaitable[Digest | None]:
+        """
+        Hash a stored file by this algorithm, one of `mypypi.model.ALGORITHMS`.
+
+        None if its bytes are not on this host's disk, or not there any more. Raises StorageDown.
         """
 
     def link(stored: StoredFile) -> Awaitable[Link]:
@@ -193,6 +200,22 @@ class ICatalog(Interface):
     def stored_keys() -> AsyncIterator[str]:
         """Iterate over the keys of all recorded files."""
 
+    def file_check(key: str) -> Awaitable[FileCheck | None]:
+        """Return when upstream last confirmed a stored file that has no digest in any page; None if unknown."""
+
+    def put_file_check(key: str, check: FileCheck) -> Awaitable[None]:
+        """Record that upstream has confirmed a stored file."""
+
+    def key_of_link(link: str) -> Awaitable[str | None]:
+        """Return the key of a file, as recorded by `put_key_of_link`; None if unknown."""
+
+    def put_key_of_link(link: str, key: str) -> Awaitable[None]:
+        """
+        Record the key of a file whose link does not determine it (see `IEcosystem.key_for`).
+
+        So the file is found when no page lists it any more.
+        """
+
     def link(key: str) -> Awaitable[tuple[str, float] | None]:
         """
         Return a stored file's current URL for clients, or None.
@@ -229,68 +252,3 @@ class ICatalog(Interface):
 
     def check() -> Awaitable[None]:
         """Raise CatalogDown, with the reason, if the catalog can't be used now."""
-
-
-class IQueue(Interface):
-    """
-    The queue of jobs for workers. It delivers every job at least once.
-
-    Every method raises CatalogDown if the queue can't be reached.
-    """
-
-    def put(job: Job) -> Awaitable[None]:
-        """
-        Queue a job.
-
-        Does nothing while a job of the same kind, name and disk waits, runs, or waits for its next try.
-        """
-
-    def take(count: int) -> Awaitable[list[ClaimedJob]]:
-        """
-        Claim up to `count` jobs for this worker.
-
-        No other worker gets these jobs until the claim expires. If there is no job, this waits a few seconds for one;
-        the list may be empty.
-        """
-
-    def renew(taken: ClaimedJob) -> Awaitable[None]:
-        """Renew the claim, for its full length from now. Call this regularly while the job runs."""
-
-    def done(taken: ClaimedJob) -> Awaitable[None]:
-        """Remove a job that succeeded."""
-
-    def failed(taken: ClaimedJob, why: str) -> Awaitable[bool]:
-        """
-        Record that a try of the job failed.
-
-        The job is queued again after a delay that grows with each failure. Returns False if it has failed too often: it
-        is set aside then, with `why` as the reason.
-        """
-
-    def hand_back(taken: ClaimedJob) -> Awaitable[None]:
-        """Return a job to the queue, at once and without counting a failed try."""
-
-    def dead() -> Awaitable[list[DeadJob]]:
-        """Return the jobs that were set aside, oldest first."""
-
-    def revive(dead: DeadJob) -> Awaitable[bool]:
-        """
-        Queue a job again that was set aside.
-
-        It has all its tries again. If the same job is queued already, it is only removed from the list. Returns False
-        if it is not in the list any more.
-        """
-
-    def drop(dead: DeadJob) -> Awaitable[bool]:
-        """Delete a job that was set aside. Returns False if it is not in the list any more."""
-
-    def state(*, everywhere: bool = False) -> Awaitable[QueueState]:
-        """
-        Count the jobs by state.
-
-        Counts the jobs for any disk and for this queue's own disk; with `everywhere`, for all disks. With `everywhere`
-        it is slow if Redis holds many keys: use it only for an operator's command.
-        """
-
-    def check() -> Awaitable[None]:
-        """Raise CatalogDown, with the reason, if jobs can't be queued now."""

@@ -1,13 +1,14 @@
-"""The values of the queue, all frozen: a job, a job that a worker holds or that failed, and the queue's state.
+"""The queue of jobs: its interface and its values, all frozen.
 
 Knows nothing but them. Must never know what a job does, or how it is queued.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 
 from attrs import field, frozen
+from zope.interface import Interface
 
 
 @frozen
@@ -60,3 +61,68 @@ class QueueState:
     later: int
     dead: int
     oldest: float = field(default=0.0, eq=False)  # changes at every look
+
+
+class IQueue(Interface):
+    """
+    The queue of jobs for workers. It delivers every job at least once.
+
+    Every method raises CatalogDown if the queue can't be reached.
+    """
+
+    def put(job: Job) -> Awaitable[None]:
+        """
+        Queue a job.
+
+        Does nothing while a job of the same kind, name and disk waits, runs, or waits for its next try.
+        """
+
+    def take(count: int) -> Awaitable[list[ClaimedJob]]:
+        """
+        Claim up to `count` jobs for this worker.
+
+        No other worker gets these jobs until the claim expires. If there is no job, this waits a few seconds for one;
+        the list may be empty.
+        """
+
+    def renew(taken: ClaimedJob) -> Awaitable[None]:
+        """Renew the claim, for its full length from now. Call this regularly while the job runs."""
+
+    def done(taken: ClaimedJob) -> Awaitable[None]:
+        """Remove a job that succeeded."""
+
+    def failed(taken: ClaimedJob, why: str) -> Awaitable[bool]:
+        """
+        Record that a try of the job failed.
+
+        The job is queued again after a delay that grows with each failure. Returns False if it has failed too often: it
+        is set aside then, with `why` as the reason.
+        """
+
+    def hand_back(taken: ClaimedJob) -> Awaitable[None]:
+        """Return a job to the queue, at once and without counting a failed try."""
+
+    def dead() -> Awaitable[list[DeadJob]]:
+        """Return the jobs that were set aside, oldest first."""
+
+    def revive(dead: DeadJob) -> Awaitable[bool]:
+        """
+        Queue a job again that was set aside.
+
+        It has all its tries again. If the same job is queued already, it is only removed from the list. Returns False
+        if it is not in the list any more.
+        """
+
+    def drop(dead: DeadJob) -> Awaitable[bool]:
+        """Delete a job that was set aside. Returns False if it is not in the list any more."""
+
+    def state(*, everywhere: bool = False) -> Awaitable[QueueState]:
+        """
+        Count the jobs by state.
+
+        Counts the jobs for any disk and for this queue's own disk; with `everywhere`, for all disks. With `everywhere`
+        it is slow if Redis holds many keys: use it only for an operator's command.
+        """
+
+    def check() -> Awaitable[None]:
+        """Raise CatalogDown, with the reason, if jobs can't be queued now."""

@@ -18,8 +18,7 @@ from twisted.logger import formatTime
 
 from mypypi.daemon.redis_program import socket_of, url_of
 from mypypi.errors import CatalogDown
-from mypypi.interfaces import IQueue
-from mypypi.job import DeadJob
+from mypypi.job import DeadJob, IQueue
 from mypypi.redis.client import RedisClient
 from mypypi.redis.queue import RedisQueue
 from mypypi.settings.loading import SettingsError, load_settings

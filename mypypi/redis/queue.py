@@ -16,8 +16,7 @@ import msgspec
 from attrs import evolve
 from zope.interface import implementer
 
-from mypypi.interfaces import IQueue
-from mypypi.job import ClaimedJob, DeadJob, Job, QueueState
+from mypypi.job import ClaimedJob, DeadJob, IQueue, Job, QueueState
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime

@@ -19,7 +19,7 @@ from mypypi.job import ClaimedJob, Job
 from mypypi.worker.jobs import SWEEP
 
 if TYPE_CHECKING:
-    from mypypi.interfaces import IQueue
+    from mypypi.job import IQueue
     from mypypi.worker.jobs import Jobs
 
 #: Seconds between two renewals of a job's claim: a third of the claim.

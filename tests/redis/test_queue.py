@@ -15,8 +15,7 @@ from twisted.trial.unittest import TestCase
 from zope.interface.verify import verifyObject
 
 from mypypi.errors import CatalogDown
-from mypypi.interfaces import IQueue
-from mypypi.job import ClaimedJob, DeadJob, Job, QueueState
+from mypypi.job import ClaimedJob, DeadJob, IQueue, Job, QueueState
 from mypypi.redis.client import RedisClient
 from mypypi.redis.queue import CLAIM_MS, MOST_TRIES, UNREADABLE, RedisQueue
 from tests.redis.test_catalog import eventually, reason_why
