@@ -1,11 +1,12 @@
-"""Parses HTTP dates, including malformed ones.
+"""Parses and writes HTTP dates, from text that may be malformed.
 
 Knows the formats of a date. Must never know which header contains it.
 """
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timezone
+from email.utils import format_datetime
 
 from werkzeug import http
 
@@ -16,3 +17,17 @@ def parse_date(text: str | None) -> datetime | None:
         return http.parse_date(text)
     except OverflowError:  # a day or a year of twenty digits
         return None
+
+
+def http_date(text: str) -> str:
+    """Convert a date of JavaScript's (ISO 8601) into an HTTP-date; empty if that can't be done."""
+    try:
+        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError:
+        return ""
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=timezone.utc)
+    try:
+        return format_datetime(moment.astimezone(timezone.utc), usegmt=True)
+    except OverflowError:  # near the first or last possible day, the conversion to UTC leaves the range
+        return ""

@@ -5,6 +5,7 @@ Knows URLs, and which names file systems and `mypypi.web.validation` accept. Mus
 
 from __future__ import annotations
 
+import hashlib
 import re
 from urllib.parse import quote, unquote, urlsplit
 
@@ -12,7 +13,13 @@ from urllib.parse import quote, unquote, urlsplit
 _MAX_SEGMENT = 255
 _MAX_KEY = 2048
 _HOST = re.compile(r"(?:[0-9a-zA-Z_][0-9a-zA-Z._-]*|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?")
+#: Characters that keys have unquoted, besides letters, digits, and ``_.-``.
+_UNQUOTED = "~@+!$&'()*,;=:"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+#: Stands for an empty segment in keys and links: clients and proxies may take ``//`` for ``/``, and no directory has an
+#: empty name. A private character, so no other segment is accepted with it (see `is_segment`). In URLs: ``%EE%80%80``.
+EMPTY_SEGMENT = "\ue000"
+_EMPTY_IN_URLS = quote(EMPTY_SEGMENT)
 
 
 def key_of(url: str) -> str:
@@ -20,11 +27,14 @@ def key_of(url: str) -> str:
     Return the key of this upstream URL.
 
     ``https://host:8443/a/b%2Bc.whl?x=1`` becomes ``https/host:8443/a/b+c.whl%3Fx=1``. The key depends on the URL
-    alone. It is the same for every percent-encoding of the URL, and safe as a relative file path.
+    alone. It is the same for every percent-encoding of the URL, and safe as a relative file path. In place of a query
+    that is too long for a file's name stands its SHA-256, after ``#``, which no query contains.
 
-    Raises ValueError if the URL has no key: a scheme other than http and https, credentials, an empty segment, ``.``,
-    ``..``, an encoded slash, a backslash, a character that can't be printed, a segment of more than 255 bytes, or more
-    than 2048 bytes altogether.
+    An empty segment becomes `EMPTY_SEGMENT`: ``https://host/a//b.whl`` has the key ``https/host/a/%EE%80%80/b.whl``.
+
+    Raises ValueError if the URL has no key: a scheme other than http and https, credentials, no path, ``.``, ``..``, an
+    encoded slash, a backslash, a character that can't be printed, a segment of more than 255 bytes, or more than 2048
+    bytes altogether.
     """
     parts = urlsplit(url)
     if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or "@" in parts.netloc:
@@ -33,9 +43,34 @@ def key_of(url: str) -> str:
     if parts.port is not None and parts.port != _DEFAULT_PORTS[parts.scheme]:
         host = f"{host}:{parts.port}"
     segments = [unquote(segment, errors="strict") for segment in parts.path.split("/")[1:]] or [""]
+    if EMPTY_SEGMENT in segments:
+        raise ValueError(f"no key for {url!r}")
     if parts.query and segments[-1] not in (".", ".."):  # rejected below, with a query too
-        segments[-1] += f"?{as_uri(parts.query)}"
+        segments[-1] = with_query(segments[-1], as_uri(parts.query))
+    if any(segments):
+        segments = [segment or EMPTY_SEGMENT for segment in segments]
     return key_from_segments([parts.scheme, host, *segments])
+
+
+def stable_key_of(url: str, filename: str) -> str:
+    """
+    Return the key of a file that a page lists with this name and with a digest.
+
+    If the path ends with the name, the query does not tell which file it is, and is left out: it may be a signature
+    that is another one in each page. Raises ValueError as `key_of` does.
+    """
+    parts = urlsplit(url)
+    if parts.query and unquote(parts.path.rpartition("/")[2]) == filename:
+        return key_of(parts._replace(query="").geturl())
+    return key_of(url)
+
+
+def with_query(segment: str, query: str) -> str:
+    """Return the last segment of a key: that of the path, and the query, or its digest if it is long."""
+    whole = f"{segment}?{query}"
+    if len(quote(whole, safe=_UNQUOTED)) <= _MAX_SEGMENT:
+        return whole
+    return f"{segment}?#{hashlib.sha256(query.encode()).hexdigest()}"
 
 
 def key_from_segments(segments: list[str]) -> str:
@@ -46,15 +81,32 @@ def key_from_segments(segments: list[str]) -> str:
         raise ValueError(f"not a host: {segments[1]!r}")
     quoted = [segments[0], segments[1].lower()]
     for segment in segments[2:]:
-        if not is_segment(segment):
+        if not is_segment(segment) and segment != EMPTY_SEGMENT:
             raise ValueError(f"not a segment of a file's path: {segment!r}")
-        quoted.append(quote(segment, safe="~@+!$&'()*,;=:"))
+        quoted.append(quote(segment, safe=_UNQUOTED))
         if len(quoted[-1]) > _MAX_SEGMENT:
             raise ValueError("a segment of a file's path is too long")
     key = "/".join(quoted)
     if len(key) > _MAX_KEY:
         raise ValueError("a file's path is too long")
     return key
+
+
+def with_marks(path: str, query: str = "") -> str:
+    """
+    Return a URL's path with a mark, the encoded `EMPTY_SEGMENT`, in place of each empty segment.
+
+    The last one needs no mark before a query, which becomes part of it (see `key_of`).
+    """
+    *segments, last = path.split("/")[1:]
+    return "/".join(
+        ["", *(segment or _EMPTY_IN_URLS for segment in segments), last or ("" if query else _EMPTY_IN_URLS)]
+    )
+
+
+def without_marks(path: str) -> str:
+    """Return a URL's path with its empty segments, given that of `with_marks`."""
+    return "/".join("" if segment == _EMPTY_IN_URLS else segment for segment in path.split("/"))
 
 
 def as_uri(text: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,11 +48,13 @@ class Digest:
         return cls(algorithm, value)
 
     @classmethod
-    def strongest(cls, hashes: Mapping[str, object]) -> Digest | None:
-        """Return the strongest valid digest, or None.
+    def parse_all(cls, text: str) -> tuple[Digest, ...]:
+        """Parse several digests with spaces between them; none for an empty text. Raises ValueError."""
+        return tuple(cls.parse(part) for part in text.split())
 
-        `hashes` maps algorithms to hex of any case. Unknown algorithms and malformed values are skipped.
-        """
+    @classmethod
+    def strongest(cls, hashes: Mapping[str, object]) -> Digest | None:
+        """Return the strongest valid digest of these, given as hex of any case by algorithm; None without one."""
         for algorithm in ALGORITHMS:
             value = hashes.get(algorithm)
             if isinstance(value, str) and _is_digest(algorithm, value.lower()):
@@ -64,10 +67,7 @@ class Digest:
 
 
 def new_hasher(algorithm: str) -> _Hash:
-    """Return a new hash object of this algorithm.
-
-    Weak algorithms are allowed, since some indexes give no others.
-    """
+    """Return a new hash object of this algorithm, which may be weak, since some indexes give no others."""
     return hashlib.new(algorithm, usedforsecurity=False)
 
 
@@ -86,8 +86,9 @@ class PackageFile:
     A file that a page lists: a wheel, sdist, tarball or ``.metadata`` file.
 
     `link` names the file in this server's own pages (decoded, without the route's prefix). `url` is its absolute
-    upstream URL, exactly as listed. `digest` and `size` (bytes) are None if the page gives none. `key` is `key_of` the
-    URL.
+    upstream URL, exactly as listed. `digest` and `size` (bytes) are None if the page gives none; `size` proves nothing.
+    `key` is its place in the storage. `also` are other digests of the same algorithm, any of which the file may have
+    (Subresource Integrity, section 3.5).
     """
 
     link: str
@@ -95,6 +96,31 @@ class PackageFile:
     digest: Digest | None = None
     size: int | None = None
     key: str = Factory(lambda file: key_of(file.url), takes_self=True)
+    also: tuple[Digest, ...] = ()
+
+    @property
+    def digests(self) -> tuple[Digest, ...]:
+        """All digests that the page gives."""
+        return () if self.digest is None else (self.digest, *self.also)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Its key, and the one under which version 0.1 stored it, if that was another."""
+        with suppress(ValueError):
+            old = key_of(self.url)
+            if old != self.key:
+                return (self.key, old)
+        return (self.key,)
+
+    def accepts(self, digest: Digest) -> bool | None:
+        """
+        Whether a file with this digest is the listed one. Without a listed digest, it is.
+
+        None if the digest is of another algorithm, so that only the file's bytes can tell.
+        """
+        if self.digest is None:
+            return True
+        return digest in self.digests if digest.algorithm == self.digest.algorithm else None
 
 
 @frozen
@@ -106,15 +132,18 @@ class StoredFile:
     digest: Digest
     path: Path | None = None
 
-    def matches(self, listed: PackageFile) -> bool:
-        """Whether this file is still the one that the index lists.
 
-        It is not if the index has put other bytes behind the same URL. Compares digests if both use the same algorithm,
-        else sizes; without either, the file counts as the same.
-        """
-        if listed.digest is not None and listed.digest.algorithm == self.digest.algorithm:
-            return listed.digest == self.digest
-        return listed.size is None or listed.size == self.size
+@frozen
+class FileCheck:
+    """
+    When upstream last confirmed a stored file whose page gives no digest: `at` (seconds since the epoch).
+
+    `etag` and `modified` are upstream's validators, empty if it sent none.
+    """
+
+    at: float
+    etag: str = ""
+    modified: str = ""
 
 
 @frozen

@@ -6,8 +6,8 @@ import hashlib
 
 import pytest
 
-from mypypi.file_keys import key_from_segments, key_of
-from mypypi.model import Digest, PackageFile, PageId, StoredFile, new_hasher
+from mypypi.file_keys import key_from_segments, key_of, stable_key_of
+from mypypi.model import Digest, PackageFile, PageId, new_hasher
 
 HEX = hashlib.sha256(b"").hexdigest()
 OTHER = hashlib.sha256(b"other").hexdigest()
@@ -63,6 +63,10 @@ class TestKey:
             ("https://files.example/%25.whl", "https/files.example/%25.whl"),
             ("https://[::1]:8080/a.whl", "https/[::1]:8080/a.whl"),
             ("http://127.0.0.1:3141/root/pypi/+f/a1/b.whl", "http/127.0.0.1:3141/root/pypi/+f/a1/b.whl"),
+            ("https://files.example/a//b.whl", "https/files.example/a/%EE%80%80/b.whl"),
+            ("https://files.example///b.whl", "https/files.example/%EE%80%80/%EE%80%80/b.whl"),
+            ("https://files.example/a/", "https/files.example/a/%EE%80%80"),
+            ("https://files.example/a/?x=1", "https/files.example/a/%3Fx=1"),
         ],
     )
     def test_key_follows_from_the_url(self, url: str, key: str) -> None:
@@ -83,8 +87,8 @@ class TestKey:
             "https://user:secret@files.example/a.whl",
             "https://files.example",
             "https://files.example/",
-            "https://files.example/a/",
-            "https://files.example/a//b.whl",
+            "https://files.example/%EE%80%80/b.whl",
+            "https://files.example/a%EE%80%80.whl",
             "https://files.example/a/../b.whl",
             "https://files.example/a/%2e%2e/b.whl",
             "https://files.example/./b.whl",
@@ -105,6 +109,23 @@ class TestKey:
         """A URL has no key if its path could leave the directory. Nor if a file system would refuse it."""
         with pytest.raises(ValueError):  # noqa: PT011 - from several parsers
             key_of(url)
+
+    def test_long_query_is_replaced_by_its_digest(self) -> None:
+        """A query that is too long for a file's name stands in the key as its digest, which no short query equals."""
+        short, long = (f"https://files.example/a?x={'1' * length}" for length in (200, 300))
+        assert key_of(short).endswith("/a%3Fx=" + "1" * 200)
+        digest = hashlib.sha256(long.partition("?")[2].encode()).hexdigest()
+        assert key_of(long) == f"https/files.example/a%3F%23{digest}"
+        assert key_of(f"https://files.example/a?%23{digest}") != key_of(long)
+        assert key_of(f"{long}2") != key_of(long)
+
+    def test_query_after_the_listed_name_is_left_out(self) -> None:
+        """A query is left out where the path ends with the name that the page lists. Elsewhere it names the file."""
+        for query in ("", "?sig=1", f"?sig={'1' * 3000}"):
+            assert stable_key_of(f"https://files.example/a%2Bb.whl{query}", "a+b.whl") == "https/files.example/a+b.whl"
+        urls = [f"https://files.example/download?id={number}" for number in (1, 2)]
+        assert [stable_key_of(url, "a.whl") for url in urls] == [key_of(url) for url in urls]
+        assert stable_key_of("https://files.example/b.whl?x", "a.whl") == "https/files.example/b.whl%3Fx"
 
     def test_longest_segment_of_file_systems_is_accepted(self) -> None:
         """A segment of 255 bytes, the limit of file systems, is accepted."""
@@ -130,30 +151,27 @@ class TestKey:
         assert PackageFile("x", "https://files.example/a.whl").key == "https/files.example/a.whl"
 
 
-class TestStoredFile:
-    """A stored file is compared with the file that the index lists now."""
+class TestAcceptedDigests:
+    """A stored file is compared with the file that the index lists now, by their digests."""
 
-    stored = StoredFile("k", 5, Digest("sha256", HEX))
+    @staticmethod
+    def listed(digest: Digest | None = None, *also: Digest) -> PackageFile:
+        return PackageFile("k", "https://files.example/a.whl", digest, 5, also=also)
 
-    def listed(self, digest: Digest | None = None, size: int | None = None) -> PackageFile:
-        return PackageFile("k", "https://files.example/a.whl", digest, size)
+    def test_the_listed_digest_is_accepted(self) -> None:
+        """The listed digest is accepted, and any of several ones; without a listed digest, every file."""
+        digest, other = Digest("sha256", HEX), Digest("sha256", OTHER)
+        assert self.listed(digest).accepts(digest) is True
+        assert self.listed(other, digest).accepts(digest) is True
+        assert self.listed().accepts(digest) is True
 
-    def test_it_matches_equal_values(self) -> None:
-        """
-        A stored file matches equal digests and sizes.
+    def test_another_digest_is_not_accepted(self) -> None:
+        """Other bytes are not accepted, whatever their size."""
+        assert self.listed(Digest("sha256", OTHER)).accepts(Digest("sha256", HEX)) is False
 
-        Missing values, and digests of different algorithms, are not compared.
-        """
-        assert self.stored.matches(self.listed(Digest("sha256", HEX), 5))
-        assert self.stored.matches(self.listed(None, 5))
-        assert self.stored.matches(self.listed())
-        assert self.stored.matches(self.listed(Digest("md5", "0" * 32), 5))
-
-    def test_it_does_not_match_other_bytes(self) -> None:
-        """A stored file does not match another digest. If digests can't be compared, it does not match another size."""
-        assert not self.stored.matches(self.listed(Digest("sha256", OTHER), 5))
-        assert not self.stored.matches(self.listed(None, 6))
-        assert not self.stored.matches(self.listed(Digest("md5", "0" * 32), 6))
+    def test_another_algorithm_tells_nothing(self) -> None:
+        """A digest of another algorithm neither proves nor disproves that the file is the listed one."""
+        assert self.listed(Digest("md5", "0" * 32)).accepts(Digest("sha256", HEX)) is None
 
 
 def test_page_name_has_its_parts() -> None:

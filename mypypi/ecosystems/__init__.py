@@ -12,5 +12,6 @@ from mypypi.ecosystems.npm import NPM
 from mypypi.ecosystems.pypi import PyPI
 from mypypi.interfaces import IEcosystem
 
-#: Maps a package type to a constructor whose argument is upstream's base URL.
-ECOSYSTEMS: Final[dict[str, Callable[[str], IEcosystem]]] = {PyPI.name: PyPI, NPM.name: NPM}
+#: Maps a package type to a constructor. Its arguments are upstream's base URL, and by name `strict`: whether links that
+#: can't be served from here are left out.
+ECOSYSTEMS: Final[dict[str, Callable[..., IEcosystem]]] = {PyPI.name: PyPI, NPM.name: NPM}

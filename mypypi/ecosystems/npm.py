@@ -7,20 +7,21 @@ never know where a page comes from or goes to: no I/O, no request.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 from urllib.parse import quote
 
 import msgspec
 from zope.interface import implementer
 
+from mypypi.ecosystems.lenient_json import without_mark
 from mypypi.ecosystems.packument import ABBREVIATED, FULL, decode, dist_tags, manifest, render_packument
 from mypypi.errors import BadRequest, BadUpstreamResponse, NotFound
 from mypypi.file_keys import key_of
 from mypypi.interfaces import IEcosystem
 from mypypi.model import Digest, PackageFile, PageId, PageRequest, Part, RenderedForm, RenderedPage, SourceDocument
 
-__all__ = ["ABBREVIATED", "FULL", "NPM", "check_name"]
+__all__ = ["ABBREVIATED", "FULL", "NPM", "check_name", "is_name"]
 
 #: Legacy names may have capitals and some characters that new names may not have; none is unsafe in a path.
 _NAME = re.compile(r"(?:@[A-Za-z0-9\-._~!'()*]+/)?[A-Za-z0-9\-._~!'()*]+")
@@ -40,8 +41,10 @@ class NPM:
     name = "npm"
     scoped = True
 
-    def __init__(self, upstream_url: str) -> None:
+    def __init__(self, upstream_url: str, *, strict: bool = False) -> None:
+        """`strict`: versions whose tarball can't be served from here are left out."""
         self._upstream_url = upstream_url
+        self._strict = strict
 
     def page_request(self, page: PageId) -> PageRequest:
         """See `IEcosystem.page_request`. The full packument is requested; its abbreviated form is made here."""
@@ -55,20 +58,24 @@ class NPM:
         """See `IEcosystem.render`."""
         if page.kind != "packument":
             decode(source.body, dict[str, Any])
-            return RenderedPage({"full": RenderedForm(FULL, source.body)})
+            return RenderedPage({"full": RenderedForm(FULL, without_mark(source.body))})
         try:
-            return render_packument(page.project, source)
+            return render_packument(page.project, source, strict=self._strict)
         except RecursionError:  # JSON that could be parsed may be too deep to encode
             raise BadUpstreamResponse("upstream's response can't be parsed: it is nested too deeply") from None
 
-    def listing_form(self, page: PageId) -> str | None:
+    def listing_form(self, page: PageId, forms: Container[str]) -> str | None:
         """See `IEcosystem.listing_form`."""
         return "files" if page.kind == "packument" else None
 
     def listing(self, page: PageId, forms: Mapping[str, bytes]) -> dict[str, PackageFile]:
         """See `IEcosystem.listing`."""
-        rows = msgspec.json.decode(forms["files"], type=list[tuple[str, str, str]])
-        return {link: PackageFile(link, url, Digest.parse(digest) if digest else None) for link, url, digest in rows}
+        listed = {}
+        for link, url, digests, *key in msgspec.json.decode(forms["files"], type=list[tuple[str, ...]]):
+            digest, *also = Digest.parse_all(digests) or (None,)
+            # Pages of version 0.1 have no keys.
+            listed[link] = PackageFile(link, url, digest, key=key[0] if key else key_of(url), also=tuple(also))
+        return listed
 
     def pages_for(self, link: str) -> tuple[PageId, ...]:
         """See `IEcosystem.pages_for`."""
@@ -97,9 +104,14 @@ class NPM:
 
 def check_name(name: str) -> str:
     """Return the name if it can be a package's. Raises BadRequest."""
-    if len(name) > _LONGEST_NAME or not _NAME.fullmatch(name) or name.startswith("."):
+    if not is_name(name):
         raise BadRequest("this is not the name of an npm package")
     return name
+
+
+def is_name(name: str) -> bool:
+    """Whether this can be a package's name."""
+    return len(name) <= _LONGEST_NAME and _NAME.fullmatch(name) is not None and not name.startswith(".")
 
 
 def _escaped(name: str) -> str:

@@ -7,21 +7,16 @@ it. Knows the format. Must never know requests, or where a page comes from.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import re
 from collections.abc import Mapping
-from contextlib import suppress
-from datetime import datetime, timezone
-from email.utils import format_datetime
 from typing import Any
-from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import msgspec
 
+from mypypi.dates import http_date
+from mypypi.ecosystems.lenient_json import mended, without_mark
+from mypypi.ecosystems.tarballs import Dist, add_tarball, with_links
 from mypypi.errors import BadUpstreamResponse, NotFound
-from mypypi.file_keys import is_segment, key_of
-from mypypi.model import BASE_PLACEHOLDER, Digest, RenderedForm, RenderedPage, SourceDocument
+from mypypi.model import RenderedForm, RenderedPage, SourceDocument
 
 FULL = "application/json"
 ABBREVIATED = "application/vnd.npm.install-v1+json"
@@ -37,17 +32,8 @@ _ABBREVIATED_FIELDS = frozenset({
 })  # fmt: skip
 _INSTALL_SCRIPTS = ("preinstall", "install", "postinstall")
 
-#: Matches a member named "tarball". Text within a JSON string never matches, since its first quote is escaped. Longer
-#: text is no URL that could be served, and matching it would take much memory.
-_TARBALL = re.compile(rb'((?<!\\)"tarball"\s*:\s*)"((?:[^"\\]|\\.){0,16384})"')
-#: Matches escaped backslashes or a surrogate pair, to be kept (group 1), or else a lone surrogate, which the parser
-#: would reject.
-_SURROGATES = re.compile(
-    rb"((?:\\\\){1,1000}|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
-)
-#: An escape that may be half of a surrogate pair.
-_HAS_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-_INTEGRITY = re.compile(r"(sha512|sha384|sha256|sha1)-([A-Za-z0-9+/]+={0,2})")
+#: What happens to versions that can't be served, by whether operation is strict.
+_FATE = {False: "keep upstream's address", True: "were left out"}
 
 #: The members of an object, by name; their values stay bytes.
 Members = dict[str, msgspec.Raw]
@@ -60,7 +46,7 @@ class _Packument(msgspec.Struct):
     """The fields of a packument that are parsed; all others stay bytes."""
 
     name: Any = None
-    time: Any = None
+    time: msgspec.Raw = msgspec.Raw(b"")
     versions: dict[str, Members] = {}
     dist_tags: Any = msgspec.field(default=None, name="dist-tags")
 
@@ -69,15 +55,9 @@ class _OddPackument(msgspec.Struct):
     """The same fields of a packument whose versions have unexpected types."""
 
     name: Any = None
-    time: Any = None
+    time: msgspec.Raw = msgspec.Raw(b"")
     versions: dict[str, msgspec.Raw] | None = None
     dist_tags: Any = msgspec.field(default=None, name="dist-tags")
-
-
-class _Dist(msgspec.Struct, gc=False):
-    tarball: Any = None
-    integrity: Any = None
-    shasum: Any = None
 
 
 class _Manifests(msgspec.Struct):
@@ -87,34 +67,41 @@ class _Manifests(msgspec.Struct):
     dist_tags: Any = msgspec.field(default=None, name="dist-tags")
 
 
-def render_packument(name: str, source: SourceDocument) -> RenderedPage:
+def render_packument(name: str, source: SourceDocument, *, strict: bool = False) -> RenderedPage:
     """
     Render the packument of the package with this name.
 
-    Raises BadUpstreamResponse if the body is no packument, or another package's.
+    A tarball that can't be served from here keeps upstream's address; with `strict`, its version is left out. Raises
+    BadUpstreamResponse if the body is no packument, or another package's.
     """
-    parsed, unusable, is_odd = _parse(source.body)
+    body = without_mark(source.body)
+    parsed, unusable, is_odd = _parse(body)
     _check_name(parsed, name)
-    body = source.body
+    unserved: list[str] = []
     links: dict[str, str] = {}
-    files: dict[str, tuple[str, str, str]] = {}
+    files: dict[str, tuple[str, str, str, str]] = {}
     for version, members in list(parsed.versions.items()):
         dist = _dist(members)
         if dist is None:
             del parsed.versions[version]
             unusable.append(version)
-        else:
-            _add_tarball(name, version, dist, source.url, links, files)
-    if unusable or is_odd:
+        elif not add_tarball(name, version, dist, source.url, links, files):
+            unserved.append(version)
+            if strict:
+                del parsed.versions[version]
+    if unusable or is_odd or (strict and unserved):
         body = _with_versions(body, parsed.versions)
     return RenderedPage(
         {
-            "full": RenderedForm(FULL, _with_links(body, links), based=True),
-            "abbreviated": RenderedForm(ABBREVIATED, _with_links(_abbreviated(parsed, name), links), based=True),
+            "full": RenderedForm(FULL, with_links(body, links), based=True),
+            "abbreviated": RenderedForm(ABBREVIATED, with_links(_abbreviated(parsed, name), links), based=True),
             "files": RenderedForm(FULL, msgspec.json.encode(list(files.values()))),
         },
-        modified=_modified(parsed.time),
-        notes=_left_out(unusable),
+        modified=http_date(_modified(parsed.time)),
+        notes=(
+            *_note(unusable, "versions without a tarball were left out"),
+            *_note(unserved, f"versions whose tarball can't be served from here {_FATE[strict]}"),
+        ),
     )
 
 
@@ -144,9 +131,10 @@ def decode(body: bytes, kind: Any) -> Any:
         return msgspec.json.decode(body, type=kind)
     except _UNREADABLE as error:
         problem: Exception = error
-    if _HAS_SURROGATE.search(body):  # registries truncate readmes, even in the middle of a surrogate pair
+    readable = mended(body)
+    if readable != body:
         try:
-            return msgspec.json.decode(_SURROGATES.sub(lambda match: match[1] or rb"\ufffd", body), type=kind)
+            return msgspec.json.decode(readable, type=kind)
         except _UNREADABLE as error:
             problem = error
     reason = "it is nested too deeply" if isinstance(problem, RecursionError) else str(problem)
@@ -192,12 +180,12 @@ def _check_name(parsed: _Packument, name: str) -> None:
         raise BadUpstreamResponse("upstream's response is no packument: it has no name and no versions")
 
 
-def _dist(members: Members) -> _Dist | None:
+def _dist(members: Members) -> Dist | None:
     """Return a version's ``dist``; None if it names no tarball, so that the version can't be installed."""
     if "dist" not in members:
         return None
     try:
-        dist = msgspec.json.decode(members["dist"], type=_Dist)
+        dist = msgspec.json.decode(members["dist"], type=Dist)
     except _UNREADABLE:
         return None
     return dist if isinstance(dist.tarball, str) and dist.tarball else None
@@ -211,62 +199,8 @@ def _with_versions(body: bytes, versions: Mapping[str, Members]) -> bytes:
     return msgspec.json.encode({**whole, "versions": usable})
 
 
-def _left_out(unusable: list[str]) -> tuple[str, ...]:
-    if not unusable:
-        return ()
-    return (f"{len(unusable)} versions without a tarball were left out, such as {unusable[0][:50]!r}",)
-
-
-def _add_tarball(
-    name: str, version: str, dist: _Dist, base: str, links: dict[str, str], files: dict[str, tuple[str, str, str]]
-) -> None:
-    """
-    Add a version's tarball to `links` and `files`.
-
-    `links` maps upstream's address to the new one, `files` a link to its file. The tarball is also listed under
-    upstream's filename, since a lock file written against upstream may have that name. A tarball that can't be served
-    from here is skipped, so its address stays as it is.
-    """
-    unscoped = name.rpartition("/")[2]
-    filename = f"{unscoped}-{version}.tgz"
-    if not is_segment(filename):
-        return
-    try:
-        url = urljoin(base, dist.tarball)
-        key_of(url)
-    except ValueError:
-        return
-    digest = str(_digest(dist) or "")
-    link = f"{name}/-/{filename}"
-    links[dist.tarball] = f"{BASE_PLACEHOLDER.decode()}/{quote(link, safe='@/+')}"
-    files[link] = (link, url, digest)
-    upstream_link = f"{name}/-/{unquote(urlsplit(url).path.rpartition('/')[2])}"
-    files.setdefault(upstream_link, (upstream_link, url, digest))
-
-
-def _digest(dist: _Dist) -> Digest | None:
-    """Return the strongest digest of ``integrity`` (Subresource Integrity, section 3.5), else ``shasum``."""
-    hashes: dict[str, object] = {}
-    if isinstance(dist.integrity, str):
-        for algorithm, encoded in _INTEGRITY.findall(dist.integrity):
-            with suppress(binascii.Error):
-                hashes[algorithm] = base64.b64decode(encoded, validate=True).hex()
-    strongest = Digest.strongest(hashes)
-    return strongest or Digest.strongest({"sha1": dist.shasum})
-
-
-def _with_links(body: bytes, links: Mapping[str, str]) -> bytes:
-    """Replace the tarball addresses that `links` has a new one for. All other bytes stay."""
-
-    def replaced(match: re.Match[bytes]) -> bytes:
-        try:
-            old = msgspec.json.decode(b'"' + match[2] + b'"', type=str)
-        except _UNREADABLE:
-            return match[0]
-        new = links.get(old)
-        return match[0] if new is None else match[1] + msgspec.json.encode(new)
-
-    return _TARBALL.sub(replaced, body)
+def _note(versions: list[str], what: str) -> tuple[str, ...]:
+    return (f"{len(versions)} {what}, such as {versions[0][:50]!r}",) if versions else ()
 
 
 def _abbreviated(parsed: _Packument, name: str) -> bytes:
@@ -274,8 +208,10 @@ def _abbreviated(parsed: _Packument, name: str) -> bytes:
     versions = {version: _abbreviated_version(members) for version, members in parsed.versions.items()}
     known_name = parsed.name if isinstance(parsed.name, str) else name
     whole: dict[str, object] = {"name": known_name, "dist-tags": parsed.dist_tags or {}, "versions": versions}
-    if isinstance(parsed.time, dict) and isinstance(parsed.time.get("modified"), str):
-        whole["modified"] = parsed.time["modified"]
+    if bytes(parsed.time).startswith(b"{"):  # pnpm's resolutionMode "time-based", and minimum release ages, need it
+        whole["time"] = parsed.time
+    if modified := _modified(parsed.time):
+        whole["modified"] = modified
     return msgspec.json.encode(whole)
 
 
@@ -291,18 +227,8 @@ def _abbreviated_version(members: Members) -> dict[str, object]:
     return version
 
 
-def _modified(time: object) -> str:
-    """Return ``time.modified`` as an HTTP date; empty if there is none."""
-    modified = time.get("modified") if isinstance(time, dict) else None
-    if not isinstance(modified, str):
-        return ""
-    try:
-        moment = datetime.fromisoformat(modified.replace("Z", "+00:00"))
-    except ValueError:
-        return ""
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=timezone.utc)
-    try:
-        return format_datetime(moment.astimezone(timezone.utc), usegmt=True)
-    except OverflowError:  # near the first or last possible day, the conversion to UTC leaves the range
-        return ""
+def _modified(time: msgspec.Raw) -> str:
+    """Return ``time.modified``; empty if there is none. Raises BadUpstreamResponse if ``time`` is no valid JSON."""
+    decoded = decode(bytes(time), Any) if bytes(time) else None
+    modified = decoded.get("modified") if isinstance(decoded, dict) else None
+    return modified if isinstance(modified, str) else ""

@@ -6,11 +6,12 @@ file's URL becomes a link to this server. Must never know a request, the catalog
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Mapping
+from functools import partial
 from itertools import chain
 from typing import Any
-from urllib.parse import quote, unquote, urljoin, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 from zope.interface import implementer
@@ -18,14 +19,24 @@ from zope.interface import implementer
 from mypypi.ecosystems import simple_html
 from mypypi.ecosystems.pypi_names import normalise, projects_of
 from mypypi.ecosystems.simple_fields import mend_file, mend_page
-from mypypi.ecosystems.simple_html import Document, has_metadata
-from mypypi.ecosystems.simple_html_reader import CORE_METADATA
+from mypypi.ecosystems.simple_html import Document
+from mypypi.ecosystems.simple_html_reader import CORE_METADATA, hashes_in
+from mypypi.ecosystems.simple_links import (
+    TO_FILES,
+    TO_FILES_HERE,
+    absolute_url,
+    is_valid_file,
+    link_and_path,
+    named_by_path,
+    without_credentials,
+)
+from mypypi.ecosystems.simple_listing import listed_files
 from mypypi.ecosystems.simple_page import check_name, content_type, decode_json, read_index, read_project
+from mypypi.ecosystems.simple_side_files import turn_provenance, withdraw
 from mypypi.errors import BadRequest, BadUpstreamResponse, NotFound
-from mypypi.file_keys import key_from_segments, key_of
+from mypypi.file_keys import key_from_segments
 from mypypi.interfaces import IEcosystem
 from mypypi.model import (
-    BASE_PLACEHOLDER,
     Digest,
     PackageFile,
     PageId,
@@ -43,28 +54,8 @@ _HTML = "text/html; charset=utf-8"
 #: JSON is preferred, since it has fields that HTML can't express.
 _ACCEPT = f"{_JSON}, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
 
-#: The relative URL from a project's page to the route of package files.
-_TO_FILES = "../../file/"
-#: Adding ``.metadata`` to a link shorter than this can't make a segment too long for a file system (see `key_of`).
-_LONG_LINK = 240
-_BARE_PERCENT = re.compile("%(?![0-9a-fA-F]{2})")
-_SCHEME = re.compile("https?://", re.IGNORECASE)
-
-
-class _ListedFile(msgspec.Struct, rename="kebab", gc=False):
-    """The fields of a file that `PyPI.listing` needs. All but `url` are upstream's, and may have any type."""
-
-    url: str
-    hashes: Any = None
-    size: Any = None
-    core_metadata: Any = None
-
-
-class _Listing(msgspec.Struct):
-    files: list[_ListedFile]
-
-
-_LISTING = msgspec.json.Decoder(_Listing)
+#: Schemes of links that some client installs from. pip and uv read ``file:``; none of them ``ftp:`` or ``git+https:``.
+_INSTALLABLE = frozenset({"http", "https", "file"})
 
 
 @implementer(IEcosystem)
@@ -80,8 +71,10 @@ class PyPI:
     name = "pypi"
     scoped = False
 
-    def __init__(self, upstream_url: str) -> None:
+    def __init__(self, upstream_url: str, *, strict: bool = False) -> None:
+        """`strict`: files that can't be served from here are left out of pages."""
         self.upstream_url = upstream_url
+        self._strict = strict
 
     def page_request(self, page: PageId) -> PageRequest:
         """See `IEcosystem.page_request`. A version of ``.`` or ``..`` raises BadRequest."""
@@ -100,7 +93,11 @@ class PyPI:
     def render(self, page: PageId, source: SourceDocument, withheld: frozenset[str]) -> RenderedPage:
         """See `IEcosystem.render`. `indexed_links`: files, and ``.metadata``, named after another project or none."""
         renderers: dict[str, Callable[[PageId, SourceDocument, frozenset[str]], RenderedPage]]
-        renderers = {"root": _render_index, "simple": _render_project, "json": _render_json}
+        renderers = {
+            "root": _render_index,
+            "simple": partial(_render_project, strict=self._strict),
+            "json": _render_json,
+        }
         renderer = renderers[page.kind]
         try:
             return renderer(page, source, withheld)
@@ -111,19 +108,31 @@ class PyPI:
         except Exception as error:  # the parsers raise too many kinds of errors to list
             raise BadUpstreamResponse(f"upstream's page {page} can't be read: {str(error)[:200]}") from error
 
-    def listing_form(self, page: PageId) -> str | None:
-        return "json" if page.kind == "simple" else None
+    def listing_form(self, page: PageId, forms: Container[str]) -> str | None:
+        """See `IEcosystem.listing_form`. A page whose links do not tell upstream's URLs has a form for it."""
+        if page.kind != "simple":
+            return None
+        return "files" if "files" in forms else "json"
 
     def listing(self, page: PageId, forms: Mapping[str, bytes]) -> dict[str, PackageFile]:
-        """See `IEcosystem.listing`. Includes the ``.metadata`` files that the page advertises (PEP 658)."""
-        form = self.listing_form(page)
+        """
+        See `IEcosystem.listing`. Includes the ``.metadata`` files that the page advertises (PEP 658).
+
+        A file whose link does not end with its filename is listed once more, below that link by its filename.
+        """
+        form = self.listing_form(page, forms)
         if form is None:
             return {}
+        if form == "files":
+            rows = msgspec.json.decode(forms[form], type=list[tuple[str, str, str, int | None]])
+            return {
+                link: PackageFile(link, url, Digest.parse(digest) if digest else None, size, key=link)
+                for link, url, digest, size in rows
+            }
         try:
-            files = _LISTING.decode(forms[form]).files
+            return listed_files(page, forms[form])
         except RecursionError:  # the child process that rendered it may have had a larger stack
             raise BadUpstreamResponse(f"upstream's page {page} can't be read: it is nested too deeply") from None
-        return {file.link: file for file in _package_files(files)}
 
     def pages_for(self, link: str) -> tuple[PageId, ...]:
         """See `IEcosystem.pages_for`. Filenames with dashes may fit several projects (PEP 625 has ended that)."""
@@ -149,7 +158,8 @@ def _render_index(_page: PageId, source: SourceDocument, _withheld: frozenset[st
     simple = read_index(source)
     listed = simple.document["projects"]
     simple.document["projects"] = [project for project in listed if _is_valid_project(project)]
-    notes = _left_out(len(listed) - len(simple.document["projects"]), "projects without a valid name")
+    left_out = len(listed) - len(simple.document["projects"])
+    notes = (f"{left_out} projects without a valid name were left out",) if left_out else ()
     forms = _forms(simple.document, simple_html.write_index)
     return RenderedPage(forms, is_doubtful=simple.is_doubtful, notes=notes)
 
@@ -161,40 +171,68 @@ def _is_valid_project(project: object) -> bool:
         return False
 
 
-def _render_project(page: PageId, source: SourceDocument, withheld: frozenset[str]) -> RenderedPage:
-    base = _without_credentials(source.url)
+def _render_project(page: PageId, source: SourceDocument, withheld: frozenset[str], *, strict: bool) -> RenderedPage:
+    base = without_credentials(source.url)
     simple = read_project(source, page.project, base)
     document = simple.document
     if not isinstance(document.get("name"), str):
         document["name"] = page.project
     mend_page(document)
     files, indexed_links = [], []
-    for file in document["files"]:
-        if not _is_valid_file(file) or (url := _absolute(base, file["url"])) is None:
-            continue
+    odd: Counter[str] = Counter()  # entries that are left out or stay upstream's, by the words of their note
+    urls: dict[str, str] = {}
+    named = named_by_path(document["files"], base)
+    for file, url in _usable(document["files"], base, odd):
+        served = link_and_path(url, named)
+        if served is None:
+            odd[_unserved("files", strict=strict)] += 1
+            if strict:
+                continue
         files.append(file)
         mend_file(file)
+        file["hashes"] = hashes_in(file["url"].partition("#")[2]) | file["hashes"]
         _add_core_metadata(file)
-        served = _link_and_path(url)
+        provenance = turn_provenance(file, base, withheld)
+        if provenance is None:
+            odd[_unserved("links to provenance", strict=strict)] += 1
+            if strict:
+                file["provenance"] = None
+        links = [provenance] if provenance else []
         if served is None:
             file["url"] = url
-            continue
-        link, path = served
-        file["url"] = _TO_FILES + path
-        metadata_link = f"{link}.metadata"
-        if metadata_link in withheld or not _can_have_metadata(link, url):
-            for name in CORE_METADATA:
-                file.pop(name, None)
-        if page.project not in projects_of(link):
-            indexed_links += [link, metadata_link] if has_metadata(file.get("core-metadata")) else [link]
-    notes = _left_out(len(document["files"]) - len(files), "files without a usable url and filename")
+        else:
+            link, path = served
+            file["url"] = TO_FILES + path
+            if url in named:
+                urls[link] = url
+            links += [link, *withdraw(file, link, url, withheld)]
+        indexed_links += [each for each in links if page.project not in projects_of(each)]
     document["files"] = files
-    forms = _forms(document, simple_html.write_project)
+    forms = _forms(document, simple_html.write_project, based=any(file.get("provenance") for file in files))
+    if urls:
+        files_here = listed_files(page, forms["json"].body).values()
+        rows = [(file.link, urls.get(file.link, file.url), str(file.digest or ""), file.size) for file in files_here]
+        forms["files"] = RenderedForm("application/json", msgspec.json.encode(rows))
+    notes = tuple(f"{count} {what}" for what, count in odd.items())
     return RenderedPage(forms, tuple(indexed_links), is_doubtful=simple.is_doubtful, notes=notes)
 
 
-def _left_out(count: int, what: str) -> tuple[str, ...]:
-    return (f"{count} {what} were left out",) if count else ()
+def _usable(files: list[Any], base: str, odd: Counter[str]) -> Iterator[tuple[Document, str]]:
+    """Return the files that clients can install from, each with its absolute URL; count the others."""
+    for file in files:
+        url = absolute_url(base, file["url"]) if is_valid_file(file) else None
+        if url is None:
+            odd["files without a usable url and filename were left out"] += 1
+        elif urlsplit(url).scheme not in _INSTALLABLE:
+            odd["links that are no package files were left out"] += 1
+        else:
+            yield file, url
+
+
+def _unserved(what: str, *, strict: bool) -> str:
+    if strict:
+        return f"{what} that can't be served from here were left out"
+    return f"{what} can't be served from here and keep upstream's address"
 
 
 def _render_json(page: PageId, source: SourceDocument, _withheld: frozenset[str]) -> RenderedPage:
@@ -202,25 +240,25 @@ def _render_json(page: PageId, source: SourceDocument, _withheld: frozenset[str]
     if not isinstance(document.get("info"), dict):
         raise TypeError("it has no object 'info'")
     check_name(document["info"].get("name"), page.project)
-    base = _without_credentials(source.url)
+    base = without_credentials(source.url)
     releases = document.get("releases")
     lists = [document.get("urls"), *(releases.values() if isinstance(releases, dict) else ())]
-    for file in chain.from_iterable(files for files in lists if isinstance(files, list)):
-        if _is_valid_file(file) and (url := _absolute(base, file["url"])) is not None:
-            served = _link_and_path(url)
-            file["url"] = f"{BASE_PLACEHOLDER.decode()}/file/{served[1]}" if served else url
+    listed = list(chain.from_iterable(files for files in lists if isinstance(files, list)))
+    named = named_by_path(listed, base)
+    for file in listed:
+        if is_valid_file(file) and (url := absolute_url(base, file["url"])) is not None:
+            served = link_and_path(url, named)
+            file["url"] = f"{TO_FILES_HERE}{served[1]}" if served else url
     return RenderedPage({"json": RenderedForm("application/json", msgspec.json.encode(document), based=True)})
 
 
-def _forms(document: Document, write_html: Callable[[Document], bytes]) -> dict[str, RenderedForm]:
+def _forms(
+    document: Document, write_html: Callable[[Document], bytes], *, based: bool = False
+) -> dict[str, RenderedForm]:
     return {
-        "json": RenderedForm(_JSON, msgspec.json.encode(document)),
-        "html": RenderedForm(_HTML, write_html(document)),
+        "json": RenderedForm(_JSON, msgspec.json.encode(document), based),
+        "html": RenderedForm(_HTML, write_html(document), based),
     }
-
-
-def _is_valid_file(file: object) -> bool:
-    return isinstance(file, dict) and all(isinstance(file.get(key), str) and file[key] for key in ("url", "filename"))
 
 
 def _add_core_metadata(file: Document) -> None:
@@ -230,53 +268,3 @@ def _add_core_metadata(file: Document) -> None:
             if name in file:
                 file["core-metadata"] = file[name]
                 break
-
-
-def _without_credentials(url: str) -> str:
-    """Remove our credentials from a page's URL: its links are resolved against it, and clients see them."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-
-
-def _absolute(base: str, url: str) -> str | None:
-    try:
-        absolute = (url if _SCHEME.match(url) else urljoin(base, url)).partition("#")[0]
-        urlsplit(absolute)  # pip would reject the whole page for a URL that it can't parse
-    except ValueError:
-        return None
-    return absolute
-
-
-def _link_and_path(url: str) -> tuple[str, str] | None:
-    """Return a file's link, and its path with upstream's percent-encoding. None if it can't be served here."""
-    try:
-        parts = urlsplit(url)
-        if not parts.path:
-            return None
-        link = key_of(url)
-    except ValueError:
-        return None
-    scheme, host, _ = link.split("/", 2)
-    return link, f"{scheme}/{host}{_BARE_PERCENT.sub('%25', parts.path)}" + (f"?{parts.query}" if parts.query else "")
-
-
-def _can_have_metadata(link: str, url: str) -> bool:
-    """Whether ``.metadata`` can be served. It needs a key; with a query in `url`, clients disagree on its address."""
-    return "?" not in url and (len(link) < _LONG_LINK or _link_and_path(f"{url}.metadata") is not None)
-
-
-def _package_files(files: list[_ListedFile]) -> Iterator[PackageFile]:
-    for file in files:
-        if not file.url.startswith(_TO_FILES):
-            continue
-        url = file.url.removeprefix(_TO_FILES).replace("/", "://", 1)
-        link = key_of(url)
-        size = file.size if type(file.size) is int and file.size >= 0 else None
-        yield PackageFile(link, url, _digest(file.hashes), size, key=link)
-        if has_metadata(file.core_metadata):
-            metadata = f"{link}.metadata"
-            yield PackageFile(metadata, f"{url}.metadata", _digest(file.core_metadata), key=metadata)
-
-
-def _digest(hashes: object) -> Digest | None:
-    return Digest.strongest(hashes) if isinstance(hashes, dict) else None

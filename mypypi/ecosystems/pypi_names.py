@@ -34,14 +34,18 @@ def normalise(name: str) -> str:
 def projects_of(link: str) -> list[str]:
     """Return the projects to which a file may belong, most likely first.
 
-    `link` ends with the filename (see `PackageFile.link`). The result has normalised names.
+    `link` ends with the filename (see `PackageFile.link`), or with it and one more segment, as ``…/provenance`` does
+    (PEP 740). The result has normalised names.
     """
-    filename = unquote(link.rpartition("/")[2]).partition("?")[0].removesuffix(".metadata")
-    projects: dict[str, None] = {}
-    for name in _names_in(filename):
-        with suppress(BadRequest):
-            projects[normalise(name)] = None
-    return list(projects)[:_MOST_CANDIDATES]
+    for segment in reversed(link.rsplit("/", 2)[-2:]):
+        filename = unquote(segment).partition("?")[0].removesuffix(".metadata").removesuffix(".asc")
+        projects: dict[str, None] = {}
+        for name in _names_in(filename):
+            with suppress(BadRequest):
+                projects[normalise(name)] = None
+        if projects:
+            return list(projects)[:_MOST_CANDIDATES]
+    return []
 
 
 def _names_in(filename: str) -> Iterator[str]:

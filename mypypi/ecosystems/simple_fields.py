@@ -60,8 +60,17 @@ def mend_file(file: dict[str, Any]) -> None:
 
 
 def _usable_hashes(hashes: dict[str, Any]) -> dict[str, str]:
-    """Return the hashes without malformed ones. Those of unknown algorithms may have any text."""
-    return {name: value for name, value in hashes.items() if isinstance(value, str) and _is_hash(name, value)}
+    """
+    Return the hashes in lower case, as clients compare them, without malformed ones.
+
+    Those of unknown algorithms may have any text, and stay as they are.
+    """
+    usable: dict[str, str] = {}
+    for given, value in hashes.items():
+        name = given.lower() if given.lower() in _HASH_LENGTHS else given
+        if isinstance(value, str) and _is_hash(name, value) and (name == given or name not in hashes):
+            usable.setdefault(name, value.lower() if name in _HASH_LENGTHS else value)
+    return usable
 
 
 def _is_hash(name: str, value: str) -> bool:

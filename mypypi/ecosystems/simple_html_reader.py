@@ -74,6 +74,14 @@ class HtmlPage:
         return [file for anchor in self.anchors if (file := _file(anchor, base)) is not None]
 
 
+def hashes_in(fragment: str) -> dict[str, str]:
+    """Return all hashes in a URL's fragment, in lower case. Of several of one algorithm, the first one counts."""
+    hashes: dict[str, str] = {}
+    for name, value in _HASH.findall(fragment):
+        hashes.setdefault(name.lower(), value.lower())
+    return hashes
+
+
 def parse_html(text: str) -> HtmlPage:
     """Parse a page. Raises ValueError if it has more than `MOST_LINKS` anchors, and MemoryError."""
     target = _Target()
@@ -151,12 +159,7 @@ def _file(anchor: dict[str, str], base: str) -> dict[str, Any] | None:
         return None
     if not filename:
         return None
-    digest = _HASH.search(fragment)
-    file: dict[str, Any] = {
-        "filename": filename,
-        "url": url,
-        "hashes": {digest[1].lower(): digest[2]} if digest else {},
-    }
+    file: dict[str, Any] = {"filename": filename, "url": url, "hashes": hashes_in(fragment)}
     if anchor.get("data-requires-python"):
         file["requires-python"] = unescape(anchor["data-requires-python"])
     if "data-gpg-sig" in anchor:
@@ -180,6 +183,4 @@ def _core_metadata(anchor: dict[str, str]) -> bool | dict[str, str] | None:
     name = next((f"data-{name}" for name in CORE_METADATA[:2] if f"data-{name}" in anchor), None)
     if name is None or anchor[name] == "false":
         return None
-    algorithm, _, value = anchor[name].partition("=")
-    algorithm = algorithm.lower()
-    return {algorithm: value} if algorithm in REAL_HASHES and HEX.fullmatch(value) else True
+    return hashes_in(anchor[name]) or True

@@ -6,8 +6,10 @@ never know the catalog, or what is done with a page.
 
 from __future__ import annotations
 
+import json
 import re
-from codecs import BOM_UTF8, lookup
+from codecs import lookup
+from contextlib import suppress
 from email.message import Message
 from functools import partial
 from typing import Any
@@ -17,6 +19,7 @@ import msgspec
 from attrs import frozen
 from packaging.utils import canonicalize_name
 
+from mypypi.ecosystems.lenient_json import mended
 from mypypi.ecosystems.pypi_names import normalise, projects_of
 from mypypi.ecosystems.simple_html import Document
 from mypypi.ecosystems.simple_html_reader import MOST_LINKS, HtmlPage, parse_html
@@ -30,6 +33,13 @@ _LONGEST_BASE = 2048
 _FIRST_LINKS = 1000
 #: Encodings of host names. Python's decoders take time that grows with the square of the text's length.
 _NO_CHARSETS = frozenset({"idna", "punycode"})
+_JSON_TYPE, _HTML_TYPE = re.compile(r"[/+]json$"), re.compile(r"[/+]html$")
+#: The first character of a page, after white space and any byte order mark, in any Unicode encoding.
+_FIRST = re.compile(rb"[^\0\s\xef\xbb\xbf\xff\xfe]")
+#: Numbers that Python's parser accepts, and JSON lacks.
+_NO_NUMBER = re.compile(rb"NaN|Infinity")
+#: The start of an HTML tag, comment or declaration.
+_TAG = re.compile(rb"<\0*[a-zA-Z/!?]")
 
 
 @frozen
@@ -56,6 +66,7 @@ def read_index(source: SourceDocument) -> SimplePage:
     names = list(map(_project_name, html.anchors, html.names))
     leads_to_project = partial(_leads_to_project, source.url, urljoin(source.url, "."))
     is_convincing = is_marked or any(map(leads_to_project, html.anchors[:_FIRST_LINKS], names))
+    _check_type(source, is_convincing=is_convincing)
     html.anchors.clear()  # with 700,000 projects, they take 200 MB
     projects = [{"name": name} for name in names if name]
     return SimplePage(_html_document(html, "projects", projects), not is_convincing)
@@ -85,6 +96,7 @@ def read_project(source: SourceDocument, project: str, base: str) -> SimplePage:
     is_convincing = lists_project or html.is_marked or _SIMPLE_HTML in source.content_type
     if html.is_interactive and not is_convincing:
         raise ValueError("it is a page for people, such as a form to sign in, and lists no file of the project")
+    _check_type(source, is_convincing=is_convincing)
     return SimplePage(_html_document(html, "files", files), not is_convincing)
 
 
@@ -107,31 +119,50 @@ def _leads_to_project(url: str, directory: str, anchor: dict[str, str], name: st
 
 
 def content_type(source: SourceDocument) -> tuple[str, str | None]:
-    """Return ``json`` or ``html``, and any charset. An unclear Content-Type leaves it to the first byte."""
+    """Return ``json`` or ``html``, and any charset.
+
+    The first character decides, since some servers name a wrong type. With another one than ``{`` and ``<``, the
+    Content-Type does.
+    """
     header = Message()
     header["Content-Type"] = source.content_type
-    media_type = header.get_content_type()
-    first = source.body.removeprefix(BOM_UTF8).lstrip()[:1]
-    if not first:
+    found = _FIRST.search(source.body)
+    if found is None:
         raise ValueError("it is empty")
     charset = header.get_content_charset()
     if charset is not None and lookup(charset).name in _NO_CHARSETS:
         raise ValueError(f"it has the encoding {charset}, which is only for host names")
-    if re.search(r"[/+]json$", media_type) or (not re.search(r"[/+]html$", media_type) and first == b"{"):
+    if found[0] == b"{" or (found[0] != b"<" and _JSON_TYPE.search(header.get_content_type())):
         return "json", charset
-    if re.search(r"[/+]html$", media_type) or first == b"<":
+    if found[0] == b"<" or (_HTML_TYPE.search(header.get_content_type()) and _TAG.search(source.body)):
         return "html", charset
     raise ValueError("it is neither JSON nor HTML")
 
 
 def decode_json(source: SourceDocument, charset: str | None) -> Document:
-    """Parse a JSON object in the encoding that its Content-Type names."""
+    """
+    Parse a JSON object as clients do: in UTF-8, UTF-16 or UTF-32, else in the encoding that its Content-Type names.
+
+    Accepts what pip or uv accept (see `lenient_json`), and NaN and infinite numbers, which become null.
+    """
     body = source.body
-    is_utf8 = charset in (None, "utf-8", "utf8", "us-ascii")
-    document: Document = msgspec.json.decode(
-        body.removeprefix(BOM_UTF8) if is_utf8 else body.decode(charset or ""), type=dict
-    )
-    return document
+    try:
+        return msgspec.json.decode(body, type=Document)
+    except msgspec.ValidationError:
+        raise
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        problem = error
+    encoding = json.detect_encoding(body)
+    with suppress(UnicodeDecodeError):
+        body.decode(encoding)
+        charset = None
+    text = mended(body, charset or encoding)
+    if text != body or _NO_NUMBER.search(text):
+        with suppress(ValueError):
+            document = json.loads(text, parse_constant=lambda _: None)
+            if isinstance(document, dict):
+                return document
+    raise problem
 
 
 def check_name(name: object, project: str) -> None:
@@ -155,6 +186,12 @@ def _json_document(source: SourceDocument, charset: str | None, key: str) -> Doc
         raise ValueError(f"it lists more than {MOST_LINKS} {key}")
     _check_version(document)
     return document
+
+
+def _check_type(source: SourceDocument, *, is_convincing: bool) -> None:
+    """Raise ValueError for HTML with the type of JSON, unless it is convincing: an empty page must not come of it."""
+    if not is_convincing and _JSON_TYPE.search(source.content_type.partition(";")[0].strip().lower()):
+        raise ValueError("it is HTML with the Content-Type of JSON, and nothing says that it is such a page")
 
 
 def _parse(source: SourceDocument, charset: str | None) -> HtmlPage:

@@ -14,7 +14,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from mypypi.interfaces import ICatalog
-from mypypi.model import Digest, HeldLease, Page, PageId, Pause, StoredFile
+from mypypi.model import Digest, FileCheck, HeldLease, Page, PageId, Pause, StoredFile
 from mypypi.redis.records import Lease, Stamp, Stored, decode_page, encode_page
 
 if TYPE_CHECKING:
@@ -173,6 +173,27 @@ class RedisCatalog:
         prefix = self._key("stored", "")
         async for name in self._client.names(prefix):
             yield name.removeprefix(prefix)
+
+    async def file_check(self, key: str) -> FileCheck | None:
+        """See `ICatalog.file_check`."""
+        reply = await self._client.call("GET", self._key("check", key))
+        try:
+            return None if reply is None else msgspec.json.decode(reply, type=FileCheck)
+        except msgspec.MsgspecError:
+            return None
+
+    async def put_file_check(self, key: str, check: FileCheck) -> None:
+        """See `ICatalog.put_file_check`."""
+        await self._client.call("SET", self._key("check", key), msgspec.json.encode(check))
+
+    async def key_of_link(self, link: str) -> str | None:
+        """See `ICatalog.key_of_link`."""
+        reply = await self._client.call("GET", self._key("key", link))
+        return None if reply is None else str(reply.decode(errors="replace"))
+
+    async def put_key_of_link(self, link: str, key: str) -> None:
+        """See `ICatalog.put_key_of_link`."""
+        await self._client.call("SET", self._key("key", link), key)
 
     async def link(self, key: str) -> tuple[str, float] | None:
         """See `ICatalog.link`."""

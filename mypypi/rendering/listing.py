@@ -6,16 +6,20 @@ Knows how files are packed. Must never know which page they are from.
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from hashlib import blake2b
 
 import msgspec
 from attrs import field, frozen
 
+from mypypi.file_keys import key_of
 from mypypi.model import Digest, PackageFile
 
-_DECODER = msgspec.msgpack.Decoder(tuple[str, str, str, int | None])
+#: Link, URL, digests, size, and the key unless it is that of the URL.
+_DECODER = msgspec.msgpack.Decoder(tuple[str, str, str, int | None, str])
+#: How many files `Listing.named` looks at, so that a page with many of one name does not block the reactor.
+_MOST_NAMED = 100
 
 
 @frozen
@@ -56,16 +60,37 @@ class Listing:
         index = bisect_left(hashes, key)
         while index < len(hashes) and hashes[index] == key:  # two links may have one hash
             start = ends[index - 1] if index else 0
-            found, url, digest, size = _DECODER.decode(self.records[start : ends[index]])
-            if found == link:
-                return PackageFile(link, url, Digest.parse(digest) if digest else None, size)
+            file = _unpack(self.records[start : ends[index]])
+            if file.link == link:
+                return file
             index += 1
         return None
+
+    def named(self, segment: str) -> list[PackageFile]:
+        """Find the files whose links end with this segment. Links are searched, so this is slower than `get`."""
+        ends, wanted, files = memoryview(self.ends).cast("I"), f"/{segment}".encode(), []
+        at = self.records.find(wanted)
+        for _ in range(_MOST_NAMED):
+            if at < 0:
+                break
+            index = bisect_right(ends, at)
+            file = _unpack(self.records[ends[index - 1] if index else 0 : ends[index]])
+            if file.link.endswith(f"/{segment}"):
+                files.append(file)
+            at = self.records.find(wanted, ends[index])
+        return files
 
 
 def _hash(link: str) -> int:
     return int.from_bytes(blake2b(link.encode(errors="surrogatepass"), digest_size=8).digest(), "big")
 
 
+def _unpack(record: bytes) -> PackageFile:
+    link, url, digests, size, key = _DECODER.decode(record)
+    digest, *also = Digest.parse_all(digests) or (None,)
+    return PackageFile(link, url, digest, size, key or key_of(url), tuple(also))
+
+
 def _pack(file: PackageFile) -> bytes:
-    return msgspec.msgpack.encode((file.link, file.url, str(file.digest) if file.digest else "", file.size))
+    key = "" if len(file.keys) == 1 else file.key
+    return msgspec.msgpack.encode((file.link, file.url, " ".join(map(str, file.digests)), file.size, key))

@@ -29,24 +29,26 @@ class Renderer:
     """
     Renders the pages of one index: those of the ecosystem with this `package_type`, behind this upstream.
 
-    `run` does an encoded task, as `RenderPool.run` does. Every method raises BadUpstreamResponse for a page that can't
-    be understood or exceeds a limit, and TemporarilyUnavailable if too many pages wait.
+    `run` does an encoded task, as `RenderPool.run` does. `strict`: MYPYPI_UPSTREAM_STRICT. Every method raises
+    BadUpstreamResponse for a page that can't be understood or exceeds a limit, and TemporarilyUnavailable if too many
+    pages wait.
     """
 
     package_type: str
     upstream_url: str
     run: Callable[[bytes], Deferred[bytes]]
+    strict: bool = False
 
     async def render(
         self, page: PageId, source: SourceDocument, withheld: frozenset[str], known: str = ""
     ) -> CompressedPage:
         """Render the page, without the links in `withheld`. It has no forms if its digest is `known`."""
-        rendered: CompressedPage = await self._do(RenderTask(page, source, withheld, known))
+        rendered: CompressedPage = await self._do(RenderTask(page, source, withheld, known, self.strict))
         return rendered
 
-    async def listing(self, page: PageId, form: Form) -> Listing:
-        """Read the files that a page lists from the form that `IEcosystem.listing_form` names."""
-        listing: Listing = await self._do(ListingTask(page, form))
+    async def listing(self, page: PageId, name: str, form: Form) -> Listing:
+        """Read the files that a page lists from its form with this name (see `IEcosystem.listing_form`)."""
+        listing: Listing = await self._do(ListingTask(page, name, form))
         return listing
 
     async def derive(self, form: Form, base: str, part: Part | None) -> Form:

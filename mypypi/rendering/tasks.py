@@ -46,19 +46,21 @@ class CompressedPage:
 
 @frozen
 class RenderTask:
-    """Render upstream's page, unless its digest is `known`."""
+    """Render upstream's page, unless its digest is `known`. With `strict`, links that can't be served are left out."""
 
     page: PageId
     source: SourceDocument
     withheld: frozenset[str] = frozenset()
     known: str = ""
+    strict: bool = False
 
 
 @frozen
 class ListingTask:
-    """Read the files that a page lists from the form that `IEcosystem.listing_form` names."""
+    """Read the files that a page lists from its form with this name (see `IEcosystem.listing_form`)."""
 
     page: PageId
+    name: str
     form: Form
 
 
@@ -125,17 +127,14 @@ def _render(package_type: str, upstream_url: str, task: RenderTask) -> Compresse
     digest = hashlib.sha256(source.body).hexdigest()
     if digest == task.known:
         return CompressedPage(digest)
-    page = ECOSYSTEMS[package_type](upstream_url).render(task.page, source, task.withheld)
+    page = ECOSYSTEMS[package_type](upstream_url, strict=task.strict).render(task.page, source, task.withheld)
     forms = {name: compress(form) for name, form in page.forms.items()}
     return CompressedPage(digest, forms, page.indexed_links, page.modified, page.is_doubtful, page.notes)
 
 
 def _list(package_type: str, upstream_url: str, task: ListingTask) -> Listing:
-    ecosystem = ECOSYSTEMS[package_type](upstream_url)
-    name = ecosystem.listing_form(task.page)
-    if name is None:
-        return Listing()
-    return Listing.of(ecosystem.listing(task.page, {name: zlib.decompress(task.form.body, 31)}).values())
+    form = {task.name: zlib.decompress(task.form.body, 31)}
+    return Listing.of(ECOSYSTEMS[package_type](upstream_url).listing(task.page, form).values())
 
 
 def _derive(package_type: str, upstream_url: str, task: DeriveTask) -> Form:

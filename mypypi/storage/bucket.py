@@ -24,7 +24,8 @@ from mypypi.job import Job
 from mypypi.model import Digest, Link, StoredFile, fetch_lease
 
 if TYPE_CHECKING:
-    from mypypi.interfaces import ICatalog, IQueue
+    from mypypi.interfaces import ICatalog
+    from mypypi.job import IQueue
     from mypypi.storage.disk import DiskStorage
     from mypypi.storage.s3 import S3Bucket
     from mypypi.threads import Threads
@@ -139,6 +140,10 @@ class BucketStorage:
             await self._catalog.release_lease(fetch_lease(key), self._disk)
             await self._waiting.discard(waiting)
             self.log.info("uploaded {key}, {size} bytes", key=key, size=stored.size)
+
+    async def digest_of(self, stored: StoredFile, algorithm: str) -> Digest | None:
+        """See `IStorage.digest_of`. Only a file that waits for its upload is on this host's disk."""
+        return await self._waiting.digest_of(stored, algorithm)
 
     async def link(self, stored: StoredFile) -> Link:
         """See `IStorage.link`. All clients get the same link until `LINK_MARGIN` seconds before it expires."""

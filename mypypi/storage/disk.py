@@ -22,10 +22,13 @@ from zope.interface import implementer
 
 from mypypi.errors import StorageDown, storage_error
 from mypypi.interfaces import IStorage
-from mypypi.model import Digest, Link, StoredFile
+from mypypi.model import Digest, Link, StoredFile, new_hasher
 
 if TYPE_CHECKING:
     from mypypi.threads import Threads
+
+#: Bytes to read from a file at once.
+_BLOCK = 1024 * 1024
 
 
 @implementer(IStorage)
@@ -48,6 +51,14 @@ class DiskStorage:
         except OSError as error:
             raise storage_error(error, "a file could not be stored") from error
         return StoredFile(key, size, digest, self._directory / key / _name(digest, size))
+
+    async def digest_of(self, stored: StoredFile, algorithm: str) -> Digest | None:
+        try:
+            return None if stored.path is None else await self._threads.run(_hash, stored.path, algorithm)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise storage_error(error, "a stored file can't be read") from error
 
     async def link(self, stored: StoredFile) -> Link:
         raise StorageDown("a file on this host's disk has no link")
@@ -146,6 +157,15 @@ class DiskStorage:
         self._directory.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=self._directory, prefix=".probe-") as probe:
             probe.write(b"can be written")
+
+
+def _hash(path: Path, algorithm: str) -> Digest:
+    """Hash a file. Blocks; raises OSError."""
+    hasher = new_hasher(algorithm)
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            hasher.update(block)
+    return Digest(algorithm, hasher.hexdigest())
 
 
 def _name(digest: Digest, size: int) -> str:

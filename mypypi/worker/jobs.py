@@ -27,8 +27,8 @@ Handler = Callable[[Job], Awaitable[None]]
 def fetch_job(file: PackageFile, disk: str) -> Job:
     """Return the job to fetch and store a file. With `disk`, only a worker with access to that disk runs it."""
     about = {"link": file.link, "url": file.url}
-    if file.digest is not None:
-        about["digest"] = str(file.digest)
+    if file.digests:
+        about["digest"] = " ".join(map(str, file.digests))
     if file.size is not None:
         about["size"] = str(file.size)
     return Job(FETCH, file.key, about, disk)
@@ -36,13 +36,9 @@ def fetch_job(file: PackageFile, disk: str) -> Job:
 
 def file_of(job: Job) -> PackageFile:
     """Return the file of a fetch job."""
-    digest, size = job.about.get("digest"), job.about.get("size")
-    return PackageFile(
-        job.about["link"],
-        job.about["url"],
-        Digest.parse(digest) if digest else None,
-        int(size) if size else None,
-    )
+    size = job.about.get("size")
+    digest, *also = Digest.parse_all(job.about.get("digest", "")) or (None,)
+    return PackageFile(job.about["link"], job.about["url"], digest, int(size) if size else None, job.name, tuple(also))
 
 
 class Jobs:
@@ -65,7 +61,7 @@ class Jobs:
     async def _fetch(self, job: Job) -> None:
         file = file_of(job)
         stored = await self._storage.find(file.key)
-        if stored is None or not stored.matches(file):
+        if stored is None or not file.accepts(stored.digest):  # a digest of another algorithm proves nothing
             with suppress(NotFound):  # the log has it; a retry is of no use until a client requests the file again
                 await self._fetches.fetch_and_store(file)
 

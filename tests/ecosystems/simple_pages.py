@@ -12,7 +12,7 @@ from pip._internal.index.collector import IndexContent, parse_links
 from pip._internal.models.link import Link
 
 from mypypi.ecosystems.pypi import PyPI
-from mypypi.model import PageId, RenderedPage, SourceDocument
+from mypypi.model import BASE_PLACEHOLDER, PageId, RenderedPage, SourceDocument
 
 SIMPLE_JSON = "application/vnd.pypi.simple.v1+json"
 SIMPLE_HTML = "application/vnd.pypi.simple.v1+html"
@@ -21,6 +21,8 @@ ROOT, PROJECT = PageId("root"), PageId("simple", "holy-grail")
 WHEEL = "holy_grail-1.0-py3-none-any.whl"
 WHEEL_URL = f"https://files.example/packages/{WHEEL}"
 WHEEL_LINK = f"https/files.example/packages/{WHEEL}"
+#: The address of package files here, before it is replaced by the one that clients use.
+HERE = f"{BASE_PLACEHOLDER.decode()}/file"
 #: The fields of a file whose type a PEP defines.
 FILE_FIELDS = (
     *("filename", "url", "hashes", "size", "upload-time", "requires-python", "yanked", "provenance"),

@@ -267,7 +267,7 @@ class TestFullPackuments:
         document = {"name": "thing", "time": {"unpublished": {"versions": ["1.0.0"]}}}
         rendered = render(document)
         assert (form(rendered), listing(rendered)) == (document, {})
-        assert form(rendered, "abbreviated") == {"name": "thing", "dist-tags": {}, "versions": {}}
+        assert form(rendered, "abbreviated") == {**document, "dist-tags": {}, "versions": {}}
 
     @pytest.mark.parametrize(
         "body", [b"", b"<html>", b"[]", b'"x"', b'{"name":"thing","versions":[]}', b'{"name":"thing"']
@@ -345,6 +345,13 @@ class TestLinks:
         rendered = render(packument(version("1.0.0", url)))
         assert (links(rendered), listing(rendered)) == ({"1.0.0": url}, {})
 
+    def test_a_link_with_an_empty_segment_leads_here(self) -> None:
+        """A tarball's address may have an empty segment. It is requested as it was listed."""
+        url = "https://files.example//a//thing.tgz"
+        rendered = render(packument(version("1.0.0", url)))
+        assert links(rendered) == {"1.0.0": f"{BASE}/thing/-/thing-1.0.0.tgz"}
+        assert listed(rendered, links(rendered)["1.0.0"]).url == url
+
     def test_relative_links_are_resolved_against_the_packuments_url(self) -> None:
         """A relative link is resolved against the packument's URL. After a redirect, that is another host's."""
         rendered = render(packument(version("1.0.0", "-/thing.tgz")), url="https://mirror.example/npm/thing/")
@@ -392,6 +399,7 @@ class TestAbbreviatedPackuments:
         assert short == {
             "name": "thing",
             "dist-tags": tags,
+            "time": {"modified": modified},
             "modified": modified,
             "versions": {
                 "1.0.0": {
@@ -402,6 +410,17 @@ class TestAbbreviatedPackuments:
                 }
             },
         }
+
+    def test_the_times_of_all_versions_are_copied_byte_for_byte(self) -> None:
+        """The abbreviated form has upstream's ``time``, which pnpm needs to choose versions by their age."""
+        time = b'{"created":"then","1.0.0" : "\\u0032026-01-02T03:04:05.678Z","0.9.0":"then"}'
+        body = b'{"name":"thing","time":%s,"versions":{"1.0.0":{"version":"1.0.0","dist":{"tarball":"thing.tgz"}}}}'
+        assert b'"time":' + time in render(body % time).forms["abbreviated"].body
+
+    @pytest.mark.parametrize("time", [None, [], "then", 1])
+    def test_a_time_that_is_no_object_is_left_out(self, time: object) -> None:
+        """The abbreviated form has no ``time`` that a client could not read."""
+        assert "time" not in form(render(packument(version(), time=time)), "abbreviated")
 
     def test_values_are_copied_byte_for_byte(self) -> None:
         """Values are copied byte for byte. A number keeps its digits, a string its escapes."""
@@ -545,7 +564,7 @@ class TestOtherPages:
         body = b'{ "keys" : [ {"keyid":"SHA256:x", "key":"\\/"} ] }'
         rendered = npm.render(page, SourceDocument(body, FULL, f"{REGISTRY}/-/npm/v1/keys"), frozenset())
         assert {name: (each.body, each.based) for name, each in rendered.forms.items()} == {"full": (body, False)}
-        assert (npm.listing_form(page), rendered.modified) == (None, "")
+        assert (npm.listing_form(page, ["full"]), rendered.modified) == (None, "")
 
     @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"keys":'])
     def test_a_body_that_is_not_an_object_is_refused(self, body: bytes) -> None:

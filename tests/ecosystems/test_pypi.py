@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 from zope.interface.verify import verifyObject
@@ -133,6 +134,8 @@ class TestLinks:
             ("../../packages/x.whl", "https/index.example/packages/x.whl"),
             ("//files.example/x.whl", "https/files.example/x.whl"),
             ("x.whl", "https/index.example/simple/holy-grail/x.whl"),
+            ("https://files.example/a//x.whl", "https/files.example/a/%EE%80%80/x.whl"),
+            ("https://files.example//x.whl?v=1", "https/files.example/%EE%80%80/x.whl?v=1"),
         ],
     )
     def test_links_lead_here_and_keep_upstreams_path(self, url: str, written: str) -> None:
@@ -145,8 +148,8 @@ class TestLinks:
         "url",
         [
             "https://someone:secret@files.example/x.whl",
-            "ftp://files.example/x.whl",
-            "https://files.example/a//x.whl",
+            "file:///srv/wheels/x.whl",
+            "https://files.example/%EE%80%80/x.whl",
             "https://files.example/%2E%2E/x.whl",
             "https://files.example?x.whl",
             "https://files.example:port/x.whl",
@@ -161,9 +164,9 @@ class TestLinks:
 
     def test_links_have_one_fragment(self) -> None:
         """A fragment in upstream's JSON is removed, since HTML has the hash in that place."""
-        rendered = render(project(wheel(url="ftp://files.example/x.whl#sha256=00")))
-        assert only_file(rendered)["url"] == "ftp://files.example/x.whl"
-        assert f'href="ftp://files.example/x.whl#sha256={SHA256}"' in as_html(rendered)
+        rendered = render(project(wheel(url="file:///srv/x.whl#sha256=00")))
+        assert only_file(rendered)["url"] == "file:///srv/x.whl"
+        assert f'href="file:///srv/x.whl#sha256={SHA256}"' in as_html(rendered)
 
     def test_links_never_show_credentials(self) -> None:
         """Links that are resolved against a page's URL have no credentials from it."""
@@ -171,8 +174,17 @@ class TestLinks:
         assert only_file(rendered)["url"] == "../../file/https/index.example/x.whl"
         assert "secret" not in as_html(rendered)
 
+    def test_a_file_whose_link_ends_otherwise_is_also_listed_by_name(self) -> None:
+        """A file whose URL does not end with its name is found by its name, too, as is its ``.metadata``."""
+        rendered = render(project(wheel(url="https://files.example/get/1", core_metadata=True)))
+        listing = pypi.listing(PROJECT, {"json": rendered.forms["json"].body})
+        link = f"https/files.example/get/1/{only_file(rendered)['filename']}"
+        assert listing[link] == evolve(listing["https/files.example/get/1"], link=link)
+        assert listing[f"{link}.metadata"].url == "https://files.example/get/1.metadata"
+        assert pypi.pages_for(link) == (PROJECT,)
+
     @given(
-        segments=st.lists(st.text(min_size=1, max_size=20), min_size=1, max_size=4),
+        segments=st.lists(st.text(max_size=20), min_size=1, max_size=4),
         encode_all=st.booleans(),
         query=st.text(string.ascii_letters + "=&%2B", max_size=8),
     )
@@ -197,7 +209,7 @@ class TestLinks:
         assert listing[link].url == url
         assert listing[link].key == link
         advertised = "core-metadata" in only_file(rendered)
-        assert advertised == (f"{link}.metadata" in listing) == (len(listing) == 2)
+        assert advertised == (f"{link}.metadata" in listing) == (len({file.url for file in listing.values()}) == 2)
 
     @pytest.mark.parametrize(
         "link",
@@ -225,7 +237,7 @@ class TestListing:
     """The listing of a page."""
 
     def listing(self, *files: Mapping[str, object]) -> list[tuple[str, str, Digest | None, int | None]]:
-        form = pypi.listing_form(PROJECT)
+        form = pypi.listing_form(PROJECT, ["json"])
         assert form is not None
         listed = pypi.listing(PROJECT, {form: render(project(*files)).forms[form].body})
         assert list(listed) == [file.link for file in listed.values()]
@@ -258,7 +270,7 @@ class TestListing:
     def test_listing_is_empty_for_other_pages(self) -> None:
         """Only the pages of projects list files."""
         for page in (ROOT, PageId("json", "holy-grail")):
-            assert pypi.listing_form(page) is None
+            assert pypi.listing_form(page, ["json"]) is None
             assert pypi.listing(page, {"json": b"{}"}) == {}
 
 

@@ -18,7 +18,7 @@ class TestPyPIsOwnJson:
 
     def test_only_the_urls_of_files_are_changed(self) -> None:
         """Every file's URL leads to this server's address; all else is unchanged."""
-        foreign = {"filename": "x", "url": "https://files.example/a//x"}
+        foreign = {"filename": "x", "url": "https://files.example/%2F/x"}
         document = {
             "info": {"name": "Holy-Grail", "url": WHEEL_URL, "description": f"see {WHEEL_URL}"},
             "urls": [wheel(), foreign, None],

@@ -107,7 +107,11 @@ class TestOddFields:
                 {"sha256": f"{SHA256}00"},
             ),
             ("hashes", {"sha256": SHA256, "md5": None}, {"sha256": SHA256}),
-            ("hashes", {"sha256": SHA256.upper()}, {"sha256": SHA256.upper()}),
+            ("hashes", {"sha256": SHA256.upper()}, {"sha256": SHA256}),
+            ("hashes", {"SHA256": SHA256.upper()}, {"sha256": SHA256}),
+            ("hashes", {"SHA256": OTHER_SHA256, "sha256": SHA256}, {"sha256": SHA256}),
+            ("hashes", {"CRC32": "XY"}, {"CRC32": "XY"}),
+            ("core-metadata", {"SHA256": OTHER_SHA256.upper()}, {"sha256": OTHER_SHA256}),
             ("hashes", {"crc32": "x", "blake2b": SHA512}, {"crc32": "x", "blake2b": SHA512}),
             ("size", "5", 5),
             *each("size", ABSENT, "5 kB", "", "-1", "9" * 30, None, -1, 2**63, 5.0, 1.5, True, [5]),
@@ -227,12 +231,13 @@ class TestUnusableFiles:
         assert rendered.notes == ("2 files without a usable url and filename were left out",)
         check_strictly(rendered)
 
-    @pytest.mark.parametrize("url", ["ftp://files.example/x.whl", "https://me:secret@files.example/x.whl", "x y.whl"])
+    @pytest.mark.parametrize("url", ["file:///srv/x.whl", "https://me:secret@files.example/x.whl", "x y.whl"])
     def test_odd_urls_are_passed_on(self, url: str) -> None:
-        """A URL that only clients can use is passed on, without a note."""
+        """A URL that only clients can use is passed on. One that keeps its address is noted."""
         rendered = render(project(wheel(url=url)))
         assert filenames(rendered) == [WHEEL]
-        assert rendered.notes == ()
+        note = "1 files can't be served from here and keep upstream's address"
+        assert rendered.notes == (() if url == "x y.whl" else (note,))
 
     def test_anchors_without_a_file_are_no_malformed_entries(self) -> None:
         """Links to other places are usual in HTML: they are left out without a note."""

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mypypi.ecosystems.simple_html_reader import parse_html
 from tests.ecosystems.server_pages import PROJECT_PAGES, ROOT_PAGES
 from tests.ecosystems.simple_pages import (
+    HERE,
     OTHER_SHA256,
     SHA256,
     SHA512,
@@ -107,10 +108,10 @@ class TestAttributes:
             ('data-gpg-sig="true"', {"gpg-sig": True}),
             ('data-gpg-sig="false"', {"gpg-sig": False}),
             ('data-core-metadata="true"', {"core-metadata": True}),
-            (f'data-core-metadata="sha512={SHA512}"', {"core-metadata": {"sha512": SHA512}}),
+            (f'data-core-metadata="sha512={SHA512.upper()}"', {"core-metadata": {"sha512": SHA512}}),
             (f'data-dist-info-metadata="sha256={OTHER_SHA256}"', {"core-metadata": {"sha256": OTHER_SHA256}}),
             ('data-core-metadata="false"', {}),
-            ('data-provenance="https://p.example/?a&amp;b"', {"provenance": "https://p.example/?a&b"}),
+            ('data-provenance="https://p.example/?a&amp;b"', {"provenance": f"{HERE}/https/p.example/?a&b"}),
             ("data-new", {"new": ""}),
             ('rel="internal" class="x" title="y"', {}),
         ],
@@ -158,17 +159,19 @@ class TestLinks:
         ("fragment", "hashes"),
         [
             (f"sha256={SHA256}", {"sha256": SHA256}),
-            (f"SHA256={SHA256.upper()}", {"sha256": SHA256.upper()}),
+            (f"SHA256={SHA256.upper()}", {"sha256": SHA256}),
             (f"egg=holy-grail-1.0&amp;md5={'0f' * 16}", {"md5": "0f" * 16}),
             (f"egg=holy-grail-1.0&md5={'0f' * 16}&x=1", {"md5": "0f" * 16}),
-            (f"sha512={SHA512}&sha256={SHA256}", {"sha512": SHA512}),
+            (f"sha512={SHA512}&sha256={SHA256}", {"sha512": SHA512, "sha256": SHA256}),
+            (f"md5={'0F' * 16}&egg=x&sha256={SHA256}", {"md5": "0f" * 16, "sha256": SHA256}),
+            (f"sha256={SHA256}&sha256={OTHER_SHA256}", {"sha256": SHA256}),
             (f"blake2b={'0f' * 64}", {"blake2b": "0f" * 64}),
             ("egg=holy-grail-1.0", {}),
             (f"crc32=00ff00ff&subsha256={SHA256}", {}),
         ],
     )
-    def test_the_fragment_has_the_hash(self, fragment: str, hashes: dict[str, str]) -> None:
-        """The first hash in the fragment is the file's (PEP 503)."""
+    def test_the_fragment_has_the_hashes(self, fragment: str, hashes: dict[str, str]) -> None:
+        """All hashes in the fragment are the file's, in lower case (PEP 503 knows one)."""
         assert file_of(f'href="{WHEEL_URL}#{fragment}"')["hashes"] == hashes
 
     @pytest.mark.parametrize(

@@ -478,7 +478,8 @@ _FILE_FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "core-metadata": _TRUTH,
     "dist-info-metadata": _TRUTH,
     "data-dist-info-metadata": _TRUTH,
-    "provenance": st.just("https://up.example/provenance"),
+    "provenance": st.just("https://up.example/provenance") | URLS,
+    "gpg-sig": st.booleans(),
 }
 _FILES = st.fixed_dictionaries(
     {name: often(_FILE_FIELDS[name], JUNK, 12) for name in ("filename", "url", "hashes")},

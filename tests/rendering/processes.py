@@ -50,7 +50,7 @@ def encoded(source: SourceDocument, page: PageId = THING) -> bytes:
 
 def encoded_work(name: str, work: int = 0) -> bytes:
     """Encode a task that claims so many bytes of work. No process can do it."""
-    return encode_task("pypi", URL, ListingTask(PageId("simple", name), Form("", "", work, b"")))
+    return encode_task("pypi", URL, ListingTask(PageId("simple", name), "json", Form("", "", work, b"")))
 
 
 class FakeProcess:

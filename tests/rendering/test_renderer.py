@@ -12,7 +12,7 @@ from mypypi.ecosystems import ECOSYSTEMS
 from mypypi.errors import BadUpstreamResponse, NotFound, TemporarilyUnavailable
 from mypypi.model import BASE_PLACEHOLDER, Form, PageId, Part, SourceDocument
 from mypypi.rendering.renderer import Renderer
-from mypypi.rendering.tasks import CompressedPage, compress
+from mypypi.rendering.tasks import CompressedPage, compress, gzip
 from tests.rendering.processes import JSON, THING, URL, document
 from tests.support.memory import MemoryTestCase, render_at_once, simple_page
 
@@ -91,7 +91,7 @@ class RendererTest(MemoryTestCase):
     def test_a_listing_has_the_files_of_the_page(self) -> None:
         """The listing of a rendered page has its files."""
         page = self.render(source(file(LINK, hashes={"sha256": "0" * 64}, size=3), file(STRAY)))
-        listing = self.now(self.renderer.listing(THING, page.forms["json"]))
+        listing = self.now(self.renderer.listing(THING, "json", page.forms["json"]))
         found = listing.get(LINK)
         assert found is not None
         assert (found.url, str(found.digest), found.size) == (LINK.replace("/", "://", 1), f"sha256-{'0' * 64}", 3)
@@ -99,8 +99,8 @@ class RendererTest(MemoryTestCase):
 
     def test_a_page_without_files_has_an_empty_listing(self) -> None:
         """A page of a kind that lists no files has an empty listing."""
-        form = Form(JSON, "", 2, b"")
-        assert len(self.now(self.renderer.listing(PageId("root"), form))) == 0
+        form = Form(JSON, "", 2, gzip(b"{}"))
+        assert len(self.now(self.renderer.listing(PageId("root"), "json", form))) == 0
 
     def test_a_derived_form_has_the_address_of_the_client(self) -> None:
         """A form is made for an address, which is then in all its links. Each address has its own etag."""

@@ -78,7 +78,7 @@ class TestResults:
 
     def test_a_listing_comes_back(self) -> None:
         """A listing task returns the page's files."""
-        listing = do(ListingTask(THING, rendered(document(SMALL)).forms["json"]))
+        listing = do(ListingTask(THING, "json", rendered(document(SMALL)).forms["json"]))
         assert listing == Listing.of([PackageFile(LINK, LINK.replace("/", "://", 1))])
 
     def test_a_derived_form_comes_back(self) -> None:
@@ -240,5 +240,5 @@ class TestWork:
         body = os.urandom(1000)
         assert work_in(encode_task("pypi", URL, render_task(document(body)))) == 1000
         stored = form(b"x" * 5000)
-        for task in (ListingTask(THING, stored), DeriveTask(stored, "http://here.example")):
+        for task in (ListingTask(THING, "json", stored), DeriveTask(stored, "http://here.example")):
             assert work_in(encode_task("pypi", URL, task)) == 5000

@@ -17,9 +17,9 @@ from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
 from mypypi.errors import CatalogDown, StorageDown
-from mypypi.interfaces import ICatalog, IQueue, IStorage
-from mypypi.job import ClaimedJob, DeadJob, Job, QueueState
-from mypypi.model import Digest, HeldLease, Link, Page, PageId, Pause, StoredFile
+from mypypi.interfaces import ICatalog, IStorage
+from mypypi.job import ClaimedJob, DeadJob, IQueue, Job, QueueState
+from mypypi.model import Digest, FileCheck, HeldLease, Link, Page, PageId, Pause, StoredFile, new_hasher
 from mypypi.redis.queue import CLAIM_MS, MOST_TRIES, WAIT_MS, pause_after
 
 _DAY = 86_400.0
@@ -45,6 +45,8 @@ class MemoryCatalog:
         self._withheld: dict[PageId, dict[str, float]] = {}
         self._stored: dict[str, StoredFile] = {}
         self._links: dict[str, tuple[str, float]] = {}
+        self._file_checks: dict[str, FileCheck] = {}
+        self._keys_of_links: dict[str, str] = {}
         self._leases: dict[str, tuple[str, float, str]] = {}
         self._pauses: dict[str, Pause] = {}
 
@@ -115,6 +117,26 @@ class MemoryCatalog:
         await self.check()
         for key in tuple(self._stored):
             yield key
+
+    async def file_check(self, key: str) -> FileCheck | None:
+        """See `ICatalog.file_check`."""
+        await self.check()
+        return self._file_checks.get(key)
+
+    async def put_file_check(self, key: str, check: FileCheck) -> None:
+        """See `ICatalog.put_file_check`."""
+        await self.check()
+        self._file_checks[key] = check
+
+    async def key_of_link(self, link: str) -> str | None:
+        """See `ICatalog.key_of_link`."""
+        await self.check()
+        return self._keys_of_links.get(link)
+
+    async def put_key_of_link(self, link: str, key: str) -> None:
+        """See `ICatalog.put_key_of_link`."""
+        await self.check()
+        self._keys_of_links[link] = key
 
     async def link(self, key: str) -> tuple[str, float] | None:
         """See `ICatalog.link`."""
@@ -364,6 +386,14 @@ class MemoryStorage:
         shutil.move(draft, path)
         self._files[key] = StoredFile(key, path.stat().st_size, digest, path)
         return self._files[key]
+
+    async def digest_of(self, stored: StoredFile, algorithm: str) -> Digest | None:
+        """See `IStorage.digest_of`."""
+        if stored.path is None:
+            return None
+        hasher = new_hasher(algorithm)
+        hasher.update(stored.path.read_bytes())
+        return Digest(algorithm, hasher.hexdigest())
 
     async def link(self, stored: StoredFile) -> Link:
         """See `IStorage.link`."""

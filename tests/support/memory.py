@@ -140,6 +140,10 @@ class Exchange(StringTransport):
         return cast("str", self.value().decode("latin-1")).split("\r\n")
 
     @property
+    def method(self) -> str:
+        return self._lines[0].split()[0]
+
+    @property
     def path(self) -> str:
         return self._lines[0].split()[1]
 

@@ -1,0 +1,57 @@
+"""What a page advertises beside a file: its ``.metadata``, its ``.asc`` signature, and its provenance.
+
+Follows PEP 658 and 714 for metadata, PEP 503 for signatures, PEP 740 for provenance. Knows the fields that advertise
+them. Must never know why one can't be served.
+"""
+
+from __future__ import annotations
+
+from mypypi.ecosystems.simple_html import Document, has_metadata
+from mypypi.ecosystems.simple_html_reader import CORE_METADATA
+from mypypi.ecosystems.simple_links import TO_FILES_HERE, absolute_url, link_and_path
+
+#: The fields that advertise a file with this suffix beside the package file.
+_FIELDS = {".metadata": CORE_METADATA, ".asc": ("gpg-sig",)}
+#: Adding ``.metadata`` to a link shorter than this can't make a segment too long for a file system (see `key_of`).
+_LONG_LINK = 240
+
+
+def withdraw(file: Document, link: str, url: str, withheld: frozenset[str]) -> list[str]:
+    """Remove the fields of what can't be served beside a file. Return the links of what can."""
+    for suffix, names in _FIELDS.items():
+        if not _can_serve_beside(link, url, withheld, suffix):
+            for name in names:
+                file.pop(name, None)
+    suffixes = [".metadata"] if has_metadata(file.get("core-metadata")) else []
+    suffixes += [".asc"] if file.get("gpg-sig") is True else []
+    return [f"{link}{suffix}" for suffix in suffixes]
+
+
+def turn_provenance(file: Document, base: str, withheld: frozenset[str]) -> str | None:
+    """
+    Let a file's provenance lead to this server, by an absolute URL (PEP 740).
+
+    Returns its link; empty if there is none, or none any more. None if it can't be served here: then it stays.
+    """
+    if not file.get("provenance"):
+        return ""
+    url = absolute_url(base, file["provenance"])
+    served = link_and_path(url) if url else None
+    if served is None:
+        return None
+    if served[0] in withheld:
+        file["provenance"] = None
+        return ""
+    file["provenance"] = TO_FILES_HERE + served[1]
+    return served[0]
+
+
+def _can_serve_beside(link: str, url: str, withheld: frozenset[str], suffix: str) -> bool:
+    """
+    Whether the file with this suffix can be served beside the one at `url`.
+
+    It needs a key. With a query in `url`, clients disagree on its address.
+    """
+    if f"{link}{suffix}" in withheld or "?" in url or url.endswith("/"):
+        return False
+    return len(link) < _LONG_LINK or link_and_path(f"{url}{suffix}") is not None
