@@ -24,8 +24,8 @@ class Content:
 
     `fd` is the file's descriptor, -1 until there is a file. The first `length` bytes are on disk; `total` is the size
     of the complete file, None while it is unknown. Once it has `begun`, readers may get bytes before the file is
-    complete. It ends in one of two ways: it is `whole`, with its digest checked, or it has an `error`. Each reader
-    registers a watcher.
+    complete. It ends in one of two ways: it is `whole`, with its digest checked, or it has an `error`. It is `late` if
+    upstream has not answered the request for it within the time-out. Each reader registers a watcher.
     """
 
     def __init__(self, fd: int, *, length: int = 0, total: int | None = None, whole: bool = False) -> None:
@@ -34,6 +34,7 @@ class Content:
         self.total = total
         self.whole = whole
         self.begun = whole
+        self.late = False
         self.error: Exception | None = None
         self.digest: Digest | None = None
         self._watchers: list[Callable[[], None]] = []
@@ -53,6 +54,11 @@ class Content:
         return max(0, limit - HELD_BACK)
 
     @property
+    def may_be_read(self) -> bool:
+        """Whether readers may get bytes before the content is whole: it is longer than what is held back."""
+        return self.begun and (self.total is None or self.total > HELD_BACK)
+
+    @property
     def ended(self) -> bool:
         """Whether the content is whole or has failed. Then it does not change any more."""
         return self.whole or self.error is not None
@@ -62,6 +68,12 @@ class Content:
         self.begun = True
         self.total = total
         self.changed()
+
+    def set_late(self, late: bool) -> None:  # noqa: FBT001 - it is the value
+        """Record whether upstream is late with its answer."""
+        if self.late != late:
+            self.late = late
+            self.changed()
 
     def grow(self, count: int) -> None:
         """Record that this many more bytes are on disk."""

@@ -40,13 +40,15 @@ class State:
     The state of a draft, written by the process that fills it.
 
     Once it has `begun`, readers may get bytes as they arrive. `total` is the size that upstream announces, `validator`
-    upstream's validator for this version of the file. A draft with a `digest` is complete and checked. A draft with an
-    `error` (the arguments of `mypypi.errors.error_from`) must not be used.
+    upstream's validator for this version of the file. While it is `late`, upstream has not answered in time. A draft
+    with a `digest` is complete and checked. A draft with an `error` (the arguments of `mypypi.errors.error_from`) must
+    not be used.
     """
 
     begun: bool = False
     total: int | None = None
     validator: str = ""
+    late: bool = False
     digest: str = ""
     error: tuple[str, str, int | None, int] | None = None
 
@@ -94,6 +96,7 @@ class Draft:
         there = os.fstat(self.content.fd).st_size if self.content.fd >= 0 else 0
         if there > length:
             self.content.grow(there - length)
+        self.content.set_late(self.state.late)
         if self.state.begun and not self.content.begun:
             self.content.begin(self.state.total)
         return self.state != before or there > length

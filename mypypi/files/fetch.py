@@ -36,12 +36,12 @@ from mypypi.errors import (
     upstream_error,
 )
 from mypypi.files.transfer import FetchCancelled, Transfer, complete_state
-from mypypi.model import Digest, PackageFile, fetch_lease
+from mypypi.model import Digest, FileCheck, PackageFile, fetch_lease
 from mypypi.observability import metrics
 
 if TYPE_CHECKING:
     from mypypi.files.drafts import Draft
-    from mypypi.interfaces import IStorage
+    from mypypi.interfaces import ICatalog, IStorage
     from mypypi.redis.leases import Leases
     from mypypi.threads import Threads
     from mypypi.upstream.backoff import Backoff
@@ -68,6 +68,7 @@ class FetchTools:
     clock: Any
     leases: Leases
     backoff: Backoff
+    catalog: ICatalog
     negative_cache_time: float = 60
 
 
@@ -90,7 +91,8 @@ class Fetch:
         self.ended: Deferred[None] = Deferred()
         self._tools = tools
         self._transfer = Transfer(file, draft, tools.upstream, tools.threads, tools.clock, client)
-        self._backoff_name = f"file:{file.key}"
+        #: If the page gives another digest, that is another file.
+        self._backoff_name = f"file:{file.key} {file.digest or ''}".rstrip()
         self._began = tools.clock.seconds()
         self._stopped = False
         self._trouble: MyPyPiError | None = None
@@ -184,6 +186,10 @@ class Fetch:
             await self._tools.backoff.end(self._backoff_name)
             draft.write_note(complete_state(draft, digest))
             draft.content.finish(digest)
+            if not self._transfer.is_certain:
+                self.log.info("{key} is not stored: nothing shows that it is complete", key=key)
+                draft.drop()
+                return
             window = self._tools.storage.upload_window
             if window:  # before `commit`: the worker that uploads the file releases the lease
                 await self._tools.leases.keep_for(lease, window)
@@ -191,6 +197,7 @@ class Fetch:
             metrics.FETCHES.labels("stored").inc()
             self.log.info("stored {key}, {size} bytes", key=key, size=draft.content.length)
             draft.drop()
+            await self._note_check()
         except (FetchedElsewhere, AlreadyStored) as error:
             self._fail_draft(error)
             raise
@@ -209,6 +216,13 @@ class Fetch:
         finally:
             metrics.FETCHES_RUNNING.dec()
             await self._tools.leases.release_if_held(lease)
+
+    async def _note_check(self) -> None:
+        """Remember upstream's validators of a file that has no digest, for the check whether it is still the same."""
+        if self.file.digest is None:
+            with suppress(CatalogDown):
+                check = FileCheck(self._tools.clock.seconds(), *self._transfer.validators)
+                await self._tools.catalog.put_file_check(self.file.key, check)
 
     async def _check_backoff(self) -> None:
         """Wait for the end of this file's back-off, if that is soon. Otherwise raise the failure that began it."""
@@ -256,7 +270,7 @@ class Fetch:
             stored = await self._tools.storage.find(self.file.key, recheck=True)
         except StorageDown:
             return False
-        return stored is not None and stored.matches(self.file)
+        return stored is not None and self.file.accepts(stored.digest) is True
 
     def _seconds_left(self) -> str:
         """Estimate the remaining time from the pace so far. In whole seconds; empty if there is no estimate."""

@@ -7,8 +7,7 @@ which clients wait for the file, nor where it is stored.
 from __future__ import annotations
 
 import os
-import tempfile
-import zlib
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from attrs import evolve
@@ -27,7 +26,9 @@ from mypypi.errors import (
     UpstreamPaused,
     storage_error,
 )
-from mypypi.files.drafts import State, write_at
+from mypypi.files.drafts import State
+from mypypi.files.endings import has_end
+from mypypi.files.gzipped import GZIPPED, inflate, is_encoded
 from mypypi.files.receiver import Receiver
 from mypypi.model import Digest, PackageFile
 
@@ -44,8 +45,6 @@ _RESUMES = 50
 #: Seconds before a transfer is resumed: doubled after each attempt without a new byte. While upstream is in back-off,
 #: the transfer waits longer, up to the second value.
 _PAUSE, _LONGEST_PAUSE = 0.2, 10.0
-#: The largest file that is unpacked from gzip if its page gives no size, in bytes.
-_LARGEST_INFLATED = 4 * 1024**3
 #: Bytes to read from a file at once.
 _BLOCK = 256 * 1024
 
@@ -73,6 +72,11 @@ class Transfer:
         self._hasher = self._new_hasher()
         self._validator = ""
         self._encoding = ""
+        #: Upstream's ETag and Last-Modified, empty if it sent none.
+        self.validators = ("", "")
+        #: Whether anything shows that the file is complete. Otherwise it must not be stored.
+        self.is_certain = True
+        self._is_open_ended = False
         self._stopped = False
         self._receiver: Receiver | None = None
         self._step: Deferred[Any] | None = None
@@ -132,21 +136,35 @@ class Transfer:
 
     def _is_complete(self) -> bool:
         length = self._content.length
-        return length > 0 and (length == self._content.total or self._digest() == self._file.digest)
+        return length > 0 and (length == self._content.total or self._digest() in self._file.digests)
 
     async def _check(self) -> Digest:
-        digest, promised = self._digest(), self._file.digest
-        if self._encoding and promised is None:
-            raise BadUpstreamResponse(
-                "upstream sends a file in an encoding that was not requested, and there is no digest to check it"
-            )
-        if promised in (None, digest):
+        digest = await self._decoded()
+        if self._is_open_ended:
+            self.is_certain = await self._threads.run(has_end, self._content.fd)
+        return digest
+
+    async def _decoded(self) -> Digest:
+        """Compare the draft with the index's digest, decode it where needed, and return the digest of its bytes."""
+        digest, file = self._digest(), self._file
+        if file.digest is None and self._encoding:
+            if self._encoding != "gzip":
+                raise BadUpstreamResponse(
+                    "upstream sends a file in an encoding that was not requested, and there is no digest to check it"
+                )
+            is_archive = file.url.partition("?")[0].lower().endswith(GZIPPED)
+            if not await self._threads.run(is_encoded, self._content.fd, is_archive=is_archive):
+                return digest
+        elif file.accepts(digest):
             return digest
-        if self._encoding == "gzip":
-            await self._threads.run(_inflate, self._draft, self._file)
-            self._content.length = os.fstat(self._content.fd).st_size
-            return promised
-        raise DigestMismatch(f"upstream's bytes do not match the index's digest ({digest} instead of {promised})")
+        elif self._encoding != "gzip":
+            raise DigestMismatch(
+                f"upstream's bytes do not match the index's digest ({digest} instead of {file.digest})"
+            )
+        digest = await self._threads.run(inflate, self._draft, file)
+        self._content.length = os.fstat(self._content.fd).st_size
+        self._is_open_ended = False  # the encoding has an end marker
+        return digest
 
     def _new_hasher(self) -> Any:
         return (self._file.digest or Digest("sha256", "")).hasher()
@@ -201,7 +219,9 @@ class Transfer:
                 headers["If-Range"] = self._validator
         if self._stopped:
             raise FetchCancelled
-        body = await self._wait_for(Deferred.fromCoroutine(self._upstream.file(self._file.url, headers, self._client)))
+        asked = self._upstream.file(self._file.url, headers, self._client, self._make_late)
+        body = await self._wait_for(Deferred.fromCoroutine(asked))
+        self._content.set_late(False)
         try:
             skip = self._begin(body) if not offset else self._continue(body, offset)
             await self._receive(body, skip)
@@ -209,6 +229,13 @@ class Transfer:
                 raise Interrupted("upstream's body was shorter than announced")
         finally:
             body.close()
+
+    def _make_late(self) -> None:
+        """Let clients know that upstream has not answered in time, while the request goes on."""
+        if not self._content.begun:
+            with suppress(OSError):  # then only the clients of this process know
+                self._draft.write_note(evolve(self._draft.state, late=True))
+            self._content.set_late(True)
 
     async def _receive(self, body: FileResponse, skip: int) -> None:
         receiver = Receiver(self._draft, self._hasher, skip, self._threads, self._clock, self._upstream.timeout)
@@ -218,27 +245,18 @@ class Transfer:
             lossy = await receiver.done
         finally:
             self._receiver = None
-        if lossy and not self._is_end_verifiable():
-            raise Truncated("upstream gave no length to show whether the file is complete")
-
-    def _is_end_verifiable(self) -> bool:
-        """
-        Whether the end of a body can be verified that has no end marker.
-
-        Either the announced length is reached, or the index's digest will show that bytes are missing.
-        """
-        return self._file.digest is not None or self._content.length == self._content.total
+        # Without an end marker, the index's digest or a length shows whether bytes are missing.
+        is_known = self._file.digest is not None or self._content.length in (self._content.total, self._file.size)
+        self._is_open_ended = lossy and not is_known
 
     def _begin(self, body: FileResponse) -> int:
         if body.status != 200:  # noqa: PLR2004 - no range was requested
             raise BadUpstreamResponse(f"upstream answered {body.status} to a request for a whole file")
+        self.validators = (body.header("etag"), body.header("last-modified"))
         self._encoding = body.encoding
         if self._encoding:
             return 0  # these bytes may have to be decoded: readers get none before the file is complete and checked
-        file = self._file
-        total = file.size if body.length is None else body.length
-        if file.digest is None and file.size not in (None, total):
-            raise BadUpstreamResponse(f"upstream sends {total} bytes for a file that its page lists with {file.size}")
+        total = body.length  # a page may give a wrong size
         if total is not None and total > self._draft.room():
             raise StorageFull(f"no room for a draft of {total} bytes")
         etag = body.header("etag")
@@ -268,37 +286,3 @@ def _pause(error: MyPyPiError, fruitless: int) -> float:
 def complete_state(draft: Draft, digest: Digest) -> State:
     """Return the state of a draft that is complete and has this digest."""
     return evolve(draft.state, begun=True, total=draft.content.length, digest=str(digest))
-
-
-def _inflate(draft: Draft, file: PackageFile) -> None:
-    """
-    Replace the draft's gzip bytes by the decoded file.
-
-    For a file that upstream has sent gzip-encoded although that was not requested. Blocks. Raises DigestMismatch if the
-    decoded bytes are not the file either, and OSError.
-    """
-    assert file.digest is not None
-    decoder = zlib.decompressobj(wbits=31)
-    hasher = file.digest.hasher()
-    limit = file.size or _LARGEST_INFLATED
-    with tempfile.TemporaryFile(dir=draft.path.parent) as inflated:
-        read = written = 0
-        try:
-            while written <= limit and (block := os.pread(draft.content.fd, _BLOCK, read)):
-                read += len(block)
-                while written <= limit and (data := decoder.decompress(block, _BLOCK)):
-                    hasher.update(data)
-                    write_at(inflated.fileno(), data, written)
-                    written += len(data)
-                    block = decoder.unconsumed_tail
-        except zlib.error:
-            raise DigestMismatch(
-                "upstream's bytes do not match the index's digest, and are not in the encoding they claim"
-            ) from None
-        if hasher.hexdigest() != file.digest.hex:
-            raise DigestMismatch("upstream's bytes match the index's digest neither as sent nor decoded")
-        offset = 0  # overwrite the draft in place, since other processes have it open
-        while block := os.pread(inflated.fileno(), _BLOCK, offset):
-            write_at(draft.content.fd, block, offset)
-            offset += len(block)
-        os.ftruncate(draft.content.fd, written)

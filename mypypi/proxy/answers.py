@@ -16,20 +16,23 @@ class LocalContent:
     """
     Bytes to serve from this host.
 
-    The receiver of this answer closes `content`. `hit`: the bytes were stored before the request.
+    The receiver of this answer closes `content`. `hit`: the bytes were stored before the request. `immutable`: the page
+    gives a digest, so the bytes behind the link never change.
     """
 
     content: Content
     digest: Digest | None
     hit: bool
+    immutable: bool = True
 
 
 @frozen
 class FileDescription:
-    """A file's digest and size, enough to answer a HEAD."""
+    """A file's digest and size, enough to answer a HEAD. For `immutable` see `LocalContent`."""
 
     digest: Digest | None
     size: int
+    immutable: bool = True
 
 
 @frozen
@@ -37,12 +40,14 @@ class StoredElsewhere:
     """
     A file whose bytes are not on this host's disk.
 
-    The client is redirected to `link`. With `proxied`, it gets the bytes through this server instead.
+    The client is redirected to `link`. With `proxied`, it gets the bytes through this server instead. For `immutable`
+    see `LocalContent`.
     """
 
     stored: StoredFile
     link: Link
     proxied: bool
+    immutable: bool = True
 
 
 @frozen

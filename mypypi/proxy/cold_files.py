@@ -15,15 +15,24 @@ from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from mypypi.errors import AlreadyStored, CatalogDown, FetchedElsewhere, StillFetching, StorageDown
+from mypypi.errors import (
+    AlreadyStored,
+    BadUpstreamResponse,
+    CatalogDown,
+    FetchedElsewhere,
+    StillFetching,
+    StorageDown,
+    UpstreamDown,
+    UpstreamTimedOut,
+)
 from mypypi.model import PackageFile
-from mypypi.proxy.answers import FileAnswer, LocalContent, PassThrough, RedirectToUpstream
+from mypypi.proxy.answers import FileAnswer, FileDescription, LocalContent, PassThrough, RedirectToUpstream
 from mypypi.worker.jobs import fetch_job
 
 if TYPE_CHECKING:
     from mypypi.files.content import Content
     from mypypi.files.fetches import Fetches
-    from mypypi.interfaces import IQueue
+    from mypypi.job import IQueue
     from mypypi.upstream.client import Upstream
 
 #: The longest Retry-After, in seconds.
@@ -64,17 +73,32 @@ class ColdFiles:
         self._clock = clock
         self._storage_error = ""
 
-    async def answer(self, file: PackageFile, stored: FindStored, client: str = "") -> FileAnswer:
+    async def answer(
+        self, file: PackageFile, stored: FindStored, client: str = "", *, anew: bool = False
+    ) -> FileAnswer:
         """
         Decide what this client gets for this file now.
 
-        `stored` finds the file if it is stored by now. Raises StillFetching, and the error of a failed fetch.
+        `stored` finds the file if it is stored by now. With `anew`, upstream has replaced the stored file. Raises
+        StillFetching, and the error of a failed fetch.
         """
         strict = self._policy.strict
-        by_worker = self._policy.redirect and (strict or not self._upstream.needs_credentials(file.url))
+        by_worker = self._policy.redirect and (strict or not self._upstream.needs_credentials(file.url)) and not anew
         if by_worker and await self._queue_fetch(file):
-            return await self._stored_by_worker(file, stored) if strict else RedirectToUpstream(file.url)
-        return await self._fetch(file, stored, client)
+            return await self._stored_by_worker(file, stored) if strict else self._redirect(file)
+        return await self._fetch(file, stored, client, anew=anew)
+
+    async def describe(self, file: PackageFile, client: str) -> FileDescription | None:
+        """
+        Ask upstream for the size of a file, for an answer to a HEAD. None if only a fetch can tell it.
+
+        If upstream fails, the size on the file's page is used. Raises NotFound and UpstreamRefused.
+        """
+        try:
+            size = await self._upstream.size_of(file.url, client)
+        except (UpstreamDown, BadUpstreamResponse):
+            size = file.size
+        return None if size is None else FileDescription(file.digest, size, immutable=file.digest is not None)
 
     def _note_storage_failure(self, why: str) -> None:
         """Log that files can't be stored. This is logged once, until they can be stored again."""
@@ -90,13 +114,13 @@ class ColdFiles:
             return False
         return True
 
-    async def _fetch(self, file: PackageFile, stored: FindStored, client: str) -> FileAnswer:
+    async def _fetch(self, file: PackageFile, stored: FindStored, client: str, *, anew: bool) -> FileAnswer:
         """
         Return the content of the one fetch of this file.
 
         If another host fetches the file, return what a client gets meanwhile.
         """
-        until, anew = self._clock.seconds() + self._policy.strict_wait, False
+        until = self._clock.seconds() + self._policy.strict_wait
         while True:
             try:
                 return await self._fetch_here(file, until, client, anew=anew)
@@ -127,7 +151,7 @@ class ColdFiles:
             if self._policy.strict:
                 await self._wait_until_checked(content, until)
             else:
-                await content.wait_until(lambda: content.begun or content.ended)
+                await self._wait_until_readable(content)
             if content.error is not None:
                 raise content.error
         except StorageDown as error:
@@ -137,7 +161,8 @@ class ColdFiles:
         except BaseException:
             content.close()
             raise
-        return LocalContent(content, file.digest or content.digest, hit=False)
+        digest = content.digest or (None if file.also else file.digest)
+        return LocalContent(content, digest, hit=False, immutable=file.digest is not None)
 
     def _start(self, file: PackageFile, client: str, *, anew: bool) -> Content | None:
         """Start a fetch and return its content. Returns None if too many fetches run."""
@@ -158,7 +183,27 @@ class ColdFiles:
             )
         if self._upstream.needs_credentials(file.url):
             return PassThrough(file)
-        return RedirectToUpstream(file.url)
+        return self._redirect(file)
+
+    def _redirect(self, file: PackageFile) -> FileAnswer:
+        return RedirectToUpstream(self._upstream.first_url(file.url))
+
+    async def _wait_until_readable(self, content: Content) -> None:
+        """
+        Wait until there is something to answer with.
+
+        Raises UpstreamTimedOut if upstream does not answer within its time-out. The request goes on, and the next
+        client joins it.
+        """
+        seconds = self._upstream.timeout
+        until = self._clock.seconds() + seconds
+        await content.wait_until(lambda: content.ended or content.may_be_read or content.late)
+        left = max(0.0, until - self._clock.seconds()) if content.late else None
+        waiting = content.wait_until(lambda: content.ended or content.may_be_read)
+        try:
+            await (waiting if left is None else waiting.addTimeout(left, self._clock))
+        except DeferredTimeout:
+            raise UpstreamTimedOut(f"upstream has not answered within {seconds:g} seconds: try again") from None
 
     async def _wait_until_checked(self, content: Content, until: float) -> None:
         """Wait until the file is complete and checked (strict mode). Raises StillFetching after `until`."""

@@ -7,19 +7,27 @@ headers, Redis, or any one ecosystem.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from mypypi.errors import CatalogDown, MyPyPiError, NotFound, StorageDown, UpstreamDown, storage_error
-from mypypi.files.content import Content
-from mypypi.model import PackageFile, PageId, StoredFile
-from mypypi.proxy.answers import FileAnswer, FileDescription, LocalContent, StoredElsewhere
+from mypypi.errors import CatalogDown, DigestMismatch, MyPyPiError, NotFound, UpstreamRefused
+from mypypi.file_keys import key_from_segments
+from mypypi.model import PackageFile, PageId
+from mypypi.proxy.answers import FileAnswer, LocalContent
+from mypypi.proxy.stored_files import StoredFiles
 
 if TYPE_CHECKING:
+    from mypypi.files.content import Content
     from mypypi.interfaces import ICatalog, IEcosystem, IStorage
     from mypypi.pages.page_cache import CachedPage, PageCache
     from mypypi.proxy.cold_files import ColdFiles
+    from mypypi.proxy.file_checks import FileChecks
+    from mypypi.rendering.listing import Listing
+
+T = TypeVar("T")
 
 
 class Proxy:
@@ -34,17 +42,16 @@ class Proxy:
         catalog: ICatalog,
         storage: IStorage,
         cold: ColdFiles,
+        checks: FileChecks,
         *,
         proxied: bool = False,
     ) -> None:
         """`proxied`: stream files from the bucket through this server. Otherwise clients are redirected to it."""
         self.pages = pages
+        self.stored = StoredFiles(ecosystem, catalog, storage, checks, self._confirmed_at, proxied=proxied)
         self._ecosystem = ecosystem
         self._catalog = catalog
-        self._storage = storage
         self._cold = cold
-        self._proxied = proxied
-        self._unreadable = False
 
     async def page(self, page: PageId, client: str = "") -> CachedPage:
         """Return a page for this client; see `PageCache.get`."""
@@ -58,64 +65,98 @@ class Proxy:
         Raises NotFound, UpstreamRefused, StillFetching, UpstreamDown, BadUpstreamResponse, StorageDown.
         """
         listed = await self._listed_in_cache(link)
-        stored = await self._find_stored(link, listed)
+        stored = await self.stored.find(link, listed, client)
         if stored is not None:
             return stored
-        if listed is None:
-            listed = await self._listed_upstream(link, client)
-            stored = await self._find_stored(link, listed)
-            if stored is not None:
-                return stored
-        if describe and listed.size is not None:
-            return FileDescription(listed.digest, listed.size)
         try:
-            return await self._cold.answer(listed, lambda file: self._find_stored(link, file), client)
-        except NotFound:
-            await self._withhold(listed)
+            if listed is not None:
+                return await self._cold_answer(listed, client, describe=describe)
+            listed = await self._listed_upstream(link, client)
+            return await self._answer(listed, client, describe=describe)
+        except (NotFound, UpstreamRefused, DigestMismatch) as error:
+            if listed is None:
+                raise
+            anew = await self._listed_anew(listed, client)
+            if anew is not None:
+                return await self._answer(anew, client, describe=describe)
+            if not isinstance(error, UpstreamRefused):
+                await self._withhold(listed)
             raise
 
-    async def forget_missing(self, stored: StoredFile) -> None:
-        """Forget a file that the storage has lost. It is fetched again when requested."""
+    async def link_of(self, filename: str, client: str = "") -> str:
+        """
+        Return the link of the file with this name, which the page of its project lists.
+
+        For requests that name a file by an address of another index. Raises NotFound if no page lists the name, or
+        lists several files with it that may differ; otherwise as `file`.
+        """
         try:
-            await self._storage.forget(stored.key)
-        except (CatalogDown, StorageDown) as error:
-            self.log.warn(
-                "file {key} is missing in the storage, but could not be forgotten: {why}", key=stored.key, why=error
+            segment = key_from_segments(["https", "host", filename]).rpartition("/")[2]
+        except ValueError:
+            raise NotFound("there is nothing at this address") from None
+        files: list[PackageFile] | None = None
+        for page in self._ecosystem.pages_for(segment):
+            files = files or await self._on_cached_page(page, lambda listing: listing.named(segment))
+        files = files or await self._on_upstreams_page(segment, client, lambda listing: listing.named(segment))
+        if not files:
+            raise NotFound("there is nothing at this address, and no page of upstream lists a file of this name")
+        if len(files) > 1 and (files[0].digest is None or any(file.digests != files[0].digests for file in files)):
+            raise NotFound("upstream lists several files of this name: request the one that is meant by its own link")
+        return files[0].link
+
+    async def _answer(self, listed: PackageFile, client: str, *, describe: bool) -> FileAnswer:
+        stored = await self.stored.find(listed.link, listed, client)
+        return stored or await self._cold_answer(listed, client, describe=describe)
+
+    async def _cold_answer(self, listed: PackageFile, client: str, *, describe: bool) -> FileAnswer:
+        """Decide what this client gets while the file is not stored."""
+        await self.stored.remember_key(listed)
+        if describe and (described := await self._cold.describe(listed, client)) is not None:
+            return described
+        has_changed = listed.digest is None and await self.stored.has(listed)
+        answer = await self._cold.answer(
+            listed, lambda file: self.stored.find(file.link, file, client), client, anew=has_changed
+        )
+        if isinstance(answer, LocalContent) and not answer.content.ended:
+            ended = answer.content.wait_until(lambda: answer.content.ended)
+            ended.addCallback(lambda _: self._note_end(answer.content, listed))
+        return answer
+
+    def _note_end(self, content: Content, listed: PackageFile) -> None:
+        """Look at the file's page again if the bytes were not the listed ones. Clients have got some of them."""
+        if isinstance(content.error, DigestMismatch):
+            Deferred.fromCoroutine(self._check_listing(listed)).addErrback(
+                lambda failure: self.log.failure("the page of {link} could not be checked", failure, link=listed.link)
             )
 
-    async def delete_corrupt(self, stored: StoredFile) -> None:
-        """Delete a stored file whose bytes have changed. It is fetched again when requested."""
-        self.log.error("file {key} in the storage is not what was stored, deleting it", key=stored.key)
-        try:
-            await self._storage.delete(stored.key)
-        except (CatalogDown, StorageDown) as error:
-            self.log.warn("file {key} could not be deleted from the storage: {why}", key=stored.key, why=error)
+    async def _check_listing(self, listed: PackageFile) -> None:
+        if await self._listed_anew(listed, "") is None:
+            await self._withhold(listed)
 
-    async def _find_stored(self, link: str, listed: PackageFile | None) -> FileAnswer | None:
-        key = listed.key if listed is not None else self._ecosystem.key_for(link)
-        if key is None:
-            return None
-        try:
-            for _ in range(2):  # a file may move from the disk to the bucket before it is opened
-                stored = await self._storage.find(key)
-                if stored is None or (listed is not None and not stored.matches(listed)):
-                    return None
-                if stored.path is None:
-                    return StoredElsewhere(stored, await self._storage.link(stored), self._proxied)
-                served = _open(stored)
-                if served is not None:
-                    self._note_readable()
-                    return served
-        except StorageDown as error:
-            if not self._unreadable:
-                self.log.error("stored files can't be read, fetching them again: {why}", why=error)
-            self._unreadable = True
+    async def _listed_anew(self, listed: PackageFile, client: str) -> PackageFile | None:
+        """Ask upstream for the file's page again. Returns the file if the page lists it otherwise now."""
+        for page in await self._pages_for(listed.link):
+            try:
+                cached = await self.pages.revalidated(page, client)
+            except MyPyPiError:
+                continue
+            file = (await self.pages.listing(cached)).get(listed.link)
+            if file is not None and file != listed:
+                return file
         return None
 
-    def _note_readable(self) -> None:
-        if self._unreadable:
-            self._unreadable = False
-            self.log.info("stored files can be read again")
+    async def _confirmed_at(self, link: str) -> float:
+        """Return when upstream last confirmed the page that lists this link; 0 if no cached page does."""
+        for page in await self._pages_for(link):
+            if await self._listed_on_cached_page(page, link) is not None:
+                cached = await self.pages.cached(page)
+                return 0.0 if cached is None else cached.checked_at
+        return 0.0
+
+    async def _pages_for(self, link: str) -> list[PageId]:
+        """Return the pages that may list this link, by its name and by the catalog."""
+        indexed = await self._indexed_page(link)
+        return [*self._ecosystem.pages_for(link), *([indexed] if indexed is not None else [])]
 
     async def _listed_in_cache(self, link: str) -> PackageFile | None:
         """Find a link on the cached pages, however old they are."""
@@ -133,10 +174,13 @@ class Proxy:
             return None
 
     async def _listed_on_cached_page(self, page: PageId, link: str) -> PackageFile | None:
+        return await self._on_cached_page(page, lambda listing: listing.get(link))
+
+    async def _on_cached_page(self, page: PageId, look: Callable[[Listing], T | None]) -> T | None:
         cached = await self.pages.cached(page)
         if cached is None or cached.missing:
             return None
-        return (await self.pages.listing(cached)).get(link)
+        return look(await self.pages.listing(cached))
 
     async def _listed_upstream(self, link: str, client: str) -> PackageFile:
         """
@@ -144,21 +188,28 @@ class Proxy:
 
         No cached page lists it. Only upstream itself is asked, never the host that the link names.
         """
-        failure: MyPyPiError = NotFound("no page of upstream lists this file")
+        file = await self._on_upstreams_page(link, client, lambda listing: listing.get(link))
+        if file is None:
+            raise NotFound("no page of upstream lists this file")
+        return file
+
+    async def _on_upstreams_page(self, link: str, client: str, look: Callable[[Listing], T | None]) -> T | None:
+        """Return the first thing that `look` finds on those of upstream's own pages that may list this link."""
+        failure: MyPyPiError | None = None
         for page in self._ecosystem.pages_for(link):
             try:
-                answer = await self.pages.get(page, client)
+                current = await self.pages.revalidated(page, client)
             except NotFound:
                 continue
             except MyPyPiError as error:
                 failure = error
                 continue
-            file = (await self.pages.listing(answer.page)).get(link)
-            if file is not None:
-                return file
-            if answer.ttl <= 0:  # the page is stale: upstream may list the file by now
-                failure = UpstreamDown("upstream could not be asked whether it has this file: try again later")
-        raise failure
+            found = look(await self.pages.listing(current))
+            if found:
+                return found
+        if failure is not None:
+            raise failure
+        return None
 
     async def _withhold(self, file: PackageFile) -> None:
         """
@@ -166,18 +217,5 @@ class Proxy:
 
         The pages that may list it become unconfirmed, and are rendered again without it where that is possible.
         """
-        indexed = await self._indexed_page(file.link)
-        for page in (*self._ecosystem.pages_for(file.link), *([indexed] if indexed is not None else [])):
+        for page in await self._pages_for(file.link):
             await self.pages.withhold(page, file.link)
-
-
-def _open(stored: StoredFile) -> LocalContent | None:
-    """Open a file on this host's disk. Returns None if the file was removed meanwhile."""
-    assert stored.path is not None
-    try:
-        content = Content.stored(stored.path, stored.size)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise storage_error(error, "a stored file can't be read") from error
-    return LocalContent(content, stored.digest, hit=True)

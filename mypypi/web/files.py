@@ -60,7 +60,7 @@ class Files:
         if isinstance(found, LocalContent):
             return await self._serve_local(request, found)
         if isinstance(found, FileDescription):
-            _describe(request, found.digest)
+            _describe(request, found.digest, immutable=found.immutable)
             request.setHeader(b"content-length", b"%d" % found.size)
             request.setHeader(b"cache-status", b"MyPyPi; fwd=miss; detail=described")
             return b""
@@ -77,7 +77,7 @@ class Files:
 
     async def _serve_from_bucket(self, request: Request, link: str, linked: StoredElsewhere, *, lost: bool) -> bytes:
         stored = linked.stored
-        _describe(request, stored.digest)
+        _describe(request, stored.digest, immutable=linked.immutable)
         request.setHeader(b"cache-status", b"MyPyPi; hit")
         etag = str(stored.digest)
         if etag_matches(request.getHeader("if-none-match"), [etag]):
@@ -87,7 +87,7 @@ class Files:
             request.setHeader(b"content-length", b"%d" % stored.size)
             return b""
         if not linked.proxied:
-            return _redirect(request, linked.link)
+            return _redirect(request, linked.link, immutable=linked.immutable)
         try:
             span = _one_part(request, stored.size, etag)
             await pass_on(
@@ -97,14 +97,14 @@ class Files:
                 self.bucket,
                 self.reactor,
                 self.addresses.client(request),
-                lambda: Deferred.fromCoroutine(self.proxy.delete_corrupt(stored)),
+                lambda: Deferred.fromCoroutine(self.proxy.stored.delete_corrupt(stored)),
             )
         except Unsatisfiable as error:
             return _unsatisfiable(request, error)
         except (NotFound, UpstreamRefused):  # missing or not readable: S3 does not tell which
             if lost:
                 raise
-            await self.proxy.forget_missing(stored)
+            await self.proxy.stored.forget_missing(stored)
             request.setResponseCode(200)
             return await self.serve(request, link, lost=True)
         return b""
@@ -118,7 +118,7 @@ class Files:
                 await content.wait_until(lambda: content.ended)
                 if content.error is not None:
                     raise content.error
-            _describe(request, served.digest)
+            _describe(request, served.digest, immutable=served.immutable)
             request.setHeader(b"cache-status", b"MyPyPi; hit" if served.hit else b"MyPyPi; fwd=miss; stored")
             etag = str(served.digest) if served.digest is not None else None
             if etag is not None and etag_matches(request.getHeader("if-none-match"), [etag]):
@@ -138,11 +138,13 @@ class Files:
         return b""
 
 
-def _redirect(request: Request, link: Link) -> bytes:
+def _redirect(request: Request, link: Link, *, immutable: bool) -> bytes:
     """Redirect to the bucket; cacheable for as long as the link is valid."""
-    body = answer(request, 301 if link.max_age is None else 302, "the file is in the bucket")
+    for_ever = immutable and link.max_age is None
+    body = answer(request, 301 if for_ever else 302, "the file is in the bucket")
     request.setHeader(b"location", link.url.encode())
-    request.setHeader(b"cache-control", _IMMUTABLE if link.max_age is None else b"public, max-age=%d" % link.max_age)
+    if immutable:
+        request.setHeader(b"cache-control", _IMMUTABLE if for_ever else b"public, max-age=%d" % (link.max_age or 0))
     request.setHeader(b"cache-status", b"MyPyPi; hit")
     return body
 
@@ -163,10 +165,10 @@ def _one_part(request: Request, total: int, etag: str) -> Span:
     return part
 
 
-def _describe(request: Request, digest: Digest | None) -> None:
+def _describe(request: Request, digest: Digest | None, *, immutable: bool) -> None:
     request.setHeader(b"content-type", b"application/octet-stream")
     request.setHeader(b"accept-ranges", b"bytes")
-    request.setHeader(b"cache-control", _IMMUTABLE)
+    request.setHeader(b"cache-control", _IMMUTABLE if immutable else b"no-cache")
     if digest is not None:
         request.setHeader(b"etag", b'"%s"' % str(digest).encode())
 
@@ -175,10 +177,8 @@ def _parts(request: Request, total: int | None, etag: str | None) -> list[bytes 
     """Return the parts to send; set status and headers for them. Raises BadRequest, Unsatisfiable."""
     header = request.getHeader("range")
     ranges = None
-    if total is not None and request.method == b"GET":  # Range is defined for GET only (RFC 9110, section 14.2)
-        ranges = ranges_of(header, total)
-        if not range_applies(request.getHeader("if-range"), etag):
-            ranges = None
+    if total is not None and request.method == b"GET" and range_applies(request.getHeader("if-range"), etag):
+        ranges = ranges_of(header, total)  # Range is defined for GET only (RFC 9110, section 14.2)
     if ranges is None or total is None:
         if total is not None:
             request.setHeader(b"content-length", b"%d" % total)

@@ -39,7 +39,7 @@ async def pass_through(request: Request, file: PackageFile, upstream: Upstream, 
 
     Raises what `Upstream.file` raises, and BadUpstreamResponse, before anything is sent.
     """
-    body = await upstream.file(file.url, {}, client)
+    body = await upstream.file(file.url, {}, client, late=lambda: None)
     try:
         if body.encoding:
             raise BadUpstreamResponse("upstream sent the file in a Content-Encoding that was not requested")
@@ -103,7 +103,8 @@ class CompleteFile:
         """
         Return the bytes held back, or None if the file is not the expected one.
 
-        `marked` is whether upstream marked the end of the body. It counts for a file without a known digest.
+        `marked` is whether upstream marked the end of the body, or announced none: then it ends with its connection.
+        It counts for a file without a known digest.
         """
         matches = self._digest is not None and self._hasher.hexdigest() == self._digest.hex
         return self._held if matches or (self._digest is None and marked) else None
@@ -174,7 +175,7 @@ class _PassThrough(Protocol):
             self._silence.cancel()
         if self.done.called:
             return
-        rest = self._passed.end(marked=reason.check(ResponseDone) is not None)
+        rest = self._passed.end(marked=reason.check(ResponseDone, PotentialDataLoss) is not None)
         if reason.check(ResponseDone, PotentialDataLoss) and rest is not None:
             self._request.write(rest)
             self._request.unregisterProducer()

@@ -1,0 +1,152 @@
+"""Finds stored files, and decides whether one is still the file that its page lists.
+
+Knows keys, digests and the storage. Must never know upstream's pages, or what a client gets while a file is not stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from cachetools import LRUCache
+from twisted.logger import Logger
+
+from mypypi.errors import CatalogDown, StorageDown, storage_error
+from mypypi.files.content import Content
+from mypypi.model import PackageFile, StoredFile
+from mypypi.proxy.answers import FileAnswer, LocalContent, StoredElsewhere
+
+if TYPE_CHECKING:
+    from mypypi.interfaces import ICatalog, IEcosystem, IStorage
+    from mypypi.model import Digest
+    from mypypi.proxy.file_checks import FileChecks
+
+#: Files whose hash by another algorithm is remembered.
+_MOST_HASHED = 10_000
+
+#: Says when upstream last confirmed the page that lists a link, in seconds since the epoch; 0 if no cached page does.
+ConfirmedAt = Callable[[str], Awaitable[float]]
+
+
+class StoredFiles:
+    """The stored files of one index. `proxied`: clients get files from the bucket through this server."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        ecosystem: IEcosystem,
+        catalog: ICatalog,
+        storage: IStorage,
+        checks: FileChecks,
+        confirmed_at: ConfirmedAt,
+        *,
+        proxied: bool = False,
+    ) -> None:
+        self._ecosystem = ecosystem
+        self._catalog = catalog
+        self._storage = storage
+        self._checks = checks
+        self._confirmed_at = confirmed_at
+        self._proxied = proxied
+        self._is_unreadable = False
+        self._hashed: LRUCache[tuple[StoredFile, str], Digest] = LRUCache(_MOST_HASHED)
+
+    async def find(self, link: str, listed: PackageFile | None, client: str = "") -> FileAnswer | None:
+        """Return the file with this link, if it is stored and, where a page lists it, is the listed one."""
+        for key in listed.keys if listed is not None else await self._keys_of(link):
+            found = await self._find_under(key, listed, client)
+            if found is not None:
+                return found
+        return None
+
+    async def has(self, listed: PackageFile) -> bool:
+        """Whether any file is stored under the key of this one."""
+        with suppress(StorageDown):
+            return await self._storage.find(listed.key) is not None
+        return False
+
+    async def remember_key(self, listed: PackageFile) -> None:
+        """Record the file's key if its link does not tell it, so that it is found when no page lists it any more."""
+        if self._ecosystem.key_for(listed.link) != listed.key:
+            with suppress(CatalogDown):
+                await self._catalog.put_key_of_link(listed.link, listed.key)
+
+    async def forget_missing(self, stored: StoredFile) -> None:
+        """Forget a file that the storage has lost. It is fetched again when requested."""
+        try:
+            await self._storage.forget(stored.key)
+        except (CatalogDown, StorageDown) as error:
+            self.log.warn(
+                "file {key} is missing in the storage, but could not be forgotten: {why}", key=stored.key, why=error
+            )
+
+    async def delete_corrupt(self, stored: StoredFile) -> None:
+        """Delete a stored file whose bytes have changed. It is fetched again when requested."""
+        self.log.error("file {key} in the storage is not what was stored, deleting it", key=stored.key)
+        try:
+            await self._storage.delete(stored.key)
+        except (CatalogDown, StorageDown) as error:
+            self.log.warn("file {key} could not be deleted from the storage: {why}", key=stored.key, why=error)
+
+    async def _keys_of(self, link: str) -> list[str]:
+        """Return the keys under which a file may be stored that no cached page lists."""
+        recorded = None
+        with suppress(CatalogDown):
+            recorded = await self._catalog.key_of_link(link)
+        return [key for key in (recorded, self._ecosystem.key_for(link)) if key is not None]
+
+    async def _find_under(self, key: str, listed: PackageFile | None, client: str) -> FileAnswer | None:
+        immutable = listed is None or listed.digest is not None
+        try:
+            for _ in range(2):  # a file may move from the disk to the bucket before it is opened
+                stored = await self._storage.find(key)
+                if stored is None or (listed is not None and not await self._is_listed(stored, listed, client)):
+                    return None
+                if stored.path is None:
+                    return StoredElsewhere(stored, await self._storage.link(stored), self._proxied, immutable)
+                served = _open(stored, immutable=immutable)
+                if served is not None:
+                    self._note_readable()
+                    return served
+        except StorageDown as error:
+            if not self._is_unreadable:
+                self.log.error("stored files can't be read, fetching them again: {why}", why=error)
+            self._is_unreadable = True
+        return None
+
+    async def _is_listed(self, stored: StoredFile, listed: PackageFile, client: str) -> bool:
+        """
+        Whether the stored file is the listed one: by its digest, or without a listed one by upstream's word.
+
+        A file whose digest is of another algorithm is hashed again, once in this process. Raises StorageDown.
+        """
+        if listed.digest is None:
+            return await self._checks.is_current(listed, stored, await self._confirmed_at(listed.link), client)
+        accepted = listed.accepts(stored.digest)
+        if accepted is not None:
+            return accepted
+        hashed = stored, listed.digest.algorithm
+        digest = self._hashed.get(hashed) or await self._storage.digest_of(*hashed)
+        if digest is None:
+            return False
+        self._hashed[hashed] = digest
+        return listed.accepts(digest) is True
+
+    def _note_readable(self) -> None:
+        if self._is_unreadable:
+            self._is_unreadable = False
+            self.log.info("stored files can be read again")
+
+
+def _open(stored: StoredFile, *, immutable: bool) -> LocalContent | None:
+    """Open a file on this host's disk. Returns None if the file was removed meanwhile."""
+    assert stored.path is not None
+    try:
+        content = Content.stored(stored.path, stored.size)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise storage_error(error, "a stored file can't be read") from error
+    return LocalContent(content, stored.digest, hit=True, immutable=immutable)
