@@ -15,7 +15,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mypypi.coalescing import Coalescer
-from mypypi.errors import MyPyPiError, upstream_error
+from mypypi.errors import MyPyPiError, UpstreamDown, UpstreamRefused, upstream_error
 from mypypi.model import Form, Page, PageId, Part
 from mypypi.pages.page_store import CATALOG_INTERVAL, PageStore
 from mypypi.pages.revalidation import PageSource, Revalidator
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 #: Share of a page's freshness that is left when it is refreshed early: at most, and at least.
 _EARLIEST_REFRESH, _LATEST_REFRESH = 0.2, 0.05
+#: Seconds after which upstream is asked again for a page that lacks what a client asks for by name.
+RECHECK_AFTER = 5.0
+_UNASKED = "upstream could not be asked whether it has this by now: try again later"
 
 
 @frozen
@@ -114,7 +117,7 @@ class PageCache:
         if self._revalidator.is_backing_off(page):
             return self._serve(cached, "")
         # An install reads hundreds of pages, many of them one after another, and would wait for each.
-        is_silent = self._upstream.is_silent(self._stale_after)
+        is_silent = self._revalidator.is_late(page) or self._upstream.is_silent(self._stale_after)
         refresh = self._revalidator.revalidate(page, cached, client)
         if is_silent:
             refresh.addErrback(self._log_unexpected, page)
@@ -125,6 +128,27 @@ class PageCache:
             return self._serve(cached, "")
         return self._serve(fresh, "" if fresh is cached else "stale")
 
+    async def revalidated(self, page: PageId, client: str = "") -> Page:
+        """
+        Return the page as upstream had it in the last `RECHECK_AFTER` seconds, fresh or not.
+
+        For what the cached page lacks. Raises NotFound or UpstreamRefused if upstream says so, and UpstreamDown if it
+        can't be asked; BadUpstreamResponse only where there is no cached page.
+        """
+        cached = await self._store.get(page)
+        if cached is not None and min(self._ttl(cached), cached.checked_at + RECHECK_AFTER - self._clock.seconds()) > 0:
+            return self._serve(cached, "").page
+        held = cached is not None and not cached.missing
+        if held and self._revalidator.is_backing_off(page):
+            raise UpstreamDown(_UNASKED)
+        try:
+            fresh = await self._revalidator.revalidate(page, cached, client)
+        except MyPyPiError as error:
+            if held and not isinstance(error, UpstreamRefused):
+                raise UpstreamDown(_UNASKED, *([error.retry_after] if error.retry_after else [])) from error
+            raise
+        return self._serve(fresh, "").page
+
     async def cached(self, page: PageId) -> Page | None:
         """Return the cached page, fresh or not, without asking upstream."""
         return await self._store.get(page)
@@ -134,10 +158,10 @@ class PageCache:
         listing = self._store.listing(page)
         if listing is not None:
             return listing
-        name = self._ecosystem.listing_form(page.id)
+        name = self._ecosystem.listing_form(page.id, page.forms)
         if name is None or name not in page.forms:
             return Listing()
-        listing = await self._renderer.listing(page.id, page.forms[name])
+        listing = await self._renderer.listing(page.id, name, page.forms[name])
         self._store.put_listing(page, listing)
         return listing
 

@@ -7,14 +7,13 @@ decides that.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from attrs import evolve, frozen
 from twisted.internet.defer import Deferred
-from twisted.internet.task import deferLater
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from mypypi.coalescing import Coalescer
 from mypypi.errors import (
@@ -27,11 +26,11 @@ from mypypi.errors import (
     UpstreamDown,
     UpstreamPaused,
     UpstreamRefused,
+    UpstreamTimedOut,
     UpstreamUnreachable,
-    upstream_error,
 )
-from mypypi.model import Page, PageId, Pause, Refusal
-from mypypi.observability import metrics
+from mypypi.model import Page, PageId, Refusal
+from mypypi.pages.fleet import POLL_INTERVAL, Fleet, error_of, name_of
 from mypypi.upstream.refusals import RULES
 
 if TYPE_CHECKING:
@@ -42,12 +41,6 @@ if TYPE_CHECKING:
     from mypypi.upstream.backoff import Backoff
     from mypypi.upstream.client import Upstream
 
-#: Seconds until a page's lease expires. If the process that asks upstream is killed, clients wait this long, and they
-#: time out after 15 s (pip, poetry).
-PAGE_LEASE = 4.5
-#: Seconds between two checks for the result of another process, and the longest wait for it.
-_POLL_INTERVAL = 0.1
-_LONGEST_WAIT = 120.0
 #: The back-off of a page that can't be rendered lasts so many times as long as rendering it took, so that such pages do
 #: not take the processor from others.
 _RENDER_BACKOFF = 10
@@ -66,8 +59,8 @@ class Revalidator:
     """
     Fetches pages from upstream into the `store`. `fresh` says whether a page is fresh.
 
-    The process that holds a page's lease asks upstream. Other processes wait for its result, a page or a failure. If
-    the lease becomes free without a result, the process that takes it asks upstream.
+    One process of the `Fleet` asks upstream for a page. If that takes longer than upstream's time-out, the clients that
+    wait get an error, and the request goes on.
     """
 
     log = Logger()
@@ -85,10 +78,9 @@ class Revalidator:
     ) -> None:
         self._source = source
         self._store = store
-        self._leases = leases
+        self._fleet = Fleet(store, leases, backoff, clock, fresh)
         self._backoff = backoff
         self._clock = clock
-        self._fresh = fresh
         self._running: Coalescer[Page] = Coalescer()
         self._failing = ""
         self._failed_at = 0.0
@@ -104,15 +96,23 @@ class Revalidator:
         Fetch or confirm the page, for this client.
 
         Callers that ask meanwhile share the result. `cached` is the page that is cached, if any. With `background`,
-        upstream is not asked while it is busy. Fails with UpstreamDown, UpstreamRefused or BadUpstreamResponse. For a
-        page that upstream does not have or refuses, the result is a page with a refusal.
+        upstream is not asked while it is busy. Fails with UpstreamDown, UpstreamRefused or BadUpstreamResponse; with
+        UpstreamTimedOut, the request goes on. For a page that upstream does not have or refuses, the result is a page
+        with a refusal.
         """
-        return self._running.run(page, lambda: self._revalidate(page, cached, client, background=background))
+        waiting = self._running.run(page, lambda: self._revalidate(page, cached, client, background=background))
+        if not waiting.called:
+            self._limit_wait(page, waiting)
+        return waiting
+
+    def is_late(self, page: PageId) -> bool:
+        """Whether this page is being requested, and upstream has not answered within its time-out."""
+        return self._fleet.is_late(page)
 
     def is_backing_off(self, page: PageId) -> bool:
         """Whether to serve a cached page without asking upstream. Only what this process knows counts."""
         kind = self._source.ecosystem.page_request(page).kind
-        return self._backoff.remaining(_name(page)) > 0 or self._source.upstream.is_paused(kind)
+        return self._backoff.remaining(name_of(page)) > 0 or self._source.upstream.is_paused(kind)
 
     def note_recovery(self, cached: Page) -> None:
         """Clear the last failure, if a page was fetched since."""
@@ -125,67 +125,41 @@ class Revalidator:
         if self._failing:
             raise UpstreamDown(self._failing)
 
+    def _limit_wait(self, page: PageId, waiting: Deferred[Page]) -> None:
+        """End this wait once it has taken as long as upstream's time-out, and the request is late."""
+        seconds = self._source.upstream.timeout
+        timer: Any = None
+
+        def look() -> None:
+            nonlocal timer
+            if self.is_late(page):
+                waiting.errback(UpstreamTimedOut(f"upstream has not answered within {seconds:g} seconds: try again"))
+            else:
+                timer = self._clock.callLater(POLL_INTERVAL, look)
+
+        def stop(result: Page | Failure) -> Page | Failure:
+            if timer.active():
+                timer.cancel()
+            return result
+
+        timer = self._clock.callLater(seconds, look)
+        waiting.addBoth(stop)
+
     async def _revalidate(self, page: PageId, cached: Page | None, client: str, *, background: bool) -> Page:
-        lease = _name(page)
         try:
             try:
-                result = await self._from_other_process(page, cached, lease)
+                result = await self._fleet.result_of_other(page, cached)
             except CatalogDown:
                 result = None  # without Redis, each process asks upstream for itself
             if result is not None:
                 self._record_success()
                 return result
-            pause = await self._backoff.wait_out(lease, patient=not _can_serve(cached))
+            pause = await self._backoff.wait_out(name_of(page), patient=not _can_serve(cached))
             if pause is not None:
-                raise self._error_of(pause)
+                raise error_of(pause, self._clock.seconds())
             return await self._fetch_and_store(page, cached, client, background=background)
         finally:
-            await self._leases.release_if_held(lease)
-
-    async def _from_other_process(self, page: PageId, cached: Page | None, lease: str) -> Page | None:
-        """
-        Return the page if another process fetched it or is fetching it.
-
-        Returns None if this process has to ask upstream. Raises CatalogDown, and the error of the other process.
-        """
-        if await self._leases.take(lease) is not None:
-            metrics.LEASE_WAITS.labels("page").inc()
-            return await self._wait_for_holder(page, cached, lease)
-        current = await self._store.read(page)
-        return current if self._is_fresh_update(current, cached) else None
-
-    async def _wait_for_holder(self, page: PageId, cached: Page | None, lease: str) -> Page | None:
-        """
-        Wait for the result of the lease's holder.
-
-        Returns None if it ended without a result, so that this process has to ask upstream. Raises CatalogDown, and the
-        error of the other process.
-        """
-        page_before, pause_before = await self._store.read(page), await self._backoff.read(lease, anew=True)
-        until = self._clock.seconds() + _LONGEST_WAIT
-        while True:
-            acquired = await self._leases.take(lease) is None
-            current = await self._store.read(page)
-            if self._is_fresh_update(current, cached) or (
-                current is not None and current.checked_at and _is_changed(current, page_before)
-            ):
-                return current
-            pause = await self._backoff.read(lease, anew=True)
-            if pause is not None and pause != pause_before:
-                raise self._error_of(pause)
-            if acquired or self._clock.seconds() >= until:
-                return None
-            await deferLater(self._clock, _POLL_INTERVAL)
-
-    def _is_fresh_update(self, current: Page | None, cached: Page | None) -> bool:
-        """Whether the page was fetched or confirmed after `cached`, and is fresh."""
-        return (
-            current is not None and self._fresh(current) and (cached is None or current.checked_at > cached.checked_at)
-        )
-
-    def _error_of(self, pause: Pause) -> MyPyPiError:
-        """Return the failure that began a back-off, with the seconds until it ends."""
-        return upstream_error(pause.status, pause.why, max(1, math.ceil(pause.until - self._clock.seconds())))
+            await self._fleet.end(page)
 
     async def _fetch_and_store(self, page: PageId, cached: Page | None, client: str, *, background: bool) -> Page:
         try:
@@ -211,9 +185,9 @@ class Revalidator:
             await self._record_failure(page, error)
             raise
         self._record_success()
-        if self._backoff.last_known(_name(page)) is not None:
+        if self._backoff.last_known(name_of(page)) is not None:
             self.log.info("page {page} is available again", page=str(page))
-        await self._backoff.end(_name(page))
+        await self._backoff.end(name_of(page))
         # An unconfirmed page is stored in full even if it turns out to be the same: the catalog may have lost it.
         confirmed = cached is not None and cached.checked_at > 0 and cached.version == fresh.version
         await self._store.put(fresh, indexed_links, confirmed=confirmed)
@@ -235,7 +209,13 @@ class Revalidator:
         request = source.ecosystem.page_request(page)
         etag, modified = (cached.upstream_etag, cached.upstream_modified) if cached is not None else ("", "")
         response = await source.upstream.page(
-            request, etag, modified, client=client, background=background, patient=not _can_serve(cached)
+            request,
+            etag,
+            modified,
+            client=client,
+            background=background,
+            patient=not _can_serve(cached),
+            late=lambda: self._fleet.make_late(page),
         )
         now = self._clock.seconds()
         if response.source is None:
@@ -274,21 +254,21 @@ class Revalidator:
         """Whether the cached page lists anything."""
         if cached.missing:
             return False
-        name = self._source.ecosystem.listing_form(cached.id)
+        name = self._source.ecosystem.listing_form(cached.id, cached.forms)
         if name is None or name not in cached.forms:
             return True
-        return len(await self._source.renderer.listing(cached.id, cached.forms[name])) > 0
+        return len(await self._source.renderer.listing(cached.id, name, cached.forms[name])) > 0
 
     async def _record_failure(
         self, page: PageId, error: MyPyPiError, seconds: float | None = None, at_least: float = 0.0
     ) -> None:
         """Begin a back-off for this page, which all processes share. See `Backoff.begin` for its length."""
-        first = self._backoff.last_known(_name(page)) is None
+        first = self._backoff.last_known(name_of(page)) is None
         unreachable = isinstance(error, UpstreamUnreachable)
         if (unreachable and not self._failing) or (first and not unreachable):
             self.log.warn("upstream fails, serving cached pages: page {page}: {why}", page=str(page), why=error)
         self._failing, self._failed_at = str(error), self._clock.seconds()
-        await self._backoff.begin(_name(page), str(error), seconds=seconds, at_least=at_least, status=error.status)
+        await self._backoff.begin(name_of(page), str(error), seconds=seconds, at_least=at_least, status=error.status)
 
     def _record_success(self) -> None:
         if self._failing:
@@ -296,15 +276,6 @@ class Revalidator:
             self.log.info("upstream answers again")
 
 
-def _name(page: PageId) -> str:
-    """The name of a page's lease and of its back-off."""
-    return f"page:{page}"
-
-
 def _can_serve(cached: Page | None) -> bool:
     """Whether there is a cached page to serve if upstream fails."""
     return cached is not None and not cached.missing
-
-
-def _is_changed(current: Page, before: Page | None) -> bool:
-    return before is None or (current.version, current.checked_at) != (before.version, before.checked_at)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from attrs import define, field, frozen
+from attrs import define, field
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
@@ -40,13 +40,14 @@ _MOST_ORIGINS = 1000
 _ALL = "all"
 
 
-@frozen(eq=False)
+@define(eq=False)
 class Permit:
     """
     Permission for one request. The caller reports how the request ended.
 
     After a pause of its origin only one request is sent as a `trial`, until it is answered. With `tries_kind`, it is
-    sent during a pause of its kind, which ends if it succeeds.
+    sent during a pause of its kind, which ends if it succeeds. A `late` request was not answered within the time-out,
+    and goes on.
     """
 
     origin: str
@@ -55,6 +56,7 @@ class Permit:
     since: float
     trial: bool = False
     tries_kind: bool = False
+    late: bool = False
 
 
 @define
@@ -171,10 +173,11 @@ class Breaker:
             if status in THROTTLING:
                 await self._note_refusal(permit, status, retry_after)
             elif status < _SERVER_ERROR:
-                await self._note_success(permit)
+                if await self._kinds.note_success(permit.origin, permit.kind, trial=permit.tries_kind):
+                    self._log_resumed(permit.origin, permit.kind)
             elif permit.tries_kind:
                 await self._kinds.forget_trial(permit.origin, permit.kind)
-            if permit.trial and self._backoff.last_known(permit.origin) is not None:
+            if (permit.trial or permit.late) and self._backoff.last_known(permit.origin) is not None:
                 await self._backoff.end(permit.origin)
                 self._log_resumed(permit.origin, _ALL)
         finally:
@@ -197,23 +200,25 @@ class Breaker:
         finally:
             await self.release(permit)
 
-    async def timed_out(self, permit: Permit, why: str) -> None:
+    async def timed_out(self, permit: Permit, why: str, *, goes_on: bool = False) -> None:
         """
-        Report that no answer came within the time-out.
+        Report that no answer came within the time-out, and whether the request `goes_on`.
 
-        URLs that wait for less than half as long say nothing about the origin yet.
+        URLs that wait for less than half as long say nothing about the origin yet. A late answer ends the pause that
+        begins now.
         """
+        permit.late = goes_on
         origin, now = self._origins.setdefault(permit.origin, _Origin()), self._clock.seconds()
         is_silent = origin.answered_at < permit.since
         if is_silent:
             origin.silent_urls.add(permit.url)
         half = (permit.since + now) / 2
-        waiting = {each.url for each in origin.waiting if each.since <= half}
+        waiting = {each.url for each in origin.waiting if origin.answered_at < each.since <= half}
         try:
             if self._is_trial(permit) or (is_silent and len(origin.silent_urls | waiting) >= _SILENT_URLS):
                 await self._hold_back(permit, why)
         finally:
-            await self.release(permit)
+            await (self._end_trial(permit) if goes_on else self.release(permit))
 
     async def release(self, permit: Permit) -> None:
         """
@@ -226,6 +231,10 @@ class Breaker:
             origin.waiting.discard(permit)
             if len(self._origins) > _MOST_ORIGINS and not origin.waiting:
                 del self._origins[permit.origin]
+        await self._end_trial(permit)
+
+    async def _end_trial(self, permit: Permit) -> None:
+        """Let another request be the trial of the origin, if this one is."""
         if self._is_trial(permit):
             del self._trials[permit.origin]
             with suppress(CatalogDown):
@@ -238,10 +247,6 @@ class Breaker:
             self._gauge.set(origin, kind, pause)
             self._log_pause(origin, kind, pause)
 
-    async def _note_success(self, permit: Permit) -> None:
-        if await self._kinds.note_success(permit.origin, permit.kind, trial=permit.tries_kind):
-            self._log_resumed(permit.origin, permit.kind)
-
     async def _hold_back(self, permit: Permit, why: str) -> None:
         before = self._backoff.last_known(permit.origin)
         if before is not None and not self._is_trial(permit):
@@ -252,13 +257,10 @@ class Breaker:
             self._log_pause(permit.origin, _ALL, pause)
 
     def _log_pause(self, origin: str, kind: str, pause: Pause) -> None:
-        seconds, what = max(1, round(pause.until - self._clock.seconds())), _requests(kind)
+        left = max(1, round(pause.until - self._clock.seconds()))
+        what = _requests(kind)
         self.log.warn(
-            "{what} to {origin} are paused for {seconds} s: {why}",
-            what=what,
-            origin=origin,
-            seconds=seconds,
-            why=pause.why,
+            "{what} to {origin} are paused for {left} s: {why}", what=what, origin=origin, left=left, why=pause.why
         )
 
     def _log_resumed(self, origin: str, kind: str) -> None:

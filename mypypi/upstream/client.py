@@ -1,14 +1,15 @@
 """Requests pages and files from upstream.
 
-Follows redirects, and turns statuses into errors. Knows URLs and statuses. Must never know what a page or a package is,
+Turns statuses into errors. Knows URLs and statuses. Must never know what a page or a package is,
 or which client asked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 from attrs import evolve
 from twisted.web.iweb import IAgent, IResponse
@@ -18,8 +19,8 @@ from mypypi.model import PageRequest, SourceDocument
 from mypypi.observability import metrics
 from mypypi.upstream.backoff import PATIENCE
 from mypypi.upstream.bodies import BodyCollector, abort_connection
-from mypypi.upstream.breaker import origin_of
-from mypypi.upstream.limiter import ConcurrencyLimiter, Slot
+from mypypi.upstream.limiter import ConcurrencyLimiter, Place
+from mypypi.upstream.redirects import follow
 from mypypi.upstream.refusals import LARGEST_REASON, RULES, inflated, refusal
 from mypypi.upstream.requester import Credentials, Request, Requester
 from mypypi.upstream.responses import (
@@ -34,13 +35,15 @@ from mypypi.upstream.responses import (
 if TYPE_CHECKING:
     from mypypi.upstream.breaker import Breaker
 
-_REDIRECTS = 5
-_REDIRECT_STATUSES = (301, 302, 303, 307, 308)
 #: Bytes of the largest page that is fetched, in its encoding. PyPI's list of all projects has 40 MB.
 LARGEST_PAGE = 128 * 1024 * 1024
 _LARGEST_PASSED = 32 * 1024 * 1024
 #: Seconds until a refusal is passed on without its reason, if that comes slowly.
 _REASON_SECONDS = 2.0
+
+#: Is called if upstream has not answered within the time-out. The request goes on then, up to
+#: `mypypi.upstream.requester.LATE_LIMIT`, if not too many do; without such a function it fails.
+Late = Callable[[], object]
 
 
 class Upstream:
@@ -48,7 +51,8 @@ class Upstream:
     One upstream, at `url`, whose own pages say where its files are.
 
     `timeout` (seconds) bounds connecting, waiting for the response head, and each wait for more of a page's body. At
-    most `concurrency` requests run at once, bodies included; others wait. See `Requester` for the other arguments.
+    most `concurrency` requests run at once, bodies included; others wait. `public_host` is the public registry's (see
+    `first_url`). See `Requester` for the other arguments.
     """
 
     def __init__(
@@ -63,12 +67,14 @@ class Upstream:
         breaker: Breaker | None = None,
         retries: Sequence[float] = (),
         metered: bool = True,
+        public_host: str = "",
     ) -> None:
         self.url = url
         self.timeout = timeout
         self._reactor = reactor
         self._breaker = breaker
         self._metered = metered
+        self._public_host = public_host if public_host != urlsplit(url).hostname else ""
         self._limiter = ConcurrencyLimiter(concurrency, metered=metered)
         self._requester = Requester(
             reactor,
@@ -83,8 +89,24 @@ class Upstream:
         )
 
     def needs_credentials(self, url: str) -> bool:
-        """Whether this URL needs credentials, which a redirected client would lack."""
-        return self._requester.needs_credentials(url)
+        """Whether the file at this URL needs credentials, which a redirected client would lack."""
+        return self._requester.needs_credentials(self.first_url(url))
+
+    def first_url(self, url: str) -> str:
+        """
+        Return where the file that is listed at this URL is requested first.
+
+        A mirror's page may name the public registry's host. Then the same path is requested here, as npm does (its
+        setting ``replace-registry-host``).
+        """
+        try:
+            parts = urlsplit(url)
+            is_public = bool(self._public_host) and (parts.hostname, parts.port) == (self._public_host, None)
+        except ValueError:  # sending the request fails, with the reason
+            is_public = False
+        if not is_public:
+            return url
+        return self.url + parts.path + (f"?{parts.query}" if parts.query else "")
 
     def has_spare_capacity(self, kind: str) -> bool:
         """Whether upstream can be sent background requests of this kind."""
@@ -112,13 +134,14 @@ class Upstream:
         client: str = "",
         background: bool = False,
         patient: bool = False,
+        late: Late | None = None,
     ) -> PageResponse:
         """
         Fetch a page of upstream's. The response has no source if upstream says that the validators still match.
 
         `client` names the client that waits, for a fair share of the places. With `background`, upstream is asked only
         while it has spare capacity. With `patient`, the end of a short pause is awaited. Raises NotFound, UpstreamDown,
-        UpstreamRefused, BadUpstreamResponse.
+        UpstreamRefused, BadUpstreamResponse; `late` is called where the request goes on after its time-out.
         """
         headers = {"Accept": request.accept}
         if etag:
@@ -126,7 +149,7 @@ class Upstream:
         if modified:
             headers["If-Modified-Since"] = modified
         sent = Request(request.kind, self.url + request.path, headers, patient=patient)
-        response = await self._get(sent, client, background=background)
+        response = await self._get(sent, client, background=background, late=late)
         try:
             if response.status == 304:  # noqa: PLR2004 - not modified
                 return PageResponse(None, etag, modified)
@@ -138,14 +161,26 @@ class Upstream:
         source = SourceDocument(content, response.header("content-type"), response.url, response.encoding)
         return PageResponse(source, response.header("etag"), response.header("last-modified"))
 
-    async def file(self, url: str, headers: Mapping[str, str], client: str = "") -> FileResponse:
+    async def file(
+        self, url: str, headers: Mapping[str, str], client: str = "", late: Late | None = None
+    ) -> FileResponse:
         """
-        Request the file at this URL, for this client. The end of a short pause is awaited.
+        Request the file that is listed at this URL, for this client. The end of a short pause is awaited.
 
-        The status of the response is 200 or 206. The caller reads its body and closes it.
+        It is requested at its `first_url`, and where that is 404, at the URL as listed. The status of the response is
+        200 or 206. The caller reads its body and closes it. See `page` for `late`.
         Raises NotFound, UpstreamDown, UpstreamRefused, BadUpstreamResponse.
         """
-        return await self._get(Request("file", url, dict(headers), "identity", patient=True), client)
+        sent = Request("file", url, {"Accept": "*/*", **headers}, "identity", patient=True)
+        return await self._get_file(sent, client, late=late)
+
+    async def size_of(self, url: str, client: str = "") -> int | None:
+        """Ask for the size of the file at this URL, in bytes; None if upstream does not tell. Raises as `file` does."""
+        sent = Request("file", url, {"Accept": "*/*"}, "identity", "HEAD", patient=True)
+        response = await self._get_file(sent, client)
+        response.close()
+        length = response.header("content-length")
+        return int(length) if length.isascii() and length.isdigit() and not response.encoding else None
 
     async def pass_on(
         self,
@@ -161,58 +196,59 @@ class Upstream:
         """
         Pass a client's request of this kind on to upstream, and return the response whatever its status.
 
-        `target` is the path with the query. The body keeps its encoding, which may be gzip only with `gzip`. Raises
+        `target` is the path with the query. The body keeps its encoding, which may be gzip only with `gzip`. Redirects
+        are followed, and an answer is awaited up to `LATE_LIMIT`, since no later request could join this one. Raises
         UpstreamDown, BadUpstreamResponse.
         """
         encoding = "gzip" if gzip else "identity"
         request = Request(kind, self.url + target, dict(headers), encoding, method, content)
-        slot = await self._acquire_slot(request, client)
+        place, request = await self._acquire_place(request, client, late=lambda: None)
         try:
-            response = await self._requester.send(request)
-            if response.code in _REDIRECT_STATUSES:
-                self._requester.discard(response)
-                raise BadUpstreamResponse("upstream redirects a request that is only passed on to upstream itself")
-            body = FileResponse(response.code, response.headers, self.url, response, lambda: None)
+            response, request = await follow(self._requester, request)
+            body = FileResponse(response.code, response.headers, request.url, response, lambda: None)
             passed = first_values(response.headers)
             if body.encoding:
                 passed["content-encoding"] = body.encoding
             return PassedResponse(response.code, passed, await self._collect(body, _LARGEST_PASSED))
         finally:
-            self._limiter.release(slot)
+            place.release()
 
     async def stop(self) -> None:
         """Close the connections that are kept open."""
         await self._requester.stop()
 
-    async def _get(self, request: Request, client: str, *, background: bool = False) -> FileResponse:
-        """Send a GET and follow redirects. At every step, the credentials are decided anew."""
-        slot = await self._acquire_slot(request, client, background=background)
-        try:
-            for _ in range(_REDIRECTS + 1):
-                response = await self._requester.send(request)
-                if response.code not in _REDIRECT_STATUSES:
-                    await self._check_status(response, request)
-                    return FileResponse(
-                        response.code,
-                        response.headers,
-                        request.url,
-                        response,
-                        lambda: self._limiter.release(slot),
-                    )
-                request = evolve(request, url=self._redirect_target(request.url, response))
-            raise BadUpstreamResponse(f"upstream redirects more than {_REDIRECTS} times")
-        except BaseException:
-            self._limiter.release(slot)
-            raise
+    async def _get_file(self, request: Request, client: str, late: Late | None = None) -> FileResponse:
+        first = self.first_url(request.url)
+        if first != request.url:
+            with suppress(NotFound):
+                return await self._get(evolve(request, url=first), client, late=late)
+        return await self._get(request, client, late=late)
 
-    async def _acquire_slot(self, request: Request, client: str, *, background: bool = False) -> Slot:
-        """Wait for a place, but not while such requests are held back anyway."""
+    async def _get(
+        self, request: Request, client: str, *, background: bool = False, late: Late | None = None
+    ) -> FileResponse:
+        """Send a GET or HEAD, follow redirects, and turn other statuses than success into errors."""
+        place, request = await self._acquire_place(request, client, background=background, late=late)
+        try:
+            response, request = await follow(self._requester, request)
+            await self._check_status(response, request)
+        except BaseException:
+            place.release()
+            raise
+        return FileResponse(response.code, response.headers, request.url, response, place.release)
+
+    async def _acquire_place(
+        self, request: Request, client: str, *, background: bool = False, late: Late | None = None
+    ) -> tuple[Place, Request]:
+        """Wait for a place, but not while such requests are held back anyway. Returns the request to send, too."""
         patient = request.patient
         if self._breaker is not None:
             left = self._breaker.remaining(request.url, request.kind, patient=patient)
             if left > (PATIENCE if patient else 0.0):
                 await self._breaker.check(request.url, request.kind)
-        return await self._limiter.acquire(request.kind, client, background=background)
+        slot = await self._limiter.acquire(request.kind, client, background=background)
+        place = Place(self._limiter, slot)
+        return place, request if late is None else evolve(request, late=lambda: place.make_late(late))
 
     async def _check_status(self, response: IResponse, request: Request) -> None:
         status, asked = response.code, request.headers
@@ -252,21 +288,6 @@ class Upstream:
             content = inflated(content) if body.encoding == "gzip" else b""
         phrase = response.phrase.decode("latin-1").strip()
         return refusal(response.code, phrase, body.header("content-type"), content, self._requester.secrets)
-
-    def _redirect_target(self, url: str, response: IResponse) -> str:
-        self._requester.discard(response)
-        location = first_value(response.headers, "location")
-        try:
-            target = urljoin(url, location)
-            parts = urlsplit(target)
-            # Twisted would read a user name in the URL as part of the host name.
-            scheme = parts.scheme if origin_of(target) and "@" not in parts.netloc else ""
-        except ValueError:
-            scheme = ""
-        downgrade = urlsplit(url).scheme == "https" and scheme != "https"
-        if not location or scheme not in ("http", "https") or downgrade:
-            raise BadUpstreamResponse("upstream redirects to an address that is invalid or less secure")
-        return target
 
     async def _collect(self, response: FileResponse, largest: int) -> bytes:
         """Return the whole body, in its encoding. Raises UpstreamDown, BadUpstreamResponse."""

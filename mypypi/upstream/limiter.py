@@ -1,14 +1,16 @@
 """Limits concurrent requests, and shares them between kinds of requests and between clients.
 
 Requests that find no free place wait in a bounded queue. Background requests do not wait, and only run while there is
-spare capacity. Knows numbers and names. Must never know what a request is about.
+spare capacity. Late requests, which upstream has not answered in time, take no place from others. Knows numbers and
+names. Must never know what a request is about.
 """
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
 
-from attrs import frozen
+from attrs import define, evolve, frozen
 from twisted.internet.defer import Deferred
 
 from mypypi.errors import UpstreamBusy
@@ -24,10 +26,11 @@ _CLIENT_SHARE = 0.75
 
 @frozen
 class Slot:
-    """A place among the running requests, to be released once."""
+    """A place among the running requests, or among the `late` ones, to be released once."""
 
     kind: str
     client: str
+    late: bool = False
 
 
 class _Places:
@@ -95,13 +98,14 @@ class ConcurrencyLimiter:
 
     At most half of them are of one kind, and at most three quarters of one client; the same holds for the queue. So
     requests that hang can't keep all others waiting. With less than four places, there are not enough for all that.
-    Places that become free go to the kind that has the fewest, and to its clients in turn. With `metered`, requests are
-    counted in the metrics.
+    Places that become free go to the kind that has the fewest, and to its clients in turn. As many late requests go on
+    besides, with the same shares. With `metered`, requests are counted in the metrics.
     """
 
     def __init__(self, limit: int, *, metered: bool = True) -> None:
         self._metered = metered
         self._running = _Places(limit)
+        self._late = _Places(limit)
         self._queued = _Places(_WAITING_PER_SLOT * limit)
         self._waiting: OrderedDict[Slot, deque[Deferred[None]]] = OrderedDict()
 
@@ -127,9 +131,23 @@ class ConcurrencyLimiter:
 
     def release(self, slot: Slot) -> None:
         """Free the place for the next request that waits."""
-        self._running.free(slot)
+        (self._late if slot.late else self._running).free(slot)
         self._count(running=-1)
         self._start_waiting()
+
+    def make_late(self, slot: Slot) -> Slot | None:
+        """
+        Give the place of a request that upstream has not answered in time to others.
+
+        Returns the place in which it goes on. Returns None if there is none: too many requests are late.
+        """
+        late = evolve(slot, late=True)
+        if slot.late or not self._late.has_room(late):
+            return slot if slot.late else None
+        self._late.take(late)
+        self._running.free(slot)
+        self._start_waiting()
+        return late
 
     def _start(self, slot: Slot) -> None:
         self._running.take(slot)
@@ -182,3 +200,24 @@ class ConcurrencyLimiter:
         if self._metered:
             metrics.UPSTREAM_WAITING.inc(waiting)
             metrics.UPSTREAM_RUNNING.inc(running)
+
+
+@define
+class Place:
+    """The slot of a request that runs. It is another one once the request is late."""
+
+    limiter: ConcurrencyLimiter
+    slot: Slot
+
+    def release(self) -> None:
+        """Free the slot."""
+        self.limiter.release(self.slot)
+
+    def make_late(self, told: Callable[[], object]) -> bool:
+        """Let the request go on, if not too many are late; then call `told`. Returns whether it goes on."""
+        slot = self.limiter.make_late(self.slot)
+        if slot is None:
+            return False
+        self.slot = slot
+        told()
+        return True

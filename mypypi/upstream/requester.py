@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import random
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
-from OpenSSL import SSL
 from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.error import ConnectError, ConnectingCancelledError, ConnectionClosed, DNSLookupError
+from twisted.internet.error import ConnectionClosed
 from twisted.internet.error import ConnectionRefusedError as Refused
-from twisted.internet.error import TimeoutError as ConnectTimedOut
 from twisted.internet.task import deferLater
-from twisted.python.failure import Failure
-from twisted.web._newclient import RequestNotSent
-from twisted.web.client import Agent, HTTPConnectionPool, RequestTransmissionFailed, ResponseNeverReceived
+from twisted.logger import Logger
+from twisted.web.client import Agent, HTTPConnectionPool
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IResponse
 
@@ -31,22 +28,22 @@ from mypypi.observability import metrics
 from mypypi.upstream.agent import Content, RawEncodingAgent, connection_pool
 from mypypi.upstream.bodies import DiscardedBody
 from mypypi.upstream.breaker import origin_of
+from mypypi.upstream.causes import NOT_CONNECTED, cause_of, is_closed_unanswered, reason_of
 from mypypi.upstream.responses import first_value, retry_after
 
 if TYPE_CHECKING:
     from mypypi.upstream.breaker import Breaker, Permit
 
 _USER_AGENT = f"mypypi/{__version__}"
+#: Seconds after which a late request is given up: one that goes on although upstream has not answered within the
+#: time-out, for which clients wait.
+LATE_LIMIT = 60.0
 #: Seconds before each retry of a request that failed fast; each delay is a little shorter or longer at random.
 RETRIES = (0.2, 0.6)
 #: Seconds within which a failure is fast. A slow failure is not retried: it would be slow again, and a client waits.
 _FAST = 1.0
 #: Statuses of an intermediary whose backend is being restarted (RFC 9110, sections 15.6.3 to 15.6.5).
 _RETRIED_STATUSES = (502, 503, 504)
-#: Errors of a request whose connection ended before a byte of the answer came, for example because TLS failed.
-_UNANSWERED = (RequestNotSent, RequestTransmissionFailed, ResponseNeverReceived)
-#: Errors that say that the origin can't be reached, besides a connection that is closed within the head of an answer.
-_NOT_CONNECTED = (ConnectError, ConnectingCancelledError, DNSLookupError, *_UNANSWERED)
 #: Kinds of requests that are passed on to upstream for a client, and not retried.
 _PASSED_ON = ("search", "audit")
 _CODINGS = ("gzip", "identity")
@@ -67,7 +64,8 @@ class Request:
 
     `kind` is page, file, keys, attestations, search or audit. Requests of one kind share places and are held back
     together; it is a label of the metrics. `encoding` is the one content coding that is accepted, gzip or identity. A
-    `patient` request waits for the end of a short pause.
+    `patient` request waits for the end of a short pause. `late` is called if upstream does not answer within the
+    time-out, and returns whether the request goes on, up to `LATE_LIMIT`.
     """
 
     kind: str
@@ -77,17 +75,20 @@ class Request:
     method: str = "GET"
     content: bytes | None = field(default=None, repr=False)
     patient: bool = False
+    late: Callable[[], bool] = field(default=lambda: False, repr=False)
 
 
 class Requester:
     """
-    Sends requests. `timeout` (seconds) bounds connecting and waiting for a response head.
+    Sends requests. `timeout` (seconds) bounds connecting and waiting for a response head, except for late requests.
 
     `credentials` are sent to the origin of `url` and to no other. The `breaker` says which requests may be sent. A GET
     that fails fast is retried after each of `retries` (seconds). A request whose connection is closed before a byte of
     the answer is sent once more on a new connection, whatever its method: all of them only read. With `metered`,
     requests are counted.
     """
+
+    log = Logger()
 
     def __init__(
         self,
@@ -145,7 +146,7 @@ class Requester:
             permit = await self._breaker.acquire(request.url, request.kind, patient=request.patient)
         outcome = "none"
         try:
-            response = await self._send_with_retries(request)
+            response = await self._send_with_retries(request, permit)
             outcome = f"{response.code // 100}xx"
         except UpstreamUnreachable as error:
             await self._report_failure(permit, error)
@@ -176,19 +177,25 @@ class Requester:
         if self._pool is not None:
             await self._pool.closeCachedConnections()
 
+    def _report_late(self, permit: Permit | None) -> None:
+        """Tell the breaker that a request was not answered within the time-out, and goes on."""
+        if self._breaker is not None and permit is not None:
+            told = self._breaker.timed_out(permit, _unanswered_for(self.timeout), goes_on=True)
+            Deferred.fromCoroutine(told).addErrback(lambda failure: self.log.failure("a late request", failure))
+
     async def _report_failure(self, permit: Permit | None, error: UpstreamUnreachable) -> None:
         """Tell the breaker of a failure, where it says something about the origin."""
         if self._breaker is None or permit is None:
             return
-        cause = _cause(error)
+        cause = cause_of(error)
         if isinstance(error, UpstreamTimedOut):
             await self._breaker.timed_out(permit, str(error))
-        elif isinstance(error.__cause__, _NOT_CONNECTED) or isinstance(cause, ConnectionClosed):
+        elif isinstance(error.__cause__, NOT_CONNECTED) or isinstance(cause, ConnectionClosed):
             await self._breaker.not_connected(permit, str(error), refused=not isinstance(cause, ConnectionClosed))
         else:  # an invalid URL, or an answer that is not HTTP
             await self._breaker.release(permit)
 
-    async def _send_with_retries(self, request: Request) -> IResponse:
+    async def _send_with_retries(self, request: Request, permit: Permit | None) -> IResponse:
         """
         Return the response of the last try.
 
@@ -197,31 +204,47 @@ class Requester:
         """
         delays = list(self._retries) if request.method == "GET" and request.kind not in _PASSED_ON else []
         client, is_resent = self._clients[request.encoding], False
+        until = self._reactor.seconds() + max(LATE_LIMIT, self.timeout)
         while True:
             began = self._reactor.seconds()
             try:
-                response = await self._send_once(request, client)
+                response = await self._send_once(request, client, permit, until)
                 if response.code not in _RETRIED_STATUSES or response.headers.hasHeader("retry-after"):
                     return response
                 if not delays or self._reactor.seconds() - began >= _FAST:
                     return response
                 self.discard(response)
             except UpstreamUnreachable as error:
-                if not is_resent and _is_closed_unanswered(error):
+                if not is_resent and is_closed_unanswered(error):
                     client, is_resent = self._fresh_clients[request.encoding], True
                     del delays[:1]
                     continue
                 fast = self._reactor.seconds() - began < _FAST
-                if not delays or not fast or not isinstance(_cause(error), (Refused, ConnectionClosed)):
+                if not delays or not fast or not isinstance(cause_of(error), (Refused, ConnectionClosed)):
                     raise
             await deferLater(self._reactor, delays.pop(0) * random.uniform(0.5, 1.5))  # noqa: S311
 
-    async def _send_once(self, request: Request, client: HTTPClient) -> IResponse:
+    async def _send_once(self, request: Request, client: HTTPClient, permit: Permit | None, until: float) -> IResponse:
+        """Return the response of one try. A late one is given up at the time `until`."""
         auth = None
         if self._credentials is not None and self.needs_credentials(request.url):
             auth = (self._credentials.username.encode(), self._credentials.password.encode())
         fields = {"User-Agent": _USER_AGENT, **request.headers}
-        is_cancelled = False
+        is_cancelled, limit = False, self.timeout
+
+        timer: Any = None
+
+        def time_out() -> None:
+            nonlocal limit, timer
+            left = until - self._reactor.seconds()
+            if limit == self.timeout and left > 0 and request.late():
+                self._report_late(permit)
+                limit += left
+                timer = self._reactor.callLater(left, time_out)
+            else:
+                asked.cancel()
+
+        timer = self._reactor.callLater(min(self.timeout, until - self._reactor.seconds()), time_out)
 
         def cancel(_: object) -> None:
             nonlocal is_cancelled
@@ -238,18 +261,20 @@ class Requester:
                 allow_redirects=False,
                 unbuffered=True,
                 reactor=self._reactor,
-                timeout=self.timeout,
             )
             waiting: Deferred[Any] = Deferred(cancel)
             asked.chainDeferred(waiting)
             answer = await waiting
         except Exception as error:
-            cause = _cause(error)
+            cause = cause_of(error)
             if is_cancelled:  # the error may be any: a name that is not resolved, or a connection that is not made
                 raise UpstreamDown("the request was cancelled") from None
             if isinstance(cause, CancelledError):
-                raise UpstreamTimedOut(f"upstream did not answer within {self.timeout:g} seconds") from None
-            raise UpstreamUnreachable(f"upstream can't be reached: {_reason(cause)}") from error
+                raise UpstreamTimedOut(_unanswered_for(limit)) from None
+            raise UpstreamUnreachable(f"upstream can't be reached: {reason_of(cause)}") from error
+        finally:
+            if timer.active():
+                timer.cancel()
         response: IResponse = answer.original
         return response
 
@@ -258,26 +283,5 @@ def _client(agent: IAgent, encoding: str) -> HTTPClient:
     return HTTPClient(RawEncodingAgent(agent, encoding), data_to_body_producer=Content)
 
 
-def _cause(error: BaseException) -> BaseException:
-    """Return the error behind a failed request. Twisted wraps it once sending has begun."""
-    if isinstance(error, UpstreamUnreachable):
-        return _cause(error.__cause__) if error.__cause__ is not None else error
-    reasons: list[Failure] = getattr(error, "reasons", [])
-    return _cause(reasons[0].value) if reasons and reasons[0].value is not None else error
-
-
-def _is_closed_unanswered(error: UpstreamUnreachable) -> bool:
-    """Whether the connection was closed before a byte of the answer came."""
-    return isinstance(error.__cause__, _UNANSWERED) and isinstance(_cause(error), (RequestNotSent, ConnectionClosed))
-
-
-def _reason(error: BaseException) -> str:
-    """Describe a failed request, without an address or a secret."""
-    if isinstance(error, ConnectionClosed):
-        return "it closed the connection"
-    if isinstance(error, (ConnectingCancelledError, ConnectTimedOut)):
-        return "connecting timed out"
-    if isinstance(error, SSL.Error) and error.args and isinstance(error.args[0], list):
-        return f"TLS failed: {', '.join(str(each[-1]) for each in error.args[0])}"
-    words = (type(error).__doc__ or type(error).__name__).strip().splitlines()[0]
-    return words.rstrip(".").lower()
+def _unanswered_for(seconds: float) -> str:
+    return f"upstream did not answer within {seconds:g} seconds"

@@ -75,7 +75,7 @@ class FileResponse:
     def encoding(self) -> str:
         """The Content-Encoding of the body; empty for identity."""
         value = self.header(RAW_ENCODING).lower()
-        return "" if value == "identity" else value
+        return {"identity": "", "x-gzip": "gzip"}.get(value, value)  # RFC 9110, section 8.4.1.3
 
     def header(self, name: str) -> str:
         """Return a header's first value; empty if there is none."""

@@ -46,7 +46,8 @@ class FailingTest(PagesTestCase):
             self.wire.reply(PATH, status, body, content_type="application/json")
             self.pages, before = self.make_cache(), self.upstream_requests
             self.assertEqual(["1.0"], versions(self.get()))
-            self.assertEqual(before + 1, self.upstream_requests, "one request is sent")
+            tries = 2 if status == 400 else 1  # without the validators, which upstream may not be able to read
+            self.assertEqual(before + tries, self.upstream_requests)
         self.clock.advance(100)
         self.wire.refuses = True
         self.pages = self.make_cache()

@@ -15,9 +15,9 @@ from mypypi.ecosystems.pypi import PyPI
 from mypypi.errors import CatalogDown, NotFound, UpstreamDown
 from mypypi.interfaces import ICatalog
 from mypypi.model import Page, PageId, Refusal
+from mypypi.pages.fleet import PAGE_LEASE
 from mypypi.pages.memory_cache import MemoryCache
 from mypypi.pages.page_cache import CachedPage, PageCache
-from mypypi.pages.revalidation import PAGE_LEASE
 from mypypi.redis.leases import Leases
 from mypypi.rendering.renderer import Renderer
 from mypypi.rendering.tasks import perform

@@ -10,8 +10,8 @@ from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from mypypi.errors import BadUpstreamResponse, NotFound, UpstreamDown
 from mypypi.model import PageId
 from mypypi.observability import metrics
+from mypypi.pages.fleet import PAGE_LEASE
 from mypypi.pages.page_cache import CachedPage
-from mypypi.pages.revalidation import PAGE_LEASE
 from tests.pages.test_page_cache import (
     CACHE_TIME,
     NEGATIVE_CACHE_TIME,

@@ -7,7 +7,7 @@ from unittest import mock
 from twisted.internet.defer import CancelledError
 
 from mypypi.errors import MyPyPiError, UpstreamDown
-from mypypi.upstream.requester import RETRIES
+from mypypi.upstream.requester import LATE_LIMIT, RETRIES
 from tests.upstream.cases import TIMEOUT, BreakerTestCase
 
 
@@ -172,6 +172,8 @@ class ResendTest(BreakerTestCase):
         """A request that timed out is not sent again."""
         pending = self.audit()
         self.clock.advance(TIMEOUT)
+        self.assertNoResult(pending)
+        self.clock.advance(LATE_LIMIT - TIMEOUT)
         self.failing(pending, UpstreamDown)
         self.assertEqual(1, self.request_count)
 
