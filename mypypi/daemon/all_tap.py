@@ -7,7 +7,6 @@ from typing import Any
 from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
-from twisted.python import usage
 from twisted.python.failure import Failure
 
 from mypypi.daemon.application import make_application
@@ -36,7 +35,7 @@ class Options(ServerOptions):
     def check(self, settings: Settings) -> None:
         super().check(settings)
         if settings.redis_url is None and find_server() is None:
-            raise usage.UsageError(str(NoRedisServer()))
+            raise CannotStart(str(NoRedisServer()))
 
 
 class AllInOne(Service):

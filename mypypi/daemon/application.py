@@ -5,6 +5,8 @@ Knows what health is made of. Must never know where the application is served.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -15,7 +17,9 @@ from mypypi.daemon.index import Index
 from mypypi.errors import CatalogDown, JobsFailed
 from mypypi.job import QueueState
 from mypypi.observability.metrics import CurrentState, render_metrics
+from mypypi.web.about import About
 from mypypi.web.health import Check, Health, OperatorRoutes
+from mypypi.web.public_address import Addresses
 from mypypi.web.validation import RequestValidator
 
 #: Seconds to wait for the state of the queue when the metrics are scraped.
@@ -24,11 +28,19 @@ _QUEUE_TIMEOUT = 3.0
 
 def make_application(backends: Backends, index: Index) -> IResource:
     """The whole application as one resource."""
+    settings = backends.settings
+    addresses = Addresses(settings.public_url, settings.trusted_proxies)
+    about = About(settings.package_type, settings.upstream_url, addresses, index.ecosystem.example)
     health = Health(_checks(backends, index), backends.reactor)
-    operator = OperatorRoutes(health, lambda outcomes: _metrics(backends, outcomes))
+    operator = OperatorRoutes(health, lambda outcomes: _metrics(backends, outcomes), about)
     routes = index.routes()
-    trunk = _Trunk(routes.app.resource(), operator.app.resource())
-    return RequestValidator(trunk, routes.methods, scoped=index.ecosystem.scoped)
+    trunk = _Trunk(routes.app.resource(), operator.app.resource(), operator.has_route)
+
+    def has_route(segments: list[str]) -> bool:
+        return operator.has_route(segments) or routes.has_route(segments)
+
+    remove_prefix = partial(addresses.remove_prefix, has_route=has_route)
+    return RequestValidator(trunk, routes.methods, scoped=index.ecosystem.scoped, remove_prefix=remove_prefix)
 
 
 def _checks(backends: Backends, index: Index) -> dict[str, Check]:
@@ -76,17 +88,18 @@ async def _state(backends: Backends) -> QueueState:
 
 
 class _Trunk(Resource):
-    """Sends ``/-/health`` and ``/-/metrics`` to the operator's routes, the rest to the index's."""
+    """Sends ``/-/``, ``/-/health`` and ``/-/metrics`` to the operator's routes, the rest to the index's."""
 
     isLeaf = True
 
-    def __init__(self, routes: IResource, operator: IResource) -> None:
+    def __init__(self, routes: IResource, operator: IResource, is_operators: Callable[[list[str]], bool]) -> None:
         super().__init__()
         self._routes = routes
         self._operator = operator
+        self._is_operators = is_operators
 
     def render(self, request: Any) -> Any:
-        if request.postpath[:2] in ([b"-", b"health"], [b"-", b"metrics"]):
+        if self._is_operators([segment.decode() for segment in request.postpath]):
             request.prepath.append(request.postpath.pop(0))
             return self._operator.render(request)
         return self._routes.render(request)

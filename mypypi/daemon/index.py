@@ -6,6 +6,7 @@ Knows every part of an index by its class. Must never know what a part does, or 
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlsplit
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
@@ -14,14 +15,15 @@ from mypypi.daemon.backends import Backends
 from mypypi.ecosystems import ECOSYSTEMS
 from mypypi.files.fetch import FetchTools
 from mypypi.files.fetches import Fetches
+from mypypi.pages.fleet import PAGE_LEASE
 from mypypi.pages.memory_cache import MemoryCache
 from mypypi.pages.page_cache import PageCache
-from mypypi.pages.revalidation import PAGE_LEASE
 from mypypi.proxy.cold_files import ColdFilePolicy, ColdFiles
+from mypypi.proxy.file_checks import FileChecks
 from mypypi.proxy.proxy import Proxy
 from mypypi.redis.leases import Leases
 from mypypi.rendering.renderer import Renderer
-from mypypi.settings.settings import Settings
+from mypypi.settings.settings import Settings, default_upstream
 from mypypi.upstream.backoff import Backoff
 from mypypi.upstream.breaker import Breaker
 from mypypi.upstream.client import Upstream
@@ -74,6 +76,7 @@ class Index(Service):
             reactor,
             Leases(backends.catalog, backends.disk, reactor),
             backoff,
+            backends.catalog,
             settings.negative_cache_time,
         )
         self.fetches = Fetches(tools, backends.drafts)
@@ -106,7 +109,7 @@ class Index(Service):
             self.ecosystem,
             backends.catalog,
             self.upstream,
-            Renderer(settings.package_type, settings.upstream_url, backends.render_pool.run),
+            Renderer(settings.package_type, settings.upstream_url, backends.render_pool.run, settings.upstream_strict),
             backends.reactor,
             Leases(backends.catalog, backends.process, backends.reactor, PAGE_LEASE),
             backoff,
@@ -127,7 +130,8 @@ class Index(Service):
         )
         cold = ColdFiles(policy, self.fetches, backends.queue, self.upstream, backends.reactor)
         proxied = settings.s3_serve == "proxy"
-        return Proxy(self.ecosystem, self.pages, backends.catalog, backends.storage, cold, proxied=proxied)
+        checks = FileChecks(backends.catalog, self.upstream, backends.reactor)
+        return Proxy(self.ecosystem, self.pages, backends.catalog, backends.storage, cold, checks, proxied=proxied)
 
 
 def _upstream(settings: Settings, reactor: Any, breaker: Breaker) -> Upstream:
@@ -142,4 +146,10 @@ def _upstream(settings: Settings, reactor: Any, breaker: Breaker) -> Upstream:
         timeout=settings.upstream_timeout,
         breaker=breaker,
         retries=RETRIES,
+        public_host=_public_host(settings.package_type),
     )
+
+
+def _public_host(package_type: str) -> str:
+    """Return the host that npm replaces by the registry in use. Clients of Python indexes replace none."""
+    return urlsplit(default_upstream(package_type)).hostname or "" if package_type == "npm" else ""

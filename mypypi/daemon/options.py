@@ -13,6 +13,7 @@ from typing import Any
 from twisted.logger import LogLevel
 from twisted.python import usage
 
+from mypypi.daemon.lifecycle import CannotStart
 from mypypi.observability.logs import PROCESS, CannotLog, ConfiguredLogger, LogFormat
 from mypypi.settings.loading import SettingsError, load_settings
 from mypypi.settings.reference import describe
@@ -42,26 +43,27 @@ class SettingsOptions(usage.Options):
             environ["MYPYPI_LISTEN"] = self["listen"]
         try:
             self.settings = load_settings(environ, embedded=self.embedded)
-        except SettingsError as error:
-            raise usage.UsageError(str(error)) from None
-        self._set_logger(environ.get(PROCESS))
-        self.check(self.settings)
+            self._set_logger(environ.get(PROCESS))
+            self.check(self.settings)
+        except (SettingsError, CannotLog, CannotStart) as error:
+            # Not a UsageError: for that, twistd prints its help and this daemon's first, 60 lines.
+            sys.exit(f"{self._name()}: {error}")
 
     def _set_logger(self, process: str | None) -> None:
-        """Set twistd's option ``--logger`` unless it is given. twistd reads it after this."""
+        """Set twistd's option ``--logger`` unless it is given. twistd reads it after this. Raises CannotLog."""
         if self.parent is None:
             return
         level = LogLevel.levelWithName(self.settings.log_level)
         log_format = LogFormat(self.settings.log_format == "json", level, process)
-        try:
-            logger = ConfiguredLogger.name(self.parent, log_format)
-        except CannotLog as error:
-            raise usage.UsageError(str(error)) from None
+        logger = ConfiguredLogger.name(self.parent, log_format)
         if logger is not None:
             self.parent["logger"] = logger
 
     def check(self, settings: Settings) -> None:
-        """Raise UsageError for settings that this daemon can't start with."""
+        """Raise CannotStart for settings that this daemon can't start with."""
+
+    def _name(self) -> str:
+        return "mypypi" if self.parent is None else f"twistd {self.parent.subCommand}"
 
 
 class ServerOptions(SettingsOptions):

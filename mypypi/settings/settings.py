@@ -194,7 +194,8 @@ class Settings:
     public_url: str | None = _setting(
         None,
         SettingType(url, URL),
-        "Address that clients use, if it differs from that in their requests (TLS termination, path prefix).",
+        "Address that clients use, if it differs from that in their requests (TLS termination, or a path prefix, which "
+        "the proxy may strip or not).",
         shown="taken from the request",
     )
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = _setting(
@@ -229,7 +230,8 @@ class Settings:
     upstream_timeout: int = _setting(
         "15",
         SECONDS,
-        "Seconds to connect to upstream and get a response head; also the longest silence in its body.",
+        "Seconds for which clients wait for upstream's answer, which may take up to 60 and is kept; also the limit to "
+        "connect, and to silence in a body.",
     )
     render_processes: int = _setting(
         Factory(default_render_processes),

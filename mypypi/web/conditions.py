@@ -48,13 +48,11 @@ def etag_matches(if_none_match: str | None, etags: Sequence[str]) -> bool:
     """
     Return whether If-None-Match names one of these etags.
 
-    The etags are opaque tags without quotes, and are compared weakly (RFC 9110, section 13.1.2). Raises BadRequest if
-    the header is not a list of entity tags.
+    The etags are opaque tags without quotes, and are compared weakly (RFC 9110, section 13.1.2). A header that is not a
+    list of entity tags matches nothing: clients hand back what another server gave them.
     """
-    if if_none_match is None:
+    if if_none_match is None or not _ETAGS.fullmatch(if_none_match):
         return False
-    if not _ETAGS.fullmatch(if_none_match):
-        raise BadRequest("If-None-Match is not a list of quoted entity tags")
     named = parse_etags(if_none_match)
     return any(named.contains_weak(etag) for etag in etags)
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 log = Logger()
 
+#: Why a request that would change something is refused.
+READ_ONLY = "this server is a read-only cache: log in, publish and upload at the registry or index behind it"
+
 
 def answer_failure(request: Request, failure: Failure) -> bytes:
     """Return the body for a failed request; set status and headers on the request."""

@@ -1,4 +1,4 @@
-"""Endpoints for operators: health and metrics.
+"""Endpoints for operators: health, metrics, and a page that says what this server is.
 
 Trouble that clients do not notice (Redis down, a full disk, upstream down while pages are cached) is reported as
 "degraded". It does not take the server out of service: sending clients away would turn it into an outage.
@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred
 
 from mypypi.errors import MyPyPiError
 from mypypi.observability.metrics import CONTENT_TYPE
+from mypypi.web.about import About
 from mypypi.web.errors import answer_failure
 
 if TYPE_CHECKING:
@@ -80,15 +81,26 @@ class OperatorRoutes:
 
     app = Klein()
 
-    def __init__(self, health: Health, metrics: Metrics) -> None:
+    def __init__(self, health: Health, metrics: Metrics, about: About) -> None:
         """`metrics` renders the answer to a scrape."""
         self._health = health
         self._metrics = metrics
+        self._about = about
+
+    @staticmethod
+    def has_route(segments: list[str]) -> bool:
+        """Return whether a path is one of these routes."""
+        return segments == ["-", ""] or segments[:2] in (["-", "health"], ["-", "metrics"])
 
     @app.handle_errors(Exception)  # type: ignore[arg-type] # Klein takes a plain method as well
     def failed(self, request: Request, failure: Failure) -> bytes:
         """Turn the error of any route into a response."""
         return answer_failure(request, failure)
+
+    @app.route("/")
+    def about(self, request: Request) -> bytes:
+        """Say what this server is."""
+        return self._about.answer(request)
 
     @app.route("/health/live")
     def live(self, request: Request) -> bytes:

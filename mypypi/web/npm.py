@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 from klein import Klein
 from werkzeug.http import parse_accept_header
 
-from mypypi.ecosystems.npm import ABBREVIATED, FULL, check_name
-from mypypi.errors import BadUpstreamResponse, NotFound
+from mypypi.ecosystems.npm import ABBREVIATED, FULL, check_name, is_name
+from mypypi.ecosystems.npm_addresses import tarball_links
+from mypypi.errors import BadUpstreamResponse, MyPyPiError, NotFound, UpstreamDown
 from mypypi.model import PageId, Part
-from mypypi.web.errors import answer, answer_failure
+from mypypi.web.endpoints import endpoints_of
+from mypypi.web.errors import READ_ONLY, answer, answer_failure
 from mypypi.web.negotiation import accepts_gzip
 from mypypi.web.validation import segments_of
 
@@ -46,11 +48,20 @@ class NPMRoutes:
         """
         Return the methods that are allowed for a path.
 
-        An audit is a POST that changes nothing; everything else is read with GET or HEAD.
+        An audit is a POST that changes nothing, and a login has its own answer. All else is read with GET or HEAD.
         """
-        if segments[:4] == ["-", "npm", "v1", "security"]:
+        if segments[:4] == ["-", "npm", "v1", "security"] or segments == ["-", "v1", "login"]:
             return ("POST",)
         return ("GET", "HEAD")
+
+    def has_route(self, segments: list[str]) -> bool:
+        """Return whether a path is one of these routes: an endpoint, or a package, a version or a tarball."""
+        path = segments[:-1] if segments[-1:] == [""] else segments
+        if not path or path[0] == "-":
+            return bool(endpoints_of(self.app, segments) - {"package"})
+        parts = 2 if path[0].startswith("@") else 1
+        is_package = is_name("/".join(path[:parts])) and len(path) <= parts + 1 and path[parts:] != ["-"]
+        return is_package or bool(tarball_links(path))
 
     @app.handle_errors(Exception)  # type: ignore[arg-type] # Klein takes a plain method as well
     def failed(self, request: Request, failure: Failure) -> bytes:
@@ -66,9 +77,24 @@ class NPMRoutes:
     @app.route("/-/whoami")
     @app.route("/-/npm/v1/user")
     @app.route("/-/npm/v1/tokens")
-    def whoami(self, request: Request) -> bytes:
-        """Refuse requests about users: there is no login."""
-        return answer(request, 401, "this registry is a read-only cache: it has no users")
+    @app.route("/-/user/<path:more>")
+    @app.route("/-/org/<path:more>")
+    @app.route("/-/team/<path:more>")
+    @app.route("/-/package/<path:more>/access")
+    @app.route("/-/package/<path:more>/collaborators")
+    @app.route("/-/package/<path:more>/visibility")
+    def whoami(self, request: Request, more: str = "") -> bytes:
+        """Refuse requests about users and their rights: there is no login."""
+        return answer(request, 401, f"{READ_ONLY}, since this one has no users")
+
+    @app.route("/-/v1/login", methods=["POST"])
+    def login(self, request: Request) -> bytes:
+        """
+        Refuse a login with 501.
+
+        After 500 or any 4xx, npm goes on to ask for a user name and a password (npm-profile, ``loginWeb``).
+        """
+        return answer(request, 501, READ_ONLY)
 
     @app.route("/-/npm/v1/keys")
     async def keys(self, request: Request) -> bytes:
@@ -130,21 +156,34 @@ class NPMRoutes:
         """
         Serve a package's packument, one of its versions, or a tarball.
 
-        The path alone tells which, never the Accept header.
+        The path alone tells which, never the Accept header. A tarball is also found at the address that another
+        registry gives it, since lock files name that (npm's ``replace-registry-host``).
         """
         segments = segments_of(request, scoped=True)
         if segments[-1] == "":
             segments.pop()
         parts = 2 if segments[0].startswith("@") else 1
-        name, rest = check_name("/".join(segments[:parts])), segments[parts:]
+        name, rest = "/".join(segments[:parts]), segments[parts:]
         if not rest:
-            return await self._pages.serve(request, PageId("packument", name), _offered_form(request))
-        if len(rest) == 1 and rest[0] != "-":
+            return await self._pages.serve(request, PageId("packument", check_name(name)), _offered_form(request))
+        links = tarball_links(segments)
+        if len(rest) == 1 and rest[0] != "-" and not links:
             part = Part("version", rest[0])
-            return await self._pages.serve(request, PageId("packument", name), {FULL: "full"}, part)
+            return await self._pages.serve(request, PageId("packument", check_name(name)), {FULL: "full"}, part)
         if len(rest) == 2 and rest[0] == "-":  # noqa: PLR2004 - "-" and the file name
-            return await self._files.serve(request, f"{name}/-/{rest[1]}")
-        raise NotFound("there is nothing at this address")
+            check_name(name)
+        return await self._tarball(request, links)
+
+    async def _tarball(self, request: Request, links: list[str]) -> bytes:
+        """Serve the first of these links that upstream lists."""
+        failure: MyPyPiError = NotFound("there is nothing at this address")
+        for link in links:
+            try:
+                return await self._files.serve(request, link)
+            except (NotFound, UpstreamDown) as error:  # noqa: PERF203 - there are two links at most
+                if isinstance(failure, NotFound):  # upstream may have the file if it could not be asked about one link
+                    failure = error
+        raise failure
 
     @app.route("/")
     def welcome(self, request: Request) -> bytes:

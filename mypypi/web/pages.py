@@ -14,6 +14,7 @@ from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
 from mypypi.dates import parse_date
+from mypypi.errors import NotFound
 from mypypi.model import Form, PageId, Part
 from mypypi.web.conditions import etag_matches
 from mypypi.web.negotiation import accepts_gzip, choose_type
@@ -50,20 +51,33 @@ class PageResponses:
         Answer with a page or a part of it.
 
         Returns the rest of the body. `offered` maps media types to the forms that they stand for; the client chooses
-        one. Raises NotAcceptable, BadRequest, NotFound, and what `Proxy.page` raises.
+        one. Where there is only one, Accept does not matter: clients send it for all they ask for. Raises
+        NotAcceptable, BadRequest, NotFound, and what `Proxy.page` raises.
         """
         set_kind(request, "page")
-        media_type = choose_type(_accepted(request), offered)
-        answer = await self._proxy.page(page, self._addresses.client(request))
-        form = answer.page.forms[offered[media_type]]
-        if form.based or part is not None:
-            base = self._addresses.base(request) if form.based else ""
-            form = await self._proxy.pages.form_for(form, base, part)
+        media_type = next(iter(offered)) if len(offered) == 1 else choose_type(_accepted(request), offered)
+        try:
+            answer, form = await self._find(request, page, offered[media_type], part)
+        except NotFound:
+            if part is None and not page.version:
+                raise
+            # A version or a tag is asked for by its exact name. Upstream may have it since the page was fetched.
+            await self._proxy.pages.revalidated(page, self._addresses.client(request))
+            answer, form = await self._find(request, page, offered[media_type], part)
         request.setHeader(b"content-type", _content_type(media_type).encode())
         _set_freshness(request, answer)
         if parse_date(answer.page.modified) is not None:  # upstream's date may be malformed
             request.setHeader(b"last-modified", answer.page.modified.encode())
         return await _send_form(request, form)
+
+    async def _find(self, request: Request, page: PageId, name: str, part: Part | None) -> tuple[CachedPage, Form]:
+        """Return the page, and its form for this request."""
+        answer = await self._proxy.page(page, self._addresses.client(request))
+        form = answer.page.forms[name]
+        if form.based or part is not None:
+            base = self._addresses.base(request) if form.based else ""
+            form = await self._proxy.pages.form_for(form, base, part)
+        return answer, form
 
 
 def _accepted(request: Request) -> str | None:

@@ -1,14 +1,16 @@
 """Finds the address by which a client knows this server.
 
-Links that can't be relative need that address. Knows Host, Forwarded (RFC 7239), X-Forwarded-*, and which proxies are
-trusted. Must never know what the links are for.
+Links that can't be relative need that address, and its path may stand before the path of a request. Knows Host,
+Forwarded (RFC 7239), X-Forwarded-*, and which proxies are trusted. Must never know what the links are for.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network, ip_address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from attrs import frozen
 from werkzeug.http import parse_options_header
@@ -63,6 +65,30 @@ class Addresses:
             raise BadRequest("the Host header, or a proxy's Forwarded or X-Forwarded-* header, is not a valid address")
         return f"{scheme}://{host}{prefix}"
 
+    def remove_prefix(self, request: Request, segments: list[str], has_route: Callable[[list[str]], bool]) -> list[str]:
+        """
+        Remove the path of `public_url` from a request that a proxy passed on with it; return the segments that remain.
+
+        A request is changed if it begins with that path and `has_route` is true for what remains. Where nothing
+        remains, it is changed unless `has_route` is true for the path as it is. A trusted proxy that sends
+        X-Forwarded-Prefix has removed the prefix itself.
+        """
+        prefix = _segments(urlsplit(self.public_url or "").path)
+        path, mark, query = request.uri.partition(b"?")
+        parts = path[1:].split(b"/")
+        if not prefix or [unquote(part.decode("latin-1")) for part in parts[: len(prefix)]] != prefix:
+            return segments
+        if self._is_trusted(request) and _forwarded(request).get("prefix"):
+            return segments
+        rest, raw = segments[len(prefix) :], parts[len(prefix) :]
+        if not has_route(rest) if any(rest) else has_route(segments):
+            return segments
+        changed: Any = request
+        changed.path = b"/" + b"/".join(raw)
+        changed.uri = changed.path + mark + query
+        changed.postpath = [unquote_to_bytes(part) for part in raw] or [b""]
+        return rest or [""]
+
     def client(self, request: Request) -> str:
         """
         Name the client that sent a request: its address, as a trusted proxy forwards it or as its connection has it.
@@ -84,6 +110,11 @@ class Addresses:
             return True  # a unix socket: a program that may open it is trusted
         peer = getattr(peer, "ipv4_mapped", None) or peer  # how a dual-stack socket reports IPv4
         return any(peer in network for network in self.trusted)
+
+
+def _segments(path: str) -> list[str]:
+    """Return the decoded segments of an address's path, none for an empty path."""
+    return [unquote(part) for part in path.strip("/").split("/") if part]
 
 
 def _forwarded(request: Request) -> dict[str, str]:

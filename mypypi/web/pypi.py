@@ -13,8 +13,9 @@ from klein import Klein
 
 from mypypi.ecosystems.pypi import normalise
 from mypypi.errors import NotFound
-from mypypi.file_keys import as_uri, key_from_segments
+from mypypi.file_keys import as_uri, key_from_segments, with_query
 from mypypi.model import PageId
+from mypypi.web.endpoints import endpoints_of
 from mypypi.web.errors import answer, answer_failure
 from mypypi.web.validation import segments_of
 
@@ -60,6 +61,10 @@ class PyPIRoutes:
     def methods(_segments: list[str]) -> tuple[str, ...]:
         """Return the methods that are allowed for a path."""
         return ("GET", "HEAD")
+
+    def has_route(self, segments: list[str]) -> bool:
+        """Return whether a path is one of these routes. The one for files of other indexes takes any path."""
+        return bool(endpoints_of(self.app, segments) - {"file_elsewhere"})
 
     @app.handle_errors(Exception)  # type: ignore[arg-type] # Klein takes a plain method as well
     def failed(self, request: Request, failure: Failure) -> bytes:
@@ -117,11 +122,22 @@ class PyPIRoutes:
         segments = segments_of(request)[1:]
         query = request.uri.partition(b"?")[2].decode(errors="replace")
         if query:
-            segments[-1] += f"?{as_uri(query)}"
+            segments[-1] = with_query(segments[-1], as_uri(query))
         try:
             link = key_from_segments(segments)
         except ValueError:
             raise NotFound("no page of upstream lists this file") from None
+        return await self._files.serve(request, link)
+
+    @app.route("/<path:path>")
+    async def file_elsewhere(self, request: Request, path: str) -> bytes:
+        """
+        Serve a package file at the address that another index gives it, since lock files name that.
+
+        Such addresses differ, but each ends with the filename.
+        """
+        client = self._files.addresses.client(request)
+        link = await self._files.proxy.link_of(segments_of(request)[-1], client)
         return await self._files.serve(request, link)
 
 

@@ -23,7 +23,7 @@ Kind = Literal["page", "file", "other"]
 #: Request ids that are accepted from a client or proxy.
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:=+/@-]{1,128}")
 #: Paths in which npm's clients send a token, as to log out (npm's documentation, "npm logout", "npm token revoke").
-_TOKEN = re.compile(r"/+(?:-|%2[dD])/+(?:user/token|npm/v1/tokens/token)/")
+_TOKEN = re.compile(r"/(?:-|%2[dD])/+(?:user/token|npm/v1/tokens/token)/")
 _LONGEST_PATH = 1000
 _LONGEST_METHOD = 32
 #: The status that nginx logs when a client disconnects before it is answered.
@@ -111,12 +111,12 @@ def path_of(uri: bytes) -> str:
     path = uri.partition(b"?")[0].decode("latin-1")
     if not path.startswith("/"):
         return "-"
-    token = _TOKEN.match(path)
+    token = _TOKEN.search(path)  # not at its start below a proxy's prefix
     if token:
-        return f"{token.group()}…"
+        path = path[: token.end()]
     if not (path.isascii() and path.isprintable()):
         path = "".join(each if "!" <= each <= "~" else f"%{ord(each):02X}" for each in path)
-    return path if len(path) <= _LONGEST_PATH else f"{path[:_LONGEST_PATH]}…"
+    return path if len(path) <= _LONGEST_PATH and not token else f"{path[:_LONGEST_PATH]}…"
 
 
 def method_of(method: bytes) -> str:

@@ -31,6 +31,7 @@ _IDLE = 60
 _LINGER = 5
 #: The largest body of a request, in bytes: an audit of a large project, gzipped, takes some hundred kilobytes.
 LARGEST_BODY = 8 * 1024 * 1024
+_TOO_LARGE = b"this server is a read-only cache, and takes no upload or other request of this size"
 #: Seconds between two warnings about one address with too many connections, and how many addresses are remembered.
 _WARN_EVERY = 60.0
 _MOST_WARNED = 1000
@@ -159,7 +160,7 @@ class WebRequest(Request):
     """
     A request with an id and a limited body.
 
-    The limit is low, since no route needs much input.
+    The limit is low, since no route needs much input. What is larger is an upload: twine shows the reason phrase alone.
     """
 
     request_id = "-"
@@ -184,7 +185,7 @@ class WebRequest(Request):
         """Check the announced length of the body, None if unknown."""
         if length is not None and length > LARGEST_BODY:
             super().gotLength(0)
-            self._refuse(b"413 Content Too Large", b"the request body is larger than this server accepts")
+            self._refuse(b"413 " + _TOO_LARGE, _TOO_LARGE)
             return
         try:
             super().gotLength(length)
@@ -196,7 +197,7 @@ class WebRequest(Request):
         """Store a piece of the body."""
         self._received += len(data)
         if self._received > LARGEST_BODY:
-            self._refuse(b"413 Content Too Large", b"the request body is larger than this server accepts")
+            self._refuse(b"413 " + _TOO_LARGE, _TOO_LARGE)
         elif not self._refused:
             try:
                 super().handleContentChunk(data)

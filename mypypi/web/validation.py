@@ -1,6 +1,6 @@
 """Validates every request before it is routed: method, Host header and path.
 
-Knows request lines. Must never know routes.
+Knows request lines, and the path prefix that a proxy may have left on them. Must never know routes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from urllib.parse import unquote_to_bytes
 from twisted.web.resource import IResource, Resource
 
 from mypypi.errors import BadRequest, MyPyPiError
-from mypypi.web.errors import answer
+from mypypi.file_keys import EMPTY_SEGMENT
+from mypypi.web.errors import READ_ONLY, answer
 from mypypi.web.public_address import is_host
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ _HEX = frozenset(b"0123456789abcdefABCDEF")
 #: Maps the segments of a path to the methods that are allowed there.
 Methods = Callable[[list[str]], tuple[str, ...]]
 
+#: Takes a request and its segments, removes a prefix from the request, and returns the segments that remain.
+RemovePrefix = Callable[["Request", list[str]], list[str]]
+
 
 class TargetTooLong(MyPyPiError):
     """The request target is too long (RFC 9110, section 15.5.15)."""
@@ -39,16 +43,20 @@ class RequestValidator(Resource):
     Passes valid requests on to `inner`, and refuses all others.
 
     `inner` may call `segments_of` on the requests that it gets. `methods` gives the allowed methods for a path. With
-    `scoped`, a segment that starts with ``@`` may contain an encoded slash.
+    `scoped`, a segment that starts with ``@`` may contain an encoded slash. `remove_prefix` is called before the method
+    is checked.
     """
 
     isLeaf = True
 
-    def __init__(self, inner: IResource, methods: Methods, *, scoped: bool = False) -> None:
+    def __init__(
+        self, inner: IResource, methods: Methods, *, scoped: bool = False, remove_prefix: RemovePrefix | None = None
+    ) -> None:
         super().__init__()
         self._inner = inner
         self._methods = methods
         self._scoped = scoped
+        self._remove_prefix = remove_prefix
 
     def render(self, request: Request) -> bytes | int:
         """Refuse an invalid request; pass a valid one on."""
@@ -57,11 +65,11 @@ class RequestValidator(Resource):
             segments = segments_of(request, scoped=self._scoped)
         except MyPyPiError as error:
             return answer(request, error.status, str(error))
+        if self._remove_prefix is not None:
+            segments = self._remove_prefix(request, segments)
         methods = self._methods(segments)
         if request.method.decode("latin-1") not in methods:
-            body = answer(request, 405, f"this server is a read-only cache: here it answers {' and '.join(methods)}")
-            request.setHeader(b"allow", ", ".join(methods).encode())
-            return body
+            return _refuse(request, methods)
         result: bytes | int = self._inner.render(request)
         return result
 
@@ -90,6 +98,20 @@ def segments_of(request: Request, *, scoped: bool = False) -> list[str]:
     return segments
 
 
+def _refuse(request: Request, methods: tuple[str, ...]) -> bytes:
+    """
+    Refuse a method, with the reason and the allowed methods.
+
+    npm's clients show the body's ``error``. twine, which uploads with POST, shows the reason phrase alone.
+    """
+    reason = READ_ONLY if "GET" in methods else f"this address answers {' and '.join(methods)} only"
+    body = answer(request, 405, reason)
+    if request.method == b"POST":
+        request.setResponseCode(405, reason.encode())
+    request.setHeader(b"allow", ", ".join(methods).encode())
+    return body
+
+
 def _check_host(request: Request) -> None:
     """
     Raise BadRequest for an invalid Host header (RFC 9112, section 3.2).
@@ -112,6 +134,6 @@ def _decoded(segment: bytes) -> str:
         text = raw.decode()
     except UnicodeDecodeError:
         raise BadRequest("the address is not UTF-8") from None
-    if not text.isprintable():
+    if not text.isprintable() and text != EMPTY_SEGMENT:
         raise BadRequest("the address contains characters that can't be printed")
     return text

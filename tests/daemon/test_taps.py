@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from mypypi import __version__
-from mypypi.daemon.redis_program import find_server
+from mypypi.daemon import all_tap
+from mypypi.daemon.redis_program import NoRedisServer, find_server
 from mypypi.settings.reference import variables
 from tests.conftest import DaemonFactory
 from tests.rig.daemon import Daemon
@@ -91,6 +92,8 @@ class TestCommandLine:
         assert {line.split()[0] for line in problems.strip().splitlines()} == set(wrong)
         assert "hush" not in daemon.log
         assert daemon.complaints == []
+        assert daemon.log.startswith(f"twistd {plugin}: the settings in the environment can't be used:\n")
+        assert len(daemon.log.splitlines()) == 1 + len(wrong)
 
     def test_listen_overrides_its_variable(self, daemon_factory: DaemonFactory) -> None:
         """``--listen`` overrides MYPYPI_LISTEN."""
@@ -104,6 +107,32 @@ class TestCommandLine:
         daemon = Daemon(plugin, tmp_path / "data", arguments=["--listen", "everywhere"])
         assert run(daemon) == 1
         assert "MYPYPI_LISTEN holds 'everywhere'; expected" in daemon.log
+        assert "Usage:" not in daemon.log
+
+    @pytest.mark.parametrize("plugin", DAEMONS)
+    def test_an_excluded_log_format_is_reported_in_one_line(self, plugin: str, tmp_path: Path) -> None:
+        """A log format that an option of twistd excludes is reported in one line, without the help."""
+        daemon = Daemon(plugin, tmp_path / "data", {"MYPYPI_LOG_FORMAT": "json"}, options=["--syslog"])
+        assert run(daemon) == 1
+        (line,) = daemon.log.splitlines()
+        assert line.startswith(f"twistd {plugin}: ")
+        assert "MYPYPI_LOG_FORMAT" in line
+
+    def test_a_missing_redis_server_is_reported_without_the_help(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without a Redis in the settings and on the machine, the daemon ends with the reason alone."""
+        monkeypatch.setattr(all_tap, "find_server", lambda: None)
+        monkeypatch.setattr(os, "environ", {"MYPYPI_REDIS_URL": ""})
+        with pytest.raises(SystemExit) as caught:
+            all_tap.Options().parseOptions([])
+        assert caught.value.code == f"mypypi: {NoRedisServer()}"
+
+    @pytest.mark.parametrize("plugin", DAEMONS)
+    def test_a_wrong_option_shows_the_options(self, plugin: str, tmp_path: Path) -> None:
+        """An unknown option on the command line is answered with the help, as by every program of twistd."""
+        daemon = Daemon(plugin, tmp_path / "data", arguments=["--no-such-option"])
+        assert run(daemon) == 1
+        assert "Usage:" in daemon.log
+        assert "option --no-such-option not recognized" in daemon.log
 
 
 class TestStart:

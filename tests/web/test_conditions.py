@@ -24,10 +24,9 @@ class TestEtag:
         assert not etag_matches(header, ["a", "b"])
 
     @pytest.mark.parametrize("header", ["", "a", '"a', 'w/"a"', '"a" "b"', "a, b", '"a\x7f"', '*, "a"', "\xff"])
-    def test_malformed_list_of_etags_is_refused(self, header: str) -> None:
-        """A header that is no list of etags is a bad request."""
-        with pytest.raises(BadRequest):
-            etag_matches(header, ["a"])
+    def test_malformed_list_of_etags_matches_nothing(self, header: str) -> None:
+        """A header that is no list of etags matches nothing, even if it contains the etag."""
+        assert not etag_matches(header, ["a"])
 
 
 class TestRange:
@@ -93,8 +92,7 @@ class TestRange:
             with pytest.raises(BadRequest):
                 ranges_of(header, 1000)
         for header in ('"a",' * 4000 + "x", '"a"' + " " * 8000 + "x", " " * 8000 + "x"):
-            with pytest.raises(BadRequest):
-                etag_matches(header, ["b"])
+            assert not etag_matches(header, ["b"])
         assert time.perf_counter() - began < 2
 
     def test_range_of_bytes_needs_the_length(self) -> None:

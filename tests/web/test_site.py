@@ -137,6 +137,8 @@ class RequestLogTest(SiteTestCase):
             "/-/user/token/s3cret",
             "/-/npm/v1/tokens/token/s3cret",
             "/%2d/user/token/s3cret",
+            "//-//user/token/s3cret",
+            "/prefix/-/user/token/s3cret",
         ):
             self.events.clear()
             for method in ("GET", "DELETE"):
