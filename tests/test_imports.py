@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pages": {"words", "observability", "redis", "rendering", "upstream"},
     "files": {"words", "observability", "redis", "upstream"},
     "worker": {"words", "files", "storage"},
-    "proxy": {"words", "files", "pages", "upstream", "worker"},
+    "proxy": {"words", "files", "pages", "rendering", "upstream", "worker"},
     "web": {"words", "observability", "ecosystems", "files", "pages", "proxy", "upstream"},
     "daemon": {
         "words", "settings", "observability", "ecosystems", "storage", "redis", "upstream", "rendering", "pages",

@@ -97,13 +97,14 @@ class ColdFiles:
     @pytest.mark.parametrize("padding", [0, LARGE])
     def test_wrong_bytes_abort_the_transfer_and_are_not_stored(self, site: Site, padding: int) -> None:
         """
-        Wrong bytes abort the transfer, and nothing is stored.
+        Wrong bytes abort the transfer, or are a 502 where none was sent yet, and nothing is stored.
 
         The log has one line for it, and the next request fetches again and works.
         """
         thing = site.publish(padding)
         fault = site.misbehave(thing, WrongBytes())
-        assert is_aborted(site.get(thing), thing)
+        answer = site.get(thing)
+        assert is_aborted(answer, thing) if padding else answer.status == 502
         site.wait_dropped(thing)
         fault.wait_served()
         assert (site.drafts, site.stored(thing)) == ([], [])
@@ -313,12 +314,14 @@ class MisbehavingUpstream:
         assert is_complete(site.get(thing), thing)
 
     def test_an_upstream_that_hangs_before_the_head_times_out(self, short_timeout: Site) -> None:
-        """The request is 503 after MYPYPI_UPSTREAM_TIMEOUT, and a later one works."""
+        """The request is 503 after MYPYPI_UPSTREAM_TIMEOUT. The one to upstream goes on; a later client joins it."""
         thing = short_timeout.publish()
         fault = short_timeout.misbehave(thing, Hang())
         answer = short_timeout.get(thing)
         assert (answer.status, answer.headers["Retry-After"], fault.served) == (503, "5", 1)
+        fault.release()
         assert is_complete(short_timeout.get(thing), thing)
+        assert len(short_timeout.asked(thing)) == 1
 
     def test_an_upstream_that_stalls_in_the_body_is_asked_for_the_rest(self, short_timeout: Site) -> None:
         """The fetch resumes with If-Range after the timeout. The client gets the whole file in one response."""
@@ -535,7 +538,7 @@ class Requests:
         """
         If-None-Match with the file's ETag gives 304.
 
-        The ETag may be strong, weak, in a list, or ``*``. A malformed header gives 400.
+        The ETag may be strong, weak, in a list, or ``*``. A malformed header matches nothing: the file is sent.
         """
         etag = site.get(thing).headers["ETag"]
         for known in (etag, f"W/{etag}", f'"other", {etag}', "*"):
@@ -543,7 +546,7 @@ class Requests:
             assert (answer.status, answer.body, answer.headers["ETag"]) == (304, b"", etag)
         assert is_complete(site.get(thing, {"If-None-Match": '"other"'}), thing)
         for odd in ("unquoted", '"a"' + ", " * 5000 + "x"):
-            assert site.get(thing, {"If-None-Match": odd}).status == 400
+            assert is_complete(site.get(thing, {"If-None-Match": odd}), thing)
 
     def test_a_file_is_never_encoded_and_never_changes(self, site: Site) -> None:
         """

@@ -28,7 +28,7 @@ from tests.rig.faults import Status
 from tests.rig.host import FileHost
 from tests.rig.http import Answer, get, head, post, raw
 from tests.rig.packages import incompressible, make_tarball
-from tests.rig.packuments import ABBREVIATED, FULL
+from tests.rig.packuments import ABBREVIATED, FULL, Package
 from tests.rig.registry import FakeRegistry
 from tests.support.kinds import NPMKind
 from tests.support.site import Site
@@ -74,6 +74,11 @@ def with_links_to(base: str, packument: Mapping[str, Any]) -> dict[str, Any]:
     for number, version in there["versions"].items():
         version["dist"]["tarball"] = f"{base}/{name}/-/{name.rpartition('/')[2]}-{number}.tgz"
     return there
+
+
+def abbreviated(package: Package) -> dict[str, Any]:
+    """Return the abbreviated form as the daemon has it: the registry's own lacks ``time``, which pnpm can use."""
+    return {**package.abbreviated(), "time": package.full()["time"]}
 
 
 @pytest.fixture
@@ -129,10 +134,10 @@ class TestPackuments(OverHTTP):
     def test_installers_get_the_abbreviated_one(
         self, site: Site, registry: FakeRegistry, detailed: str, accept: str
     ) -> None:
-        """The daemon abbreviates the full form, with the same result as upstream."""
+        """The daemon abbreviates the full form, with the same result as upstream, and the times of all versions."""
         answer = ask(site, f"/{detailed}", Accept=accept)
         assert answer.headers["Content-Type"] == ABBREVIATED
-        assert document(answer) == with_links_to(site.daemon.url, registry.package(detailed).abbreviated())
+        assert document(answer) == with_links_to(site.daemon.url, abbreviated(registry.package(detailed)))
         assert [request.headers["Accept"] for request in registry.seen(f"/{detailed}")] == [FULL]
 
     def test_a_registry_without_validators_is_served_in_both_forms(
@@ -141,7 +146,7 @@ class TestPackuments(OverHTTP):
         """Both forms have an ETag and a date that upstream did not send."""
         monkeypatch.setattr(registry, "plain", True)
         package = registry.package(detailed)
-        for accept, expected in ((FULL, package.full()), (INSTALLER, package.abbreviated())):
+        for accept, expected in ((FULL, package.full()), (INSTALLER, abbreviated(package))):
             answer = ask(site, f"/{detailed}", Accept=accept)
             assert document(answer) == with_links_to(site.daemon.url, expected)
             assert answer.headers["Last-Modified"] == format_datetime(package.modified, usegmt=True)
@@ -624,11 +629,23 @@ class TestQueries(OverHTTP):
         with registry.refusing():
             assert document(ask(site, "/-/ping?write=true")) == {}
 
-    @pytest.mark.parametrize("path", ["/-/whoami", "/-/npm/v1/user", "/-/npm/v1/tokens"])
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "/-/whoami",
+            "/-/npm/v1/user",
+            "/-/npm/v1/tokens",
+            "/-/user/org.couchdb.user:someone",
+            "/-/team/acme/developers/user",
+            "/-/org/acme/user",
+            "/-/package/thing/collaborators",
+            "/-/package/@acme%2fthing/access",
+        ],
+    )
     def test_requests_for_users_are_401(self, site: Site, registry: FakeRegistry, path: str) -> None:
         """The daemon answers 401 itself, since it has no users."""
         answer = ask(site, path, Authorization="Bearer s3cret")
-        assert (answer.status, "no users" in reason(answer)) == (401, True)
+        assert (answer.status, "no users" in reason(answer), "read-only" in reason(answer)) == (401, True, True)
         assert registry.count(path) == 0
 
 
@@ -645,7 +662,6 @@ class TestRefusals(OverHTTP):
             ("PATCH", "/thing"),
             ("POST", "/thing"),
             ("PUT", "/-/user/org.couchdb.user:someone"),
-            ("POST", "/-/v1/login"),
             ("POST", "/-/npm/v1/tokens"),
             ("PUT", "/-/package/thing/dist-tags/beta"),
             ("DELETE", "/-/package/thing/dist-tags/beta"),
@@ -659,6 +675,13 @@ class TestRefusals(OverHTTP):
         answer = get(site.daemon.url + path, {"Content-Type": FULL}, method=method, body=b"{}")
         assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD")
         assert "read-only" in reason(answer)
+        assert registry.connections == before
+
+    def test_a_login_is_501(self, site: Site, registry: FakeRegistry) -> None:
+        """A login in the browser is refused with 501. After a 4xx, npm asks for a password."""
+        before = registry.connections
+        answer = get(f"{site.daemon.url}/-/v1/login", {"Content-Type": FULL}, method="POST", body=b"{}")
+        assert (answer.status, "read-only" in reason(answer)) == (501, True)
         assert registry.connections == before
 
     @pytest.mark.parametrize("kind", TestQueries.AUDITS)
@@ -785,6 +808,6 @@ class TestLargePackuments(OverHTTP):
         assert len(answer.body) > 20_000_000
         assert document(answer) == with_links_to(site.daemon.url, registry.package(name).full())
         short = ask(site, f"/{name}", **{"Accept": INSTALLER, "Accept-Encoding": "gzip"})
-        assert document(short) == with_links_to(site.daemon.url, registry.package(name).abbreviated())
+        assert document(short) == with_links_to(site.daemon.url, abbreviated(registry.package(name)))
         (link, *_) = self.kind.file_links("", document(short))
         assert get(link).body == registry.package(name).versions["1.0.0"].tarball.content

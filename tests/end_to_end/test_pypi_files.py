@@ -66,15 +66,17 @@ class TestMetadata:
         assert index.count(f"{path}.metadata") == 1
         assert index.count(path) == 0
 
-    def test_wrong_metadata_is_not_stored(self, site: Site, index: FakeIndex) -> None:
-        """Wrong metadata aborts the transfer, and the next request works."""
+    def test_wrong_metadata_is_no_longer_advertised(self, site: Site, index: FakeIndex) -> None:
+        """Metadata with other bytes than advertised is 502 with the reason, and disappears."""
         wheel = make_wheel("mistold")
-        fault = index.fault(f"{urlsplit(index.add(wheel)).path}.metadata", WrongBytes(), 1)
-        url = link(site, "mistold") + ".metadata"
-        answer = get(url)
+        fault = index.fault(f"{urlsplit(index.add(wheel)).path}.metadata", WrongBytes())
+        (before,) = entries(site, "mistold")
+        answer = get(before["url"] + ".metadata")
         fault.wait_served()
-        assert (answer.status, answer.complete) == (200, False)
-        assert get(url).body == wheel.metadata
+        assert (answer.status, "do not match the index's digest" in answer.text) == (502, True)
+        (after,) = entries(site, "mistold")
+        assert not after.get("core-metadata")
+        assert get(after["url"]).body == wheel.content
 
     def test_metadata_that_upstream_lacks_is_no_longer_advertised(self, site: Site, index: FakeIndex) -> None:
         """

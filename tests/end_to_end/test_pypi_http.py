@@ -216,6 +216,8 @@ class TestForms(OverHTTP):
         here = project.document()
         for file in (*upstream["files"], *here["files"]):
             del file["url"]
+        assert here["files"][-1].pop("provenance") == f"{project.site.daemon.url}/file/https/files.example/p"
+        assert upstream["files"][-1].pop("provenance") == "https://files.example/p"
         assert here == upstream
 
     def test_html_has_the_fields_that_peps_define_for_html(self, project: Project) -> None:
@@ -231,7 +233,7 @@ class TestForms(OverHTTP):
             "data-yanked": 'it "<breaks>"',
             "data-core-metadata": metadata,
             "data-dist-info-metadata": metadata,
-            "data-provenance": "https://files.example/p?a=1&b=2",
+            "data-provenance": f"{project.site.daemon.url}/file/https/files.example/p?a=1&b=2",
         }
         metas = read(project.page(TEXT)).metas
         assert ("pypi:repository-version", "1.4") in metas
@@ -568,14 +570,9 @@ class TestConditions(OverHTTP):
     """Tests conditional requests."""
 
     @pytest.mark.parametrize("condition", ["abc", '"abc', 'abc"', "W/abc", '"a" "b"', "", "'abc'", '*, "a"', '"a\tb"'])
-    def test_an_if_none_match_that_names_no_etags_is_refused(self, project: Project, condition: str) -> None:
-        """
-        A malformed If-None-Match gets 400.
-
-        The client's cache would never work, so an error is better than a page.
-        """
-        answer = project.page(**{"If-None-Match": condition})
-        assert (answer.status, "If-None-Match" in reason(answer)) == (400, True)
+    def test_an_if_none_match_that_names_no_etags_matches_nothing(self, project: Project, condition: str) -> None:
+        """A malformed If-None-Match gets the page: clients hand back what another server gave them."""
+        assert project.page(**{"If-None-Match": condition}).status == 200
 
 
 class TestHealth(OverHTTP):
