@@ -129,8 +129,8 @@ class Cluster:
         return get(answer.headers["Location"], headers) if answer.status in (301, 302) else answer
 
     def fetched(self, wheel: Artifact) -> int:
-        """The number of requests for the file that upstream received."""
-        return self.index.count(self.index.path_of(wheel.filename))
+        """The number of requests for the file's bytes that upstream received."""
+        return sum(asked.method == "GET" for asked in self.index.seen(self.index.path_of(wheel.filename)))
 
     # The bucket
 
