@@ -119,4 +119,6 @@ def is_segment(text: str) -> bool:
 
     Such a segment passes `mypypi.web.validation`, and is safe as a file name.
     """
-    return text not in ("", ".", "..") and not re.search(r"[/\\]", text) and text.isprintable()
+    # Clients and proxies that know parameters of segments (RFC 3986, section 3.3) take ``..;x`` for ``..``.
+    is_name = text != "" and text.partition(";")[0] not in (".", "..")
+    return is_name and not re.search(r"[/\\]", text) and text.isprintable()

@@ -92,6 +92,8 @@ class TestKey:
             "https://files.example/a/../b.whl",
             "https://files.example/a/%2e%2e/b.whl",
             "https://files.example/./b.whl",
+            "https://files.example/.;x",
+            "https://files.example/a/..;x/b.whl",
             "https://files.example/a%2Fb.whl",
             "https://files.example/a%00.whl",
             "https://files.example/a%0A.whl",
