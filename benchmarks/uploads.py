@@ -28,7 +28,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater, react
 
 from mypypi.daemon.backends import disk_id
-from mypypi.model import Digest, Job
+from mypypi.digests import Digest
+from mypypi.model import Job
 from mypypi.redis.client import RedisClient
 from mypypi.redis.queue import RedisQueue
 from mypypi.settings.types import RedisUrl

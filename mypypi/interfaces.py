@@ -11,8 +11,8 @@ from pathlib import Path
 
 from zope.interface import Attribute, Interface
 
+from mypypi.digests import Digest
 from mypypi.model import (
-    Digest,
     FileCheck,
     HeldLease,
     Link,
@@ -118,7 +118,7 @@ class IStorage(Interface):
 
     def digest_of(stored: StoredFile, algorithm: str) -> Awaitable[Digest | None]:
         """
-        Hash a stored file by this algorithm, one of `mypypi.model.ALGORITHMS`.
+        Hash a stored file by this algorithm, one of `mypypi.digests.ALGORITHMS`.
 
         None if its bytes are not on this host's disk, or not there any more. Raises StorageDown.
         """

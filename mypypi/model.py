@@ -1,78 +1,22 @@
-"""The domain's values, all frozen: digests, package files, pages, leases, pauses.
+"""The domain's values, all frozen: package files, pages, leases, pauses.
 
-Knows the syntax of URLs and digests. Must never know I/O, Twisted, or any one ecosystem's formats.
+Knows the syntax of URLs. Must never know I/O, Twisted, or any one ecosystem's formats.
 """
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from attrs import Factory, field, frozen
 
+from mypypi.digests import Digest
 from mypypi.file_keys import key_of
-
-if TYPE_CHECKING:
-    from hashlib import _Hash
-
-#: Strongest first. Other algorithms that an index may name (crc32, md4, …) prove nothing, and are ignored.
-ALGORITHMS = ("sha512", "sha384", "sha256", "sha224", "sha1", "md5")
-_DIGEST_LENGTHS = {name: hashlib.new(name, usedforsecurity=False).digest_size * 2 for name in ALGORITHMS}
-_HEX = re.compile("[0-9a-f]+")
 
 #: Placeholder in rendered pages for this server's own address, which is known only when a request arrives. A host below
 #: the top-level domain ``invalid`` can't exist (RFC 2606, section 2).
 BASE_PLACEHOLDER = b"http://base.mypypi.invalid"
-
-
-@frozen
-class Digest:
-    """A file's hash: an algorithm of `ALGORITHMS`, and lower-case hex."""
-
-    algorithm: str
-    hex: str
-
-    def __str__(self) -> str:
-        return f"{self.algorithm}-{self.hex}"
-
-    @classmethod
-    def parse(cls, text: str) -> Digest:
-        """Parse the output of ``str()``. Raises ValueError for other text."""
-        algorithm, _, value = text.partition("-")
-        if algorithm not in ALGORITHMS or not _is_digest(algorithm, value):
-            raise ValueError(f"not a digest: {text!r}")
-        return cls(algorithm, value)
-
-    @classmethod
-    def parse_all(cls, text: str) -> tuple[Digest, ...]:
-        """Parse several digests with spaces between them; none for an empty text. Raises ValueError."""
-        return tuple(cls.parse(part) for part in text.split())
-
-    @classmethod
-    def strongest(cls, hashes: Mapping[str, object]) -> Digest | None:
-        """Return the strongest valid digest of these, given as hex of any case by algorithm; None without one."""
-        for algorithm in ALGORITHMS:
-            value = hashes.get(algorithm)
-            if isinstance(value, str) and _is_digest(algorithm, value.lower()):
-                return cls(algorithm, value.lower())
-        return None
-
-    def hasher(self) -> _Hash:
-        """Return a new hash object of this digest's algorithm."""
-        return new_hasher(self.algorithm)
-
-
-def new_hasher(algorithm: str) -> _Hash:
-    """Return a new hash object of this algorithm, which may be weak, since some indexes give no others."""
-    return hashlib.new(algorithm, usedforsecurity=False)
-
-
-def _is_digest(algorithm: str, value: str) -> bool:
-    return len(value) == _DIGEST_LENGTHS[algorithm] and _HEX.fullmatch(value) is not None
 
 
 def fetch_lease(key: str) -> str:
@@ -98,10 +42,26 @@ class PackageFile:
     key: str = Factory(lambda file: key_of(file.url), takes_self=True)
     also: tuple[Digest, ...] = ()
 
+    @classmethod
+    def of(cls, link: str, url: str, digests: str, size: int | None = None, key: str = "") -> PackageFile:
+        """Return the file with these digests, as `digest_text` has them. Raises ValueError."""
+        parsed = [Digest.parse(text) for text in digests.split()]
+        return cls(link, url, parsed[0] if parsed else None, size, key or key_of(url), tuple(parsed[1:]))
+
     @property
     def digests(self) -> tuple[Digest, ...]:
         """All digests that the page gives."""
         return () if self.digest is None else (self.digest, *self.also)
+
+    @property
+    def digest_text(self) -> str:
+        """All digests as one text, for `of`."""
+        return " ".join(map(str, self.digests))
+
+    @property
+    def only_digest(self) -> Digest | None:
+        """The digest that the file must have; None if the page gives none, or several."""
+        return None if self.also else self.digest
 
     @property
     def keys(self) -> tuple[str, ...]:

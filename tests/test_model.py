@@ -6,8 +6,9 @@ import hashlib
 
 import pytest
 
+from mypypi.digests import Digest, new_hasher
 from mypypi.file_keys import key_from_segments, key_of, stable_key_of
-from mypypi.model import Digest, PackageFile, PageId, new_hasher
+from mypypi.model import PackageFile, PageId
 
 HEX = hashlib.sha256(b"").hexdigest()
 OTHER = hashlib.sha256(b"other").hexdigest()

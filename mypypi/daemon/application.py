@@ -19,7 +19,6 @@ from mypypi.job import QueueState
 from mypypi.observability.metrics import CurrentState, render_metrics
 from mypypi.web.about import About
 from mypypi.web.health import Check, Health, OperatorRoutes
-from mypypi.web.public_address import Addresses
 from mypypi.web.validation import RequestValidator
 
 #: Seconds to wait for the state of the queue when the metrics are scraped.
@@ -29,8 +28,7 @@ _QUEUE_TIMEOUT = 3.0
 def make_application(backends: Backends, index: Index) -> IResource:
     """The whole application as one resource."""
     settings = backends.settings
-    addresses = Addresses(settings.public_url, settings.trusted_proxies)
-    about = About(settings.package_type, settings.upstream_url, addresses, index.ecosystem.example)
+    about = About(settings.package_type, settings.upstream_url, index.addresses, index.ecosystem.example)
     health = Health(_checks(backends, index), backends.reactor)
     operator = OperatorRoutes(health, lambda outcomes: _metrics(backends, outcomes), about)
     routes = index.routes()
@@ -39,7 +37,7 @@ def make_application(backends: Backends, index: Index) -> IResource:
     def has_route(segments: list[str]) -> bool:
         return operator.has_route(segments) or routes.has_route(segments)
 
-    remove_prefix = partial(addresses.remove_prefix, has_route=has_route)
+    remove_prefix = partial(index.addresses.remove_prefix, has_route=has_route)
     return RequestValidator(trunk, routes.methods, scoped=index.ecosystem.scoped, remove_prefix=remove_prefix)
 
 

@@ -80,12 +80,14 @@ class Index(Service):
             settings.negative_cache_time,
         )
         self.fetches = Fetches(tools, backends.drafts)
+        #: The addresses of this server and of its clients, as proxies tell them.
+        self.addresses = Addresses(settings.public_url, settings.trusted_proxies)
         self._proxy = self._make_proxy()
 
     def routes(self) -> PyPIRoutes | NPMRoutes:
         """Return the Klein routes of this index."""
         settings, backends = self._backends.settings, self._backends
-        addresses = Addresses(settings.public_url, settings.trusted_proxies)
+        addresses = self.addresses
         return _ROUTES[settings.package_type](
             PageResponses(self._proxy, addresses),
             Files(self._proxy, self.upstream, self._bucket_reader, addresses, backends.disk_threads, backends.reactor),

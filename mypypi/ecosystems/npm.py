@@ -19,7 +19,7 @@ from mypypi.ecosystems.packument import ABBREVIATED, FULL, decode, dist_tags, ma
 from mypypi.errors import BadRequest, BadUpstreamResponse, NotFound
 from mypypi.file_keys import key_of
 from mypypi.interfaces import IEcosystem
-from mypypi.model import Digest, PackageFile, PageId, PageRequest, Part, RenderedForm, RenderedPage, SourceDocument
+from mypypi.model import PackageFile, PageId, PageRequest, Part, RenderedForm, RenderedPage, SourceDocument
 
 __all__ = ["ABBREVIATED", "FULL", "NPM", "check_name", "is_name"]
 
@@ -72,9 +72,7 @@ class NPM:
         """See `IEcosystem.listing`."""
         listed = {}
         for link, url, digests, *key in msgspec.json.decode(forms["files"], type=list[tuple[str, ...]]):
-            digest, *also = Digest.parse_all(digests) or (None,)
-            # Pages of version 0.1 have no keys.
-            listed[link] = PackageFile(link, url, digest, key=key[0] if key else key_of(url), also=tuple(also))
+            listed[link] = PackageFile.of(link, url, digests, key=key[0] if key else "")  # version 0.1 wrote no keys
         return listed
 
     def pages_for(self, link: str) -> tuple[PageId, ...]:

@@ -16,6 +16,7 @@ from urllib.parse import quote, unquote, urlsplit
 import msgspec
 from zope.interface import implementer
 
+from mypypi.digests import Digest
 from mypypi.ecosystems import simple_html
 from mypypi.ecosystems.pypi_names import normalise, projects_of
 from mypypi.ecosystems.simple_fields import mend_file, mend_page
@@ -36,16 +37,7 @@ from mypypi.ecosystems.simple_side_files import turn_provenance, withdraw
 from mypypi.errors import BadRequest, BadUpstreamResponse, NotFound
 from mypypi.file_keys import key_from_segments
 from mypypi.interfaces import IEcosystem
-from mypypi.model import (
-    Digest,
-    PackageFile,
-    PageId,
-    PageRequest,
-    Part,
-    RenderedForm,
-    RenderedPage,
-    SourceDocument,
-)
+from mypypi.model import PackageFile, PageId, PageRequest, Part, RenderedForm, RenderedPage, SourceDocument
 
 __all__ = ["PyPI", "normalise"]
 
@@ -65,7 +57,8 @@ class PyPI:
 
     The kinds of pages: ``root``, the list of all projects; ``simple``, a project's page; and ``json``, PyPI's own JSON
     about a project or one version of it. Projects have normalised names. A link (see `PackageFile.link`) is `key_of`
-    the upstream URL. `upstream_url` is the index's URL without a trailing ``/simple``.
+    the upstream URL, or `stable_key_of` where the query does not tell which file it is. `upstream_url` is the index's
+    URL without a trailing ``/simple``.
     """
 
     name = "pypi"

@@ -13,8 +13,8 @@ from typing import Any
 
 from packaging.utils import canonicalize_name
 
+from mypypi.digests import Digest
 from mypypi.ecosystems.simple_html_reader import CORE_METADATA, HEX, REAL_HASHES
-from mypypi.model import Digest
 
 #: A page with the structure of PEP 691's JSON. Values are upstream's, and may have any type.
 Document = dict[str, Any]

@@ -11,9 +11,10 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
+from mypypi.digests import Digest
 from mypypi.ecosystems.simple_html_reader import hashes_in
 from mypypi.file_keys import key_of, stable_key_of, with_marks, without_marks
-from mypypi.model import BASE_PLACEHOLDER, Digest
+from mypypi.model import BASE_PLACEHOLDER
 
 #: The relative URL from a project's page to the route of package files.
 TO_FILES = "../../file/"

@@ -17,8 +17,9 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import msgspec
 
+from mypypi.digests import ALGORITHMS, Digest
 from mypypi.file_keys import is_segment, key_of, stable_key_of
-from mypypi.model import ALGORITHMS, BASE_PLACEHOLDER, Digest
+from mypypi.model import BASE_PLACEHOLDER
 
 #: Characters of the longest address that can be served from here.
 _LONGEST_ADDRESS = 8192

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from twisted.internet.defer import Deferred
 
-from mypypi.model import Digest
+from mypypi.digests import Digest
 
 #: Bytes at the end of an unchecked file that readers get only after its digest has been checked.
 HELD_BACK = 4096

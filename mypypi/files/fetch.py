@@ -18,6 +18,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from mypypi.digests import Digest
 from mypypi.errors import (
     AlreadyStored,
     BadUpstreamResponse,
@@ -33,11 +34,11 @@ from mypypi.errors import (
     UpstreamRefused,
     error_from,
     storage_error,
-    upstream_error,
 )
 from mypypi.files.transfer import FetchCancelled, Transfer, complete_state
-from mypypi.model import Digest, FileCheck, PackageFile, fetch_lease
+from mypypi.model import FileCheck, PackageFile, fetch_lease
 from mypypi.observability import metrics
+from mypypi.upstream.backoff import error_of
 
 if TYPE_CHECKING:
     from mypypi.files.drafts import Draft
@@ -228,7 +229,7 @@ class Fetch:
         """Wait for the end of this file's back-off, if that is soon. Otherwise raise the failure that began it."""
         pause = await self._tools.backoff.wait_out(self._backoff_name)
         if pause is not None:
-            error = upstream_error(pause.status, pause.why, math.ceil(pause.until - self._tools.clock.seconds()))
+            error = error_of(pause, self._tools.clock.seconds())
             self._fail_draft(error)
             raise error
 

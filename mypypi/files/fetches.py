@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
 
+from mypypi.digests import Digest
 from mypypi.errors import AlreadyStored, StorageFull, storage_error
 from mypypi.files.fetch import Fetch, FetchTools
-from mypypi.model import Digest, PackageFile
+from mypypi.model import PackageFile
 from mypypi.observability import metrics
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ import tempfile
 import zlib
 from typing import TYPE_CHECKING
 
+from mypypi.digests import Digest
 from mypypi.errors import BadUpstreamResponse, DigestMismatch
 from mypypi.files.drafts import write_at
-from mypypi.model import Digest
 
 if TYPE_CHECKING:
     from mypypi.files.drafts import Draft

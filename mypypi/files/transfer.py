@@ -15,6 +15,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from mypypi.digests import Digest
 from mypypi.errors import (
     BadUpstreamResponse,
     DigestMismatch,
@@ -30,7 +31,7 @@ from mypypi.files.drafts import State
 from mypypi.files.endings import has_end
 from mypypi.files.gzipped import GZIPPED, inflate, is_encoded
 from mypypi.files.receiver import Receiver
-from mypypi.model import Digest, PackageFile
+from mypypi.model import PackageFile
 
 if TYPE_CHECKING:
     from mypypi.files.drafts import Draft

@@ -5,15 +5,14 @@ Knows leases, back-offs and stored pages. Must never know upstream, or how a pag
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.task import deferLater
 
-from mypypi.errors import MyPyPiError, upstream_error
-from mypypi.model import Page, PageId, Pause
+from mypypi.model import Page, PageId
 from mypypi.observability import metrics
+from mypypi.upstream.backoff import error_of
 
 if TYPE_CHECKING:
     from mypypi.pages.page_store import PageStore
@@ -115,11 +114,6 @@ class Fleet:
 def name_of(page: PageId) -> str:
     """Return the name of a page's lease and of its back-off."""
     return f"page:{page}"
-
-
-def error_of(pause: Pause, now: float) -> MyPyPiError:
-    """Return the failure that began a back-off, with the seconds until it ends."""
-    return upstream_error(pause.status, pause.why, max(1, math.ceil(pause.until - now)))
 
 
 def _is_changed(current: Page, before: Page | None) -> bool:

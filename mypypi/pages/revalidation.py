@@ -30,7 +30,8 @@ from mypypi.errors import (
     UpstreamUnreachable,
 )
 from mypypi.model import Page, PageId, Refusal
-from mypypi.pages.fleet import POLL_INTERVAL, Fleet, error_of, name_of
+from mypypi.pages.fleet import POLL_INTERVAL, Fleet, name_of
+from mypypi.upstream.backoff import error_of
 from mypypi.upstream.refusals import RULES
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from attrs import frozen
 
+from mypypi.digests import Digest
 from mypypi.files.content import Content
-from mypypi.model import Digest, Link, PackageFile, StoredFile
+from mypypi.model import Link, PackageFile, StoredFile
 
 
 @frozen

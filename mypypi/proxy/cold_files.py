@@ -98,7 +98,7 @@ class ColdFiles:
             size = await self._upstream.size_of(file.url, client)
         except (UpstreamDown, BadUpstreamResponse):
             size = file.size
-        return None if size is None else FileDescription(file.digest, size, immutable=file.digest is not None)
+        return None if size is None else FileDescription(file.only_digest, size, immutable=file.digest is not None)
 
     def _note_storage_failure(self, why: str) -> None:
         """Log that files can't be stored. This is logged once, until they can be stored again."""
@@ -161,8 +161,7 @@ class ColdFiles:
         except BaseException:
             content.close()
             raise
-        digest = content.digest or (None if file.also else file.digest)
-        return LocalContent(content, digest, hit=False, immutable=file.digest is not None)
+        return LocalContent(content, content.digest or file.only_digest, hit=False, immutable=file.digest is not None)
 
     def _start(self, file: PackageFile, client: str, *, anew: bool) -> Content | None:
         """Start a fetch and return its content. Returns None if too many fetches run."""

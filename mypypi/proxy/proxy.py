@@ -7,7 +7,8 @@ headers, Redis, or any one ecosystem.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -15,7 +16,7 @@ from twisted.logger import Logger
 
 from mypypi.errors import CatalogDown, DigestMismatch, MyPyPiError, NotFound, UpstreamRefused
 from mypypi.file_keys import key_from_segments
-from mypypi.model import PackageFile, PageId
+from mypypi.model import PackageFile, Page, PageId
 from mypypi.proxy.answers import FileAnswer, LocalContent
 from mypypi.proxy.stored_files import StoredFiles
 
@@ -94,10 +95,13 @@ class Proxy:
             segment = key_from_segments(["https", "host", filename]).rpartition("/")[2]
         except ValueError:
             raise NotFound("there is nothing at this address") from None
-        files: list[PackageFile] | None = None
-        for page in self._ecosystem.pages_for(segment):
-            files = files or await self._on_cached_page(page, lambda listing: listing.named(segment))
-        files = files or await self._on_upstreams_page(segment, client, lambda listing: listing.named(segment))
+
+        def named(listing: Listing) -> list[PackageFile]:
+            return listing.named(segment)
+
+        pages = self._ecosystem.pages_for(segment)
+        cached = [found[1] for page in pages if (found := await self._on_cached_page(page, named)) is not None]
+        files = cached[0] if cached else await self._on_upstreams_pages(pages, client, named)
         if not files:
             raise NotFound("there is nothing at this address, and no page of upstream lists a file of this name")
         if len(files) > 1 and (files[0].digest is None or any(file.digests != files[0].digests for file in files)):
@@ -135,23 +139,19 @@ class Proxy:
 
     async def _listed_anew(self, listed: PackageFile, client: str) -> PackageFile | None:
         """Ask upstream for the file's page again. Returns the file if the page lists it otherwise now."""
-        for page in await self._pages_for(listed.link):
-            try:
-                cached = await self.pages.revalidated(page, client)
-            except MyPyPiError:
-                continue
-            file = (await self.pages.listing(cached)).get(listed.link)
-            if file is not None and file != listed:
-                return file
+
+        def changed(listing: Listing) -> PackageFile | None:
+            file = listing.get(listed.link)
+            return file if file != listed else None
+
+        with suppress(MyPyPiError):
+            return await self._on_upstreams_pages(await self._pages_for(listed.link), client, changed)
         return None
 
     async def _confirmed_at(self, link: str) -> float:
         """Return when upstream last confirmed the page that lists this link; 0 if no cached page does."""
-        for page in await self._pages_for(link):
-            if await self._listed_on_cached_page(page, link) is not None:
-                cached = await self.pages.cached(page)
-                return 0.0 if cached is None else cached.checked_at
-        return 0.0
+        found = await self._cached_page_listing(link)
+        return 0.0 if found is None else found[0].checked_at
 
     async def _pages_for(self, link: str) -> list[PageId]:
         """Return the pages that may list this link, by its name and by the catalog."""
@@ -160,12 +160,25 @@ class Proxy:
 
     async def _listed_in_cache(self, link: str) -> PackageFile | None:
         """Find a link on the cached pages, however old they are."""
+        found = await self._cached_page_listing(link)
+        return None if found is None else found[1]
+
+    async def _cached_page_listing(self, link: str) -> tuple[Page, PackageFile] | None:
+        """Return the cached page that lists this link, and its file. The catalog is asked only if no name tells it."""
         for page in self._ecosystem.pages_for(link):
-            file = await self._listed_on_cached_page(page, link)
-            if file is not None:
-                return file
+            found = await self._on_cached_page(page, lambda listing: listing.get(link))
+            if found is not None:
+                return found
         indexed = await self._indexed_page(link)
-        return await self._listed_on_cached_page(indexed, link) if indexed is not None else None
+        return None if indexed is None else await self._on_cached_page(indexed, lambda listing: listing.get(link))
+
+    async def _on_cached_page(self, page: PageId, look: Callable[[Listing], T | None]) -> tuple[Page, T] | None:
+        """Return what `look` finds on this page, and the page. None if it is not cached, or `look` finds nothing."""
+        cached = await self.pages.cached(page)
+        if cached is None or cached.missing:
+            return None
+        found = look(await self.pages.listing(cached))
+        return (cached, found) if found else None
 
     async def _indexed_page(self, link: str) -> PageId | None:
         try:
@@ -173,30 +186,25 @@ class Proxy:
         except CatalogDown:
             return None
 
-    async def _listed_on_cached_page(self, page: PageId, link: str) -> PackageFile | None:
-        return await self._on_cached_page(page, lambda listing: listing.get(link))
-
-    async def _on_cached_page(self, page: PageId, look: Callable[[Listing], T | None]) -> T | None:
-        cached = await self.pages.cached(page)
-        if cached is None or cached.missing:
-            return None
-        return look(await self.pages.listing(cached))
-
     async def _listed_upstream(self, link: str, client: str) -> PackageFile:
         """
         Find a link on upstream's own pages.
 
         No cached page lists it. Only upstream itself is asked, never the host that the link names.
         """
-        file = await self._on_upstreams_page(link, client, lambda listing: listing.get(link))
+        file = await self._on_upstreams_pages(
+            self._ecosystem.pages_for(link), client, lambda listing: listing.get(link)
+        )
         if file is None:
             raise NotFound("no page of upstream lists this file")
         return file
 
-    async def _on_upstreams_page(self, link: str, client: str, look: Callable[[Listing], T | None]) -> T | None:
-        """Return the first thing that `look` finds on those of upstream's own pages that may list this link."""
+    async def _on_upstreams_pages(
+        self, pages: Iterable[PageId], client: str, look: Callable[[Listing], T | None]
+    ) -> T | None:
+        """Return the first thing that `look` finds on these pages of upstream's. Raises the failure of a page."""
         failure: MyPyPiError | None = None
-        for page in self._ecosystem.pages_for(link):
+        for page in pages:
             try:
                 current = await self.pages.revalidated(page, client)
             except NotFound:

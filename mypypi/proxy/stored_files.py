@@ -18,8 +18,8 @@ from mypypi.model import PackageFile, StoredFile
 from mypypi.proxy.answers import FileAnswer, LocalContent, StoredElsewhere
 
 if TYPE_CHECKING:
+    from mypypi.digests import Digest
     from mypypi.interfaces import ICatalog, IEcosystem, IStorage
-    from mypypi.model import Digest
     from mypypi.proxy.file_checks import FileChecks
 
 #: Files whose hash by another algorithm is remembered.

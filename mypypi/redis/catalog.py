@@ -13,8 +13,9 @@ import msgspec
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from mypypi.digests import Digest
 from mypypi.interfaces import ICatalog
-from mypypi.model import Digest, FileCheck, HeldLease, Page, PageId, Pause, StoredFile
+from mypypi.model import FileCheck, HeldLease, Page, PageId, Pause, StoredFile
 from mypypi.redis.records import Lease, Stamp, Stored, decode_page, encode_page
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ from hashlib import blake2b
 import msgspec
 from attrs import field, frozen
 
-from mypypi.file_keys import key_of
-from mypypi.model import Digest, PackageFile
+from mypypi.model import PackageFile
 
 #: Link, URL, digests, size, and the key unless it is that of the URL.
 _DECODER = msgspec.msgpack.Decoder(tuple[str, str, str, int | None, str])
@@ -87,10 +86,9 @@ def _hash(link: str) -> int:
 
 def _unpack(record: bytes) -> PackageFile:
     link, url, digests, size, key = _DECODER.decode(record)
-    digest, *also = Digest.parse_all(digests) or (None,)
-    return PackageFile(link, url, digest, size, key or key_of(url), tuple(also))
+    return PackageFile.of(link, url, digests, size, key)
 
 
 def _pack(file: PackageFile) -> bytes:
     key = "" if len(file.keys) == 1 else file.key
-    return msgspec.msgpack.encode((file.link, file.url, " ".join(map(str, file.digests)), file.size, key))
+    return msgspec.msgpack.encode((file.link, file.url, file.digest_text, file.size, key))

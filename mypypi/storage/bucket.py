@@ -18,10 +18,11 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from mypypi.coalescing import Coalescer
+from mypypi.digests import Digest
 from mypypi.errors import CatalogDown, StorageDown, storage_error
 from mypypi.interfaces import IStorage
 from mypypi.job import Job
-from mypypi.model import Digest, Link, StoredFile, fetch_lease
+from mypypi.model import Link, StoredFile, fetch_lease
 
 if TYPE_CHECKING:
     from mypypi.interfaces import ICatalog

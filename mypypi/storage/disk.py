@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING
 
 from zope.interface import implementer
 
+from mypypi.digests import Digest, new_hasher
 from mypypi.errors import StorageDown, storage_error
 from mypypi.interfaces import IStorage
-from mypypi.model import Digest, Link, StoredFile, new_hasher
+from mypypi.model import Link, StoredFile
 
 if TYPE_CHECKING:
     from mypypi.threads import Threads

@@ -16,8 +16,9 @@ from attrs import field, frozen
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from mypypi.digests import Digest
 from mypypi.errors import StorageDown
-from mypypi.model import Digest, StoredFile
+from mypypi.model import StoredFile
 from mypypi.storage.s3_upload import DIGEST_METADATA, PART_BYTES, S3Uploader, error_code
 
 if TYPE_CHECKING:

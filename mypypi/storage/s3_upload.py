@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote
 from attrs import define, frozen
 from botocore.exceptions import BotoCoreError, ClientError
 
-from mypypi.model import Digest
+from mypypi.digests import Digest
 
 #: A larger file is uploaded in parts of this size (bytes). S3 takes ten thousand parts.
 PART_BYTES = 16 * 1024 * 1024

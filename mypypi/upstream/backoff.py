@@ -5,6 +5,7 @@ Knows the catalog and a clock. Must never know what a pause is for, beyond its n
 
 from __future__ import annotations
 
+import math
 import random
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from attrs import frozen
 from cachetools import LRUCache
 from twisted.internet.task import deferLater
 
-from mypypi.errors import CatalogDown
+from mypypi.errors import CatalogDown, MyPyPiError, upstream_error
 from mypypi.model import Pause
 
 if TYPE_CHECKING:
@@ -123,3 +124,8 @@ class Backoff:
     def _remember(self, name: str, pause: Pause | None) -> _KnownPause:
         known = self._known[name] = _KnownPause(pause, self._clock.seconds())
         return known
+
+
+def error_of(pause: Pause, now: float) -> MyPyPiError:
+    """Return the failure that began a pause, with the seconds until the pause ends."""
+    return upstream_error(pause.status, pause.why, max(1, math.ceil(pause.until - now)))

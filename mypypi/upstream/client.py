@@ -1,7 +1,6 @@
 """Requests pages and files from upstream.
 
-Turns statuses into errors. Knows URLs and statuses. Must never know what a page or a package is,
-or which client asked.
+Turns statuses into errors. Knows URLs and statuses. Must never know what a page or a package is, or which client asked.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ from mypypi.upstream.responses import (
     FileResponse,
     PageResponse,
     PassedResponse,
-    first_value,
     first_values,
     retry_after,
+    told_wait,
 )
 
 if TYPE_CHECKING:
@@ -265,10 +264,9 @@ class Upstream:
         raise BadUpstreamResponse(f"upstream answered {status}")
 
     def _down(self, response: IResponse) -> UpstreamDown:
-        seconds = retry_after(response.headers, self._reactor.seconds())
-        error = UpstreamDown(f"upstream answered {response.code}", seconds)
-        if first_value(response.headers, "retry-after"):
-            error.told = seconds
+        now = self._reactor.seconds()
+        error = UpstreamDown(f"upstream answered {response.code}", retry_after(response.headers, now))
+        error.told = told_wait(response.headers, now)
         return error
 
     async def _refusal(self, response: IResponse, url: str) -> MyPyPiError:

@@ -141,9 +141,11 @@ class ConcurrencyLimiter:
 
         Returns the place in which it goes on. Returns None if there is none: too many requests are late.
         """
+        if slot.late:
+            return slot
         late = evolve(slot, late=True)
-        if slot.late or not self._late.has_room(late):
-            return slot if slot.late else None
+        if not self._late.has_room(late):
+            return None
         self._late.take(late)
         self._running.free(slot)
         self._start_waiting()

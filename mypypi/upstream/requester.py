@@ -29,7 +29,7 @@ from mypypi.upstream.agent import Content, RawEncodingAgent, connection_pool
 from mypypi.upstream.bodies import DiscardedBody
 from mypypi.upstream.breaker import origin_of
 from mypypi.upstream.causes import NOT_CONNECTED, cause_of, is_closed_unanswered, reason_of
-from mypypi.upstream.responses import first_value, retry_after
+from mypypi.upstream.responses import told_wait
 
 if TYPE_CHECKING:
     from mypypi.upstream.breaker import Breaker, Permit
@@ -159,10 +159,9 @@ class Requester:
             if self._metered:
                 metrics.UPSTREAM_REQUESTS.labels(request.kind, outcome).inc()
         if self._breaker is not None and permit is not None:
-            told = response.code in (429, 503) and bool(first_value(response.headers, "retry-after"))
-            seconds = retry_after(response.headers, self._reactor.seconds()) if told else None
             try:
-                await self._breaker.answered(permit, response.code, seconds)
+                wait = told_wait(response.headers, self._reactor.seconds())
+                await self._breaker.answered(permit, response.code, wait)
             except BaseException:
                 self.discard(response)
                 raise
@@ -231,7 +230,6 @@ class Requester:
             auth = (self._credentials.username.encode(), self._credentials.password.encode())
         fields = {"User-Agent": _USER_AGENT, **request.headers}
         is_cancelled, limit = False, self.timeout
-
         timer: Any = None
 
         def time_out() -> None:

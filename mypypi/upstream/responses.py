@@ -105,6 +105,11 @@ def first_values(headers: Headers) -> dict[str, str]:
     return {name.decode("latin-1").lower(): values[0].decode("latin-1") for name, values in headers.getAllRawHeaders()}
 
 
+def told_wait(headers: Headers, now: float) -> int | None:
+    """Return the seconds of a Retry-After header, as `retry_after` does; None if upstream sent none."""
+    return retry_after(headers, now) if first_value(headers, "retry-after") else None
+
+
 def retry_after(headers: Headers, now: float) -> int:
     """
     Return the seconds of a Retry-After header, from 1 to 60.

@@ -24,7 +24,8 @@ from mypypi.web.request_log import set_kind
 if TYPE_CHECKING:
     from twisted.web.http import Request
 
-    from mypypi.model import Digest, Link
+    from mypypi.digests import Digest
+    from mypypi.model import Link
     from mypypi.threads import Threads
     from mypypi.upstream.client import Upstream
     from mypypi.web.public_address import Addresses

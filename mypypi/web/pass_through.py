@@ -18,9 +18,10 @@ from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 from zope.interface import implementer
 
+from mypypi.digests import Digest
 from mypypi.errors import BadUpstreamResponse
 from mypypi.files.content import HELD_BACK
-from mypypi.model import Digest, PackageFile
+from mypypi.model import PackageFile
 from mypypi.upstream.bodies import abort_connection
 from mypypi.web.content_reader import Span, abort
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from mypypi.errors import NotFound
 from mypypi.job import Job
-from mypypi.model import Digest, PackageFile
+from mypypi.model import PackageFile
 from mypypi.storage.bucket import UPLOAD, BucketStorage
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def fetch_job(file: PackageFile, disk: str) -> Job:
     """Return the job to fetch and store a file. With `disk`, only a worker with access to that disk runs it."""
     about = {"link": file.link, "url": file.url}
     if file.digests:
-        about["digest"] = " ".join(map(str, file.digests))
+        about["digest"] = file.digest_text
     if file.size is not None:
         about["size"] = str(file.size)
     return Job(FETCH, file.key, about, disk)
@@ -37,8 +37,8 @@ def fetch_job(file: PackageFile, disk: str) -> Job:
 def file_of(job: Job) -> PackageFile:
     """Return the file of a fetch job."""
     size = job.about.get("size")
-    digest, *also = Digest.parse_all(job.about.get("digest", "")) or (None,)
-    return PackageFile(job.about["link"], job.about["url"], digest, int(size) if size else None, job.name, tuple(also))
+    digests = job.about.get("digest", "")
+    return PackageFile.of(job.about["link"], job.about["url"], digests, int(size) if size else None, job.name)
 
 
 class Jobs:

@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zope.interface.verify import verifyObject
 
+from mypypi.digests import Digest
 from mypypi.ecosystems import ECOSYSTEMS
 from mypypi.ecosystems.npm import NPM, check_name
 from mypypi.ecosystems.packument import dist_tags, manifest
 from mypypi.errors import BadRequest, BadUpstreamResponse, NotFound
 from mypypi.interfaces import IEcosystem
-from mypypi.model import BASE_PLACEHOLDER, Digest, PackageFile, PageId, PageRequest, RenderedPage, SourceDocument
+from mypypi.model import BASE_PLACEHOLDER, PackageFile, PageId, PageRequest, RenderedPage, SourceDocument
 
 BASE = BASE_PLACEHOLDER.decode()
 REGISTRY = "https://registry.example"

@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zope.interface.verify import verifyObject
 
+from mypypi.digests import Digest
 from mypypi.ecosystems import ECOSYSTEMS
 from mypypi.ecosystems.pypi import normalise
 from mypypi.errors import BadRequest, NotFound
 from mypypi.file_keys import key_from_segments, key_of
 from mypypi.interfaces import IEcosystem
-from mypypi.model import Digest, PageId, PageRequest, Part
+from mypypi.model import PageId, PageRequest, Part
 from tests.ecosystems.simple_pages import (
     OTHER_SHA256,
     PROJECT,

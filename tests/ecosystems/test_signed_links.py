@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from mypypi.digests import Digest
 from mypypi.ecosystems.npm import NPM
 from mypypi.ecosystems.pypi import PyPI
-from mypypi.model import BASE_PLACEHOLDER, Digest, PackageFile, PageId, RenderedPage, SourceDocument
+from mypypi.model import BASE_PLACEHOLDER, PackageFile, PageId, RenderedPage, SourceDocument
 from tests.ecosystems.simple_pages import OTHER_SHA256, SHA256
 
 WHEEL = "thing-1.0-py3-none-any.whl"

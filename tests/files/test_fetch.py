@@ -15,6 +15,7 @@ import twisted.internet.reactor  # noqa: F401 - otherwise LoopingCall imports it
 from attrs import evolve
 from twisted.internet.defer import Deferred
 
+from mypypi.digests import Digest
 from mypypi.errors import (
     AlreadyStored,
     BadUpstreamResponse,
@@ -36,7 +37,7 @@ from mypypi.files.fetch import FetchTools
 from mypypi.files.fetches import Fetches
 from mypypi.files.receiver import BACKLOG
 from mypypi.files.transfer import FRUITLESS
-from mypypi.model import Digest, HeldLease, PackageFile, StoredFile, fetch_lease
+from mypypi.model import HeldLease, PackageFile, StoredFile, fetch_lease
 from mypypi.redis.leases import Leases
 from mypypi.storage.disk import DiskStorage
 from mypypi.threads import Threads

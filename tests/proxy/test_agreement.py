@@ -6,9 +6,9 @@ import hashlib
 import os
 import zlib
 
+from mypypi.digests import Digest
 from mypypi.errors import DigestMismatch, NotFound, UpstreamRefused
 from mypypi.files.content import HELD_BACK
-from mypypi.model import Digest
 from mypypi.proxy.answers import LocalContent
 from tests.proxy.test_proxy import DATA, DIGEST, FILE, FILE_URL, LINK, NAME, PAGE, SIZE, THING, ProxyTestCase, listed
 from tests.support.memory import response, sha256

@@ -8,7 +8,8 @@ from unittest import mock
 
 import pytest
 
-from mypypi.model import Digest, PackageFile
+from mypypi.digests import Digest
+from mypypi.model import PackageFile
 from mypypi.rendering.listing import Listing
 
 SHA256 = Digest("sha256", "0" * 64)

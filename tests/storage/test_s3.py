@@ -13,8 +13,8 @@ from unittest import mock
 
 from botocore.exceptions import ClientError
 
+from mypypi.digests import Digest
 from mypypi.errors import StorageDown
-from mypypi.model import Digest
 from mypypi.settings.loading import load_settings
 from mypypi.storage import s3
 from mypypi.storage.s3 import BucketSettings

@@ -12,10 +12,11 @@ from unittest import mock
 
 from zope.interface.verify import verifyObject
 
+from mypypi.digests import Digest
 from mypypi.errors import CatalogDown, StorageDown, StorageFull
 from mypypi.file_keys import key_of
 from mypypi.interfaces import IStorage
-from mypypi.model import Digest, Link, StoredFile, fetch_lease
+from mypypi.model import Link, StoredFile, fetch_lease
 from mypypi.storage.bucket import BucketStorage
 from mypypi.storage.disk import DiskStorage
 from tests.rig.http import get, head

@@ -16,10 +16,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
+from mypypi.digests import Digest, new_hasher
 from mypypi.errors import CatalogDown, StorageDown
 from mypypi.interfaces import ICatalog, IStorage
 from mypypi.job import ClaimedJob, DeadJob, IQueue, Job, QueueState
-from mypypi.model import Digest, FileCheck, HeldLease, Link, Page, PageId, Pause, StoredFile, new_hasher
+from mypypi.model import FileCheck, HeldLease, Link, Page, PageId, Pause, StoredFile
 from mypypi.redis.queue import CLAIM_MS, MOST_TRIES, WAIT_MS, pause_after
 
 _DAY = 86_400.0

@@ -30,7 +30,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 from zope.interface import implementer
 
-from mypypi.model import Digest
+from mypypi.digests import Digest
 from mypypi.rendering.tasks import perform
 from mypypi.threads import Threads
 
