@@ -28,7 +28,7 @@ def key_of(url: str) -> str:
 
     ``https://host:8443/a/b%2Bc.whl?x=1`` becomes ``https/host:8443/a/b+c.whl%3Fx=1``. The key depends on the URL
     alone. It is the same for every percent-encoding of the URL, and safe as a relative file path. In place of a query
-    that is too long for a file's name stands its SHA-256, after ``#``, which no query contains.
+    that is too long for a file's name, or has a slash, stands its SHA-256, after ``#``, which no query contains.
 
     An empty segment becomes `EMPTY_SEGMENT`: ``https://host/a//b.whl`` has the key ``https/host/a/%EE%80%80/b.whl``.
 
@@ -66,9 +66,9 @@ def stable_key_of(url: str, filename: str) -> str:
 
 
 def with_query(segment: str, query: str) -> str:
-    """Return the last segment of a key: that of the path, and the query, or its digest if it is long."""
+    """Return the last segment of a key: that of the path, and the query, or its digest if need be."""
     whole = f"{segment}?{query}"
-    if len(quote(whole, safe=_UNQUOTED)) <= _MAX_SEGMENT:
+    if is_segment(whole) and len(quote(whole, safe=_UNQUOTED)) <= _MAX_SEGMENT:
         return whole
     return f"{segment}?#{hashlib.sha256(query.encode()).hexdigest()}"
 

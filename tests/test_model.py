@@ -7,7 +7,7 @@ import hashlib
 import pytest
 
 from mypypi.digests import Digest, new_hasher
-from mypypi.file_keys import key_from_segments, key_of, stable_key_of
+from mypypi.file_keys import as_uri, key_from_segments, key_of, stable_key_of
 from mypypi.model import PackageFile, PageId
 
 HEX = hashlib.sha256(b"").hexdigest()
@@ -121,6 +121,12 @@ class TestKey:
         assert key_of(long) == f"https/files.example/a%3F%23{digest}"
         assert key_of(f"https://files.example/a?%23{digest}") != key_of(long)
         assert key_of(f"{long}2") != key_of(long)
+
+    def test_query_with_a_slash_is_replaced_by_its_digest(self) -> None:
+        """A query may have slashes, as in paths and signatures, though a file's name may not."""
+        for query in ("path=/a/b.whl", "sig=ab/cd", "x=..\\y/"):
+            digest = hashlib.sha256(as_uri(query).encode()).hexdigest()
+            assert key_of(f"https://files.example/get?{query}") == f"https/files.example/get%3F%23{digest}"
 
     def test_query_after_the_listed_name_is_left_out(self) -> None:
         """A query is left out where the path ends with the name that the page lists. Elsewhere it names the file."""

@@ -13,6 +13,7 @@ from mypypi.digests import Digest
 from mypypi.ecosystems.npm import NPM
 from mypypi.ecosystems.pypi import PyPI
 from mypypi.model import BASE_PLACEHOLDER, PackageFile, PageId, RenderedPage, SourceDocument
+from mypypi.rendering.listing import Listing
 from tests.ecosystems.simple_pages import OTHER_SHA256, SHA256
 
 WHEEL = "thing-1.0-py3-none-any.whl"
@@ -59,7 +60,7 @@ def tarballs_of(rendered: RenderedPage) -> dict[str, PackageFile]:
 class TestPython:
     """Python indexes."""
 
-    @pytest.mark.parametrize("query", ["sig=1", "sig=2&expires=1793527200", LONG])
+    @pytest.mark.parametrize("query", ["sig=1", "sig=2&expires=1793527200", "sig=ab/cd", LONG])
     def test_a_signed_link_has_the_key_of_its_path(self, query: str) -> None:
         """A link whose path ends with the filename is the same in each page. It is fetched with its query."""
         rendered = pypi(file(f"{URL}?{query}", size=5))
@@ -98,13 +99,14 @@ class TestPython:
             Digest("sha256", SHA256),
         )
 
-    def test_a_long_query_that_counts_is_served_from_here(self) -> None:
-        """A query too long for a file's name leads here, too, and not to the other host."""
-        rendered = pypi(file(f"https://files.example/download?{LONG}"))
-        assert urls_of(rendered) == [f"../../file/https/files.example/download?{LONG}"]
+    @pytest.mark.parametrize("query", [LONG, "path=/a/b"])
+    def test_a_query_that_counts_and_is_no_name_is_served_from_here(self, query: str) -> None:
+        """A query that is too long for a file's name, or has a slash, leads here, too, and not to the other host."""
+        rendered = pypi(file(f"https://files.example/download?{query}"))
+        assert urls_of(rendered) == [f"../../file/https/files.example/download?{query}"]
         assert rendered.notes == ()
         (link, *_) = [link for link in files_of(rendered) if not link.endswith(WHEEL)]
-        assert link == f"https/files.example/download%3F%23{hashlib.sha256(LONG.encode()).hexdigest()}"
+        assert link == f"https/files.example/download%3F%23{hashlib.sha256(query.encode()).hexdigest()}"
 
     def test_the_json_api_has_the_same_links(self) -> None:
         """The links of PyPI's own JSON are those of the project's page, which lists the files."""
@@ -133,11 +135,12 @@ class TestPython:
 class TestNpm:
     """npm registries."""
 
-    @pytest.mark.parametrize("query", ["sig=1", "sig=2&expires=1793527200", LONG, "x" * 4000])
+    @pytest.mark.parametrize("query", ["sig=1", "sig=2&expires=1793527200", "sig=ab/cd", LONG, "x" * 4000])
     def test_a_signed_tarball_has_the_key_of_its_path(self, query: str) -> None:
         """A tarball with the conventional filename and a digest is stored once, whatever its query."""
         url = f"https://files.example/thing-1.0.0.tgz?{query}"
         (listed,) = tarballs_of(npm(url, integrity=INTEGRITY)).values()
+        assert Listing.of([listed]).get(listed.link) == listed
         assert (listed.url, listed.key) == (url, "https/files.example/thing-1.0.0.tgz")
 
     def test_a_query_counts_where_it_names_the_file(self) -> None:
