@@ -13,6 +13,7 @@ from mypypi.ecosystems.npm import NPM
 from mypypi.ecosystems.packument import dist_tags, manifest
 from mypypi.errors import BadUpstreamResponse, NotFound
 from mypypi.model import BASE_PLACEHOLDER, PageId, RenderedPage, SourceDocument
+from tests.ecosystems.json_values import anything
 
 BASE = BASE_PLACEHOLDER.decode()
 REGISTRY = "https://registry.example"
@@ -21,12 +22,6 @@ LINK = "thing/-/thing-1.0.0.tgz"
 
 npm = NPM(REGISTRY)
 
-#: Any JSON value.
-anything: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=5,
-)
 odd_dists = st.fixed_dictionaries(
     {},
     optional={

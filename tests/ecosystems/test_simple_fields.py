@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mypypi.errors import BadUpstreamResponse
+from tests.ecosystems.json_values import anything
 from tests.ecosystems.simple_pages import (
     FILE_FIELDS,
     OTHER_SHA256,
@@ -54,12 +55,6 @@ def each(name: str, served: object, *values: object) -> list[tuple[str, object, 
     return [(name, value, value if served is SAME else served) for value in values]
 
 
-#: Any JSON value.
-anything: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=5,
-)
 hashes = st.dictionaries(
     st.sampled_from(["sha256", "sha512", "md5", "blake2b", "SHA256", "crc32"]),
     anything | st.sampled_from([SHA256, SHA512, "0f" * 16, "a1", ""]),

@@ -9,7 +9,8 @@ import zlib
 from mypypi.digests import Digest
 from mypypi.errors import DigestMismatch, NotFound, UpstreamRefused
 from mypypi.files.content import HELD_BACK
-from mypypi.proxy.answers import LocalContent
+from mypypi.model import PackageFile
+from mypypi.proxy.answers import FileDescription, LocalContent
 from tests.proxy.test_proxy import DATA, DIGEST, FILE, FILE_URL, LINK, NAME, PAGE, SIZE, THING, ProxyTestCase, listed
 from tests.support.memory import response, sha256
 
@@ -297,3 +298,14 @@ class KeyTest(ProxyTestCase):
         self.clock.advance(301)
         self.failing(self.pages.get(THING), NotFound)
         self.assertTrue(self.get_content(link).hit)
+
+
+class SeveralDigestsTest(ProxyTestCase):
+    """A file for which its page gives several digests may have any of them."""
+
+    def test_answer_to_a_head_names_none_of_them(self) -> None:
+        """Only the bytes tell which digest the file has, so the ETag of a HEAD is not that of another file."""
+        for also, digest in (((), DIGEST), ((sha256(OTHER),), None)):
+            pending = self.start(self.cold.describe(PackageFile(LINK, FILE_URL, DIGEST, also=also), ""))
+            self.wire.last.send(response(200, b"", content_length=str(SIZE)))
+            self.assertEqual(FileDescription(digest, SIZE), self.now(pending))

@@ -40,7 +40,9 @@ class UpstreamTestCase(MemoryTestCase):
         self.catalog = MemoryCatalog(self.clock)
         self.upstream = self.make_upstream()
 
-    def make_upstream(self, url: str = "", credentials: Credentials | None = None, concurrency: int = 64) -> Upstream:
+    def make_upstream(
+        self, url: str = "", credentials: Credentials | None = None, concurrency: int = 64, **options: Any
+    ) -> Upstream:
         return Upstream(
             self.clock,
             url or self.url,
@@ -48,6 +50,7 @@ class UpstreamTestCase(MemoryTestCase):
             concurrency=concurrency,
             timeout=TIMEOUT,
             agent=self.wire.agent,
+            **options,
         )
 
     def page(
@@ -102,19 +105,15 @@ class BreakerTestCase(UpstreamTestCase):
         self.other = self.make_upstream(owner="two")
 
     def make_upstream(
-        self, url: str = "", credentials: Credentials | None = None, concurrency: int = 64, owner: str = "one"
+        self,
+        url: str = "",
+        credentials: Credentials | None = None,
+        concurrency: int = 64,
+        owner: str = "one",
+        **options: Any,
     ) -> Upstream:
         breaker = Breaker(Backoff(self.catalog, self.clock), self.catalog, owner, self.clock, TIMEOUT)
-        return Upstream(
-            self.clock,
-            url or self.url,
-            credentials=credentials,
-            concurrency=concurrency,
-            timeout=TIMEOUT,
-            agent=self.wire.agent,
-            breaker=breaker,
-            retries=self.retries,
-        )
+        return super().make_upstream(url, credentials, concurrency, breaker=breaker, retries=self.retries, **options)
 
     def refuse_connections(self, times: int = 5, upstream: Upstream | None = None) -> None:
         """Request pages; upstream refuses each connection. After five of them, its origin is held back."""

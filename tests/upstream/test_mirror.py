@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from typing import Any
 
 from mypypi.errors import NotFound, UpstreamDown, UpstreamRefused
 from mypypi.upstream.client import Upstream
 from mypypi.upstream.requester import Credentials
-from tests.upstream.cases import TIMEOUT, UpstreamTestCase
+from tests.upstream.cases import UpstreamTestCase
 
 PUBLIC = "registry.example"
 TARBALL = f"https://{PUBLIC}/@scope/thing/-/thing-1.0.0.tgz?a=1"
@@ -19,16 +20,10 @@ class MirrorTest(UpstreamTestCase):
 
     url = "https://mirror.example/npm"
 
-    def make_upstream(self, url: str = "", credentials: Credentials | None = None, concurrency: int = 64) -> Upstream:
-        return Upstream(
-            self.clock,
-            url or self.url,
-            credentials=credentials,
-            concurrency=concurrency,
-            timeout=TIMEOUT,
-            agent=self.wire.agent,
-            public_host=PUBLIC,
-        )
+    def make_upstream(
+        self, url: str = "", credentials: Credentials | None = None, concurrency: int = 64, **options: Any
+    ) -> Upstream:
+        return super().make_upstream(url, credentials, concurrency, public_host=PUBLIC, **options)
 
     @property
     def urls(self) -> list[str]:
