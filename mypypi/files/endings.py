@@ -1,4 +1,4 @@
-"""Finds the end of an archive, for a file whose length nobody tells: it ends with upstream's connection.
+"""Finds the end of an archive, for a file whose length is not announced: it ends with the connection.
 
 Knows the formats of package files: zip and gzip. Must never know where a file comes from. All functions block.
 """

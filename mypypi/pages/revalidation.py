@@ -236,7 +236,7 @@ class Revalidator:
                 f"upstream's page {page} lists nothing any more, and nothing in it says that it is such a page"
             )
         for note in rendered.notes:
-            self.log.warn("page {page} of upstream has malformed entries: {note}", page=str(page), note=note)
+            self.log.warn("page {page} of upstream: {note}", page=str(page), note=note)
         digest = rendered.source
         version = f"{digest[:32]}-{int(now * 1000):x}" if withheld else digest[:32]
         fresh = Page(

@@ -180,7 +180,9 @@ class Requester:
         """Tell the breaker that a request was not answered within the time-out, and goes on."""
         if self._breaker is not None and permit is not None:
             told = self._breaker.timed_out(permit, _unanswered_for(self.timeout), goes_on=True)
-            Deferred.fromCoroutine(told).addErrback(lambda failure: self.log.failure("a late request", failure))
+            Deferred.fromCoroutine(told).addErrback(
+                lambda failure: self.log.failure("the breaker could not be told that upstream is late", failure)
+            )
 
     async def _report_failure(self, permit: Permit | None, error: UpstreamUnreachable) -> None:
         """Tell the breaker of a failure, where it says something about the origin."""
