@@ -1,7 +1,7 @@
 """
-Deduplicates concurrent calls: callers that ask for the same name share one run and its result.
+Deduplicates calls: callers that ask at the same time, or shortly after, share one run and its result.
 
-Knows names and Deferreds. Must never know what the work does.
+Knows names, Deferreds and ages. Must never know what the work does.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Generic, TypeVar
 
 from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -51,3 +52,40 @@ class Coalescer(Generic[T]):
                 waiter.callback(result)
         if not waited and isinstance(result, Failure) and not result.check(MyPyPiError):
             self.log.failure("work for {name} failed after every caller had cancelled", result, name=str(name))
+
+
+class RecentResult(Generic[T]):
+    """
+    Runs work for callers that need its result soon rather than new.
+
+    A result is used for `fresh` seconds. A later caller starts the work again, and gets the previous result if the new
+    one is not there within `patience` seconds. The first caller waits for the first result. Times are those of `clock`.
+    """
+
+    def __init__(
+        self, work: Callable[[], Coroutine[Any, Any, T]], clock: Any, *, fresh: float, patience: float
+    ) -> None:
+        self._work = work
+        self._clock = clock
+        self._fresh = fresh
+        self._patience = patience
+        self._runs: Coalescer[T] = Coalescer()
+        self._last: tuple[float, T] | None = None
+
+    async def get(self) -> T:
+        """Return the result. Raises what the work raises."""
+        last = self._last
+        if last is not None and 0 <= self._clock.seconds() - last[0] < self._fresh:
+            return last[1]
+        run = self._runs.run("", self._run)
+        if last is None:
+            return await run
+        try:
+            return await run.addTimeout(self._patience, self._clock)
+        except DeferredTimeout:
+            return last[1]
+
+    async def _run(self) -> T:
+        result = await self._work()
+        self._last = (self._clock.seconds(), result)
+        return result

@@ -1,10 +1,10 @@
-"""Tests of `mypypi.coalescing`: concurrent calls with the same name share one run."""
+"""Tests of `mypypi.coalescing`: calls at the same time, or shortly after each other, share one run."""
 
 from __future__ import annotations
 
 from twisted.internet.defer import CancelledError, Deferred
 
-from mypypi.coalescing import Coalescer
+from mypypi.coalescing import Coalescer, RecentResult
 from mypypi.errors import UpstreamDown
 from tests.support.memory import MemoryTestCase
 
@@ -107,3 +107,73 @@ class CoalescerTest(MemoryTestCase):
         self.failing(cancelled, CancelledError)
         self.runs[0].errback(ZeroDivisionError())
         self.assertEqual(1, len(self.flushLoggedErrors(ZeroDivisionError)))
+
+
+class RecentResultTest(MemoryTestCase):
+    """A result is shared for a while; then the work runs again, and callers do not wait long for it."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.runs: list[Deferred[str]] = []
+        self.result = RecentResult(self.work, self.clock, fresh=1.0, patience=0.02)
+
+    async def work(self) -> str:
+        self.runs.append(Deferred())
+        return await self.runs[-1]
+
+    def get(self) -> Deferred[str]:
+        return Deferred.fromCoroutine(self.result.get())
+
+    def first(self, result: str) -> None:
+        waiting = self.get()
+        self.clock.advance(10)
+        self.assertNoResult(waiting)  # the first caller waits, since there is nothing else to return
+        self.runs[0].callback(result)
+        self.assertEqual(result, self.now(waiting))
+
+    def test_a_result_is_shared_while_it_is_fresh(self) -> None:
+        """Within `fresh` seconds, callers get the same result, and no work runs."""
+        self.first("old")
+        self.clock.advance(0.99)
+        self.assertEqual("old", self.now(self.get()))
+        self.assertEqual(1, len(self.runs))
+
+    def test_a_new_result_in_time_is_used(self) -> None:
+        """Later, the work runs again, and a caller gets the new result if it is there in time."""
+        self.first("old")
+        self.clock.advance(1)
+        waiting = self.get()
+        self.clock.advance(0.01)
+        self.runs[1].callback("new")
+        self.assertEqual("new", self.now(waiting))
+
+    def test_a_caller_does_not_wait_for_slow_work(self) -> None:
+        """While the work takes long, callers get the previous result, and the work runs once."""
+        self.first("old")
+        self.clock.advance(5)
+        for _ in range(3):
+            waiting = self.get()
+            self.clock.advance(0.02)
+            self.assertEqual("old", self.now(waiting))
+        self.assertEqual(2, len(self.runs))
+        self.runs[1].callback("new")
+        self.assertEqual("new", self.now(self.get()))
+
+    def test_a_failure_is_not_remembered(self) -> None:
+        """A caller gets the failure of the work that it waits for; the next one starts the work again."""
+        self.first("old")
+        self.clock.advance(1)
+        waiting = self.get()
+        self.runs[1].errback(UpstreamDown("no"))
+        self.failing(waiting, UpstreamDown)
+        self.get()
+        self.runs[2].callback("new")
+        self.assertEqual("new", self.now(self.get()))
+
+    def test_a_clock_that_jumps_back_does_not_keep_a_result(self) -> None:
+        """A result from the future is not fresh."""
+        self.first("old")
+        self.clock.rightNow -= 86400
+        waiting = self.get()
+        self.runs[1].callback("new")
+        self.assertEqual("new", self.now(waiting))

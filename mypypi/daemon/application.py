@@ -10,19 +10,26 @@ from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.web.resource import IResource, Resource
 
+from mypypi.coalescing import RecentResult
 from mypypi.daemon.backends import Backends
 from mypypi.daemon.index import Index
 from mypypi.errors import CatalogDown, JobsFailed
 from mypypi.job import QueueState
-from mypypi.observability.metrics import CurrentState, render_metrics
+from mypypi.observability.metrics import CurrentState, are_in_files, render_metrics
 from mypypi.web.about import About
 from mypypi.web.health import Check, Health, OperatorRoutes
 from mypypi.web.validation import RequestValidator
 
-#: Seconds to wait for the state of the queue when the metrics are scraped.
+#: Seconds until the checks, and then the state of the queue, time out for a scrape. Prometheus gives up after ten.
+_CHECKS_TIMEOUT = 5.0
 _QUEUE_TIMEOUT = 3.0
+#: Seconds for which scrapes share one state, and for which a scrape waits for a newer one. A check waits for the disk
+#: and for Redis, behind the files of clients, so a scrape could otherwise take as long as they do.
+_STATE_FRESH = 1.0
+_STATE_PATIENCE = 0.02
 
 
 def make_application(backends: Backends, index: Index) -> IResource:
@@ -30,7 +37,10 @@ def make_application(backends: Backends, index: Index) -> IResource:
     settings = backends.settings
     about = About(settings.package_type, settings.upstream_url, index.addresses, index.ecosystem.example)
     health = Health(_checks(backends, index), backends.reactor)
-    operator = OperatorRoutes(health, lambda outcomes: _metrics(backends, outcomes), about)
+    state = RecentResult(
+        partial(_current_state, backends, health), backends.reactor, fresh=_STATE_FRESH, patience=_STATE_PATIENCE
+    )
+    operator = OperatorRoutes(health, partial(_metrics, backends, state), about)
     routes = index.routes()
     trunk = _Trunk(routes.app.resource(), operator.app.resource(), operator.has_route)
 
@@ -61,24 +71,35 @@ def _checks(backends: Backends, index: Index) -> dict[str, Check]:
     }
 
 
-async def _metrics(backends: Backends, outcomes: dict[str, str]) -> bytes:
+async def _metrics(backends: Backends, state: RecentResult[CurrentState]) -> bytes:
     """
-    Render the metrics, with the outcomes of the checks and the state of the queue.
+    Render the metrics, with the current state.
+
+    The numbers of one process take 2 ms here, and could take 50 in a thread while files are fetched. Those of several
+    processes are in files, which only a thread may read.
+    """
+    current = await state.get()
+    if are_in_files():
+        return await backends.render_threads.run(render_metrics, current)
+    return render_metrics(current)
+
+
+async def _current_state(backends: Backends, health: Health) -> CurrentState:
+    """
+    Return the outcomes of the checks and the state of the queue.
 
     The state of the queue is left out if Redis does not answer in time.
     """
-    jobs: dict[str, int] = {}
-    oldest = None
-    if outcomes["redis"] == "ok":
-        try:
-            state = await Deferred.fromCoroutine(_state(backends)).addTimeout(_QUEUE_TIMEOUT, backends.reactor)
-        except (CatalogDown, TimeoutError):
-            pass
-        else:
-            jobs = {"waiting": state.waiting, "later": state.later, "dead": state.dead}
-            oldest = state.oldest
+    outcomes = await health.outcomes(_CHECKS_TIMEOUT)
     degraded = {part: outcome != "ok" for part, outcome in outcomes.items()}
-    return await backends.render_threads.run(render_metrics, CurrentState(degraded, jobs, oldest))
+    if degraded["redis"]:
+        return CurrentState(degraded)
+    try:
+        state = await Deferred.fromCoroutine(_state(backends)).addTimeout(_QUEUE_TIMEOUT, backends.reactor)
+    except (CatalogDown, DeferredTimeout):
+        return CurrentState(degraded)
+    jobs = {"waiting": state.waiting, "later": state.later, "dead": state.dead}
+    return CurrentState(degraded, jobs, state.oldest)
 
 
 async def _state(backends: Backends) -> QueueState:

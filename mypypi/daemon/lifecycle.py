@@ -6,6 +6,7 @@ Knows the order of services, and twistd's way to end. Must never know what a ser
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +24,12 @@ class CannotStart(SystemExit, Exception):
 
 
 class OrderedServices(Service):
-    """Starts services one after the other, and stops them in reverse order, waiting for each."""
+    """
+    Starts services one after the other, and stops them in reverse order, waiting for each.
+
+    The objects that exist when all have started stay until the end, so the garbage collector is told to ignore them: a
+    full collection would otherwise stop the reactor for 25 to 60 ms.
+    """
 
     def __init__(self, services: Sequence[IService]) -> None:
         self._services = services
@@ -36,6 +42,7 @@ class OrderedServices(Service):
         super().startService()
         for service in self._services:
             service.startService()
+        gc.freeze()
 
     def stopService(self) -> Deferred[None]:
         super().stopService()

@@ -107,6 +107,11 @@ class CurrentState:
             )
 
 
+def are_in_files() -> bool:
+    """Whether several processes write their numbers to files, which a scrape reads."""
+    return DIRECTORY in os.environ
+
+
 def render_metrics(asked: CurrentState | None = None) -> bytes:
     """
     Return all metrics in the Prometheus text format.
@@ -115,7 +120,7 @@ def render_metrics(asked: CurrentState | None = None) -> bytes:
     processes.
     """
     registry = REGISTRY
-    if DIRECTORY in os.environ:
+    if are_in_files():
         registry = CollectorRegistry()
         MultiProcessCollector(registry)
     current = CollectorRegistry()

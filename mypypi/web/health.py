@@ -13,6 +13,7 @@ import msgspec
 from attrs import frozen
 from klein import Klein
 from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeout
 
 from mypypi.errors import MyPyPiError
 from mypypi.observability.metrics import CONTENT_TYPE
@@ -26,13 +27,12 @@ if TYPE_CHECKING:
 #: Checks one backend; raises a MyPyPiError with the reason while the backend is in trouble.
 Check = Callable[[], Awaitable[None]]
 
-#: Seconds until a check times out. A health report should give the reason, and a call to S3 takes long to fail. A
-#: scrape has less time, since Prometheus itself times out after ten seconds.
+#: Seconds until a check of a health report times out. The report should give the reason, and a call to S3 takes long
+#: to fail.
 _REPORT_TIMEOUT = 20.0
-_SCRAPE_TIMEOUT = 5.0
 
-#: Renders all metrics in the Prometheus text format, given the outcomes of the checks.
-Metrics = Callable[[dict[str, str]], Awaitable[bytes]]
+#: Renders all metrics in the Prometheus text format.
+Metrics = Callable[[], Awaitable[bytes]]
 
 
 @frozen
@@ -67,7 +67,7 @@ class Health:
             await Deferred.fromCoroutine(_run(check)).addTimeout(seconds, self.clock)
         except MyPyPiError as error:
             return str(error)
-        except TimeoutError:
+        except DeferredTimeout:
             return f"no answer within {seconds:g} s"
         return "ok"
 
@@ -115,7 +115,7 @@ class OperatorRoutes:
     @app.route("/metrics")
     async def metrics(self, request: Request) -> bytes:
         """Answer with all metrics, for Prometheus."""
-        body = await self._metrics(await self._health.outcomes(_SCRAPE_TIMEOUT))
+        body = await self._metrics()
         request.setHeader(b"content-type", CONTENT_TYPE)
         request.setHeader(b"cache-control", b"no-store")
         request.setHeader(b"content-length", b"%d" % len(body))
