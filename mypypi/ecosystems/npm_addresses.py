@@ -35,7 +35,7 @@ def tarball_links(segments: list[str]) -> list[str]:
     - ``name/download/name-1.0.0.tgz``, ``@scope/name/1.0.0.tgz``
     - ``npm/-/name-1.0.0.tgz``, where only the filename tells
     """
-    links = [*_as_listed(segments), *(_conventional(name, version) for name, version in _packages(segments))]
+    links = [*_as_listed(segments), *(tarball_link(name, version) for name, version in _packages(segments))]
     return [link for link in dict.fromkeys(links) if is_name(link.partition("/-/")[0])]
 
 
@@ -82,7 +82,8 @@ def _name_at(path: list[str], index: int) -> str:
     return scope + path[index]
 
 
-def _conventional(name: str, version: str) -> str:
+def tarball_link(name: str, version: str) -> str:
+    """Return the conventional link of a version's tarball."""
     return f"{name}/-/{name.rpartition('/')[2]}-{version}.tgz"
 
 

@@ -58,6 +58,19 @@ class Proxy:
         """Return a page for this client; see `PageCache.get`."""
         return await self.pages.get(page, client)
 
+    async def look_again(self, page: PageId, link: str, client: str = "") -> None:
+        """
+        Ask upstream for this page again if it is cached and does not list this link.
+
+        For requests that name a version: their clients read the page next, and must find the version there. If upstream
+        fails, the page stays as it was.
+        """
+        cached = await self.pages.cached(page)
+        if cached is None or (not cached.missing and (await self.pages.listing(cached)).get(link) is not None):
+            return
+        with suppress(MyPyPiError):
+            await self.pages.revalidated(page, client)
+
     async def file(self, link: str, client: str = "", *, describe: bool = False) -> FileAnswer:
         """
         Find the file behind a link of this server's pages, for this client.

@@ -12,7 +12,7 @@ from klein import Klein
 from werkzeug.http import parse_accept_header
 
 from mypypi.ecosystems.npm import ABBREVIATED, FULL, check_name, is_name
-from mypypi.ecosystems.npm_addresses import tarball_links
+from mypypi.ecosystems.npm_addresses import tarball_link, tarball_links
 from mypypi.errors import BadUpstreamResponse, MyPyPiError, NotFound, UpstreamDown
 from mypypi.model import PageId, Part
 from mypypi.web.endpoints import endpoints_of
@@ -103,10 +103,15 @@ class NPMRoutes:
 
     @app.route("/-/npm/v1/attestations/<path:spec>")
     async def attestations(self, request: Request, spec: str) -> bytes:
-        """Serve the attestations of ``name@version``."""
+        """
+        Serve the attestations of ``name@version``.
+
+        pnpm asks for those of a version in a lock file, and fails if the packument that it reads next lacks it.
+        """
         name, _, version = spec.rpartition("@")
         if not name or not version:
             raise NotFound("attestations belong to one version of a package: end the address with name@version")
+        await self._pages.look_again(request, PageId("packument", check_name(name)), tarball_link(name, version))
         return await self._pages.serve(request, PageId("attestations", f"{check_name(name)}@{version}"), {FULL: "full"})
 
     @app.route("/-/v1/search")

@@ -17,7 +17,7 @@ from mypypi.settings.settings import default_upstream
 from tests.conftest import DaemonFactory, daemons
 from tests.rig.clients import Npm, Pip, Uv, installed, installed_modules
 from tests.rig.daemon import Daemon
-from tests.rig.http import eventually, get
+from tests.rig.http import Answer, eventually, get
 from tests.rig.index import FakeIndex
 from tests.rig.packages import make_sdist, make_tarball, make_wheel
 from tests.rig.registry import FakeRegistry
@@ -243,6 +243,44 @@ class TestVersionsThatAppear:
             answer = eventually(lambda path=path: get(daemon.url + path), lambda answer: answer.status == 200)  # type: ignore[misc]
             assert answer.complete
         assert (registry.count("/app"), registry.count("/new")) == (2, 2)
+
+    def test_attestations_of_a_new_version_renew_the_page(
+        self, registry: FakeRegistry, npm_daemons: DaemonFactory
+    ) -> None:
+        """
+        After a request for attestations of a version that the page lacks, the page has the version.
+
+        pnpm sends it for each version in a lock file, and then looks for the version on the page. A version that the
+        page lists costs no request.
+        """
+        registry.add(make_tarball("app"))
+        daemon = npm_daemons(env=NPM)
+        get(f"{daemon.url}/app")
+        attestations = f"{daemon.url}/-/npm/v1/attestations/app@"
+        wait_until_older(f"{daemon.url}/app")
+        assert get(f"{attestations}1.0.0").status == 404
+        assert registry.count("/app") == 1
+        registry.add(make_tarball("app", "1.1.0"))
+        assert b"1.1.0" not in get(f"{daemon.url}/app").body
+        assert get(f"{attestations}1.1.0").status == 404
+        assert b"1.1.0" in get(f"{daemon.url}/app").body
+        assert registry.count("/app") == 2
+
+    def test_attestations_of_a_new_package_renew_the_page(
+        self, registry: FakeRegistry, npm_daemons: DaemonFactory
+    ) -> None:
+        """So it is for a package that was 404 five seconds ago."""
+        daemon = npm_daemons(env=NPM)
+        assert get(f"{daemon.url}/new").status == 404
+        registry.add(make_tarball("new"))
+        assert get(f"{daemon.url}/new").status == 404
+
+        def asked() -> Answer:
+            assert get(f"{daemon.url}/-/npm/v1/attestations/new@1.0.0").status == 404
+            return get(f"{daemon.url}/new")
+
+        assert eventually(asked, lambda answer: answer.status == 200).complete
+        assert registry.count("/new") == 2
 
     def test_pip_installs_a_new_file(self, index: FakeIndex, daemon_factory: DaemonFactory, tmp_path: Path) -> None:
         """A wheel that a lock file names by its path is installed, as it is without the daemon."""

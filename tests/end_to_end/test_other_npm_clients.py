@@ -94,7 +94,6 @@ def with_lock(client: OtherClient, made: Path, there: str, server: str) -> dict[
 class TestVersionsThatAppear:
     """Tests a version that upstream publishes while the daemon's page is fresh for minutes."""
 
-    @pytest.mark.parametrize("make_client", [Yarn, Bun], indirect=True)
     def test_new_version_is_installed(self, behind: Ecosystem, make_client: MakeClient) -> None:
         """A frozen install has the lock file's version. Upstream is asked once more for the page."""
         client, registry = make_client("directly"), behind.registry
