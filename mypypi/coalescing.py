@@ -77,13 +77,16 @@ class RecentResult(Generic[T]):
         last = self._last
         if last is not None and 0 <= self._clock.seconds() - last[0] < self._fresh:
             return last[1]
-        run = self._runs.run("", self._run)
         if last is None:
-            return await run
+            return await self.renew()
         try:
-            return await run.addTimeout(self._patience, self._clock)
+            return await self._runs.run("", self._run).addTimeout(self._patience, self._clock)
         except DeferredTimeout:
             return last[1]
+
+    async def renew(self) -> T:
+        """Run the work again, and return its result, however long it takes. Raises what the work raises."""
+        return await self._runs.run("", self._run)
 
     async def _run(self) -> T:
         result = await self._work()

@@ -139,6 +139,10 @@ class StorageFull(StorageDown):
     """There is no room for a draft or a stored file."""
 
 
+class FileTooLarge(StorageFull):
+    """The file is larger than all drafts may be together (MYPYPI_DRAFTS_MAX_BYTES)."""
+
+
 class JobsFailed(MyPyPiError):
     """Background jobs have failed, and wait for a retry or were set aside."""
 

@@ -159,6 +159,15 @@ class RecentResultTest(MemoryTestCase):
         self.runs[1].callback("new")
         self.assertEqual("new", self.now(self.get()))
 
+    def test_a_renewed_result_is_waited_for(self) -> None:
+        """A caller that needs a new result gets one, however long it takes."""
+        self.first("old")
+        waiting = Deferred.fromCoroutine(self.result.renew())
+        self.clock.advance(10)
+        self.assertNoResult(waiting)
+        self.runs[1].callback("new")
+        self.assertEqual(["new", "new"], [self.now(waiting), self.now(self.get())])
+
     def test_a_failure_is_not_remembered(self) -> None:
         """A caller gets the failure of the work that it waits for; the next one starts the work again."""
         self.first("old")

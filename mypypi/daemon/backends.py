@@ -16,6 +16,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from mypypi.files.drafts import ABANDONED_SECONDS, Drafts
+from mypypi.files.room import Room
 from mypypi.interfaces import IStorage
 from mypypi.redis.catalog import RedisCatalog
 from mypypi.redis.client import RedisClient
@@ -72,7 +73,8 @@ class Backends(Service):
         self.catalog = RedisCatalog(self.redis, prefix, ecosystem, reactor)
         self.queue = RedisQueue(self.redis, prefix, ecosystem, self.disk, reactor, reader=self._queue_redis)
         self.storage = self._make_storage()
-        self.drafts = Drafts(settings.data_directory / "drafts", settings.drafts_max_bytes, self._waiting_bytes)
+        room = Room(settings.data_directory / "room", settings.drafts_max_bytes, self._waiting_bytes)
+        self.drafts = Drafts(settings.data_directory / "drafts", room)
         self._measuring: LoopingCall | None = None
         self._sweeping = LoopingCall(self._sweep)
 
@@ -111,6 +113,7 @@ class Backends(Service):
         await self.redis.stop()
         for threads in (self.bucket_threads, self.render_threads, self.disk_threads):
             threads.stopService()
+        self.drafts.room.close()
 
     def _make_storage(self) -> IStorage:
         settings = self.settings

@@ -12,7 +12,6 @@ import fcntl
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from twisted.logger import Logger
 
 from mypypi.errors import MyPyPiError
 from mypypi.files.content import Content
+from mypypi.files.room import Room, Share
 
 _DRAFT, _NOTE = ".draft", ".note"
 #: The size of a note, in bytes. A note is written by one call and read by one call.
@@ -68,15 +68,24 @@ class Draft:
     state: State
     _lock: int
     _note: Path = field(repr=False)
+    #: The disk space that this process has taken for the draft.
+    share: Share = field(repr=False)
 
     def write(self, data: bytes, offset: int) -> None:
-        """Write bytes at this offset. The caller calls `Content.grow`. Blocks; raises OSError."""
-        write_at(self.content.fd, data, offset)
+        """
+        Write bytes at this offset, and take room for them. The caller calls `Content.grow`.
 
-    def room(self) -> int:
-        """Return the free bytes on the draft's disk. Raises OSError."""
-        status = os.fstatvfs(self.content.fd)
-        return status.f_bavail * status.f_frsize
+        Blocks; raises StorageFull and OSError.
+        """
+        end = offset + len(data)
+        self.share.ask_for_writing(end)
+        write_at(self.content.fd, data, offset)
+        self.share.note_used(max(end, self.share.used))
+
+    def reserve(self, size: int) -> None:
+        """Take room for a draft of this size in bytes. Blocks; raises StorageFull and OSError."""
+        self.share.note_used(os.fstat(self.content.fd).st_size)
+        self.share.ask(size)
 
     def write_note(self, state: State) -> None:
         """Write the note, for the processes that follow. Raises OSError."""
@@ -130,6 +139,7 @@ class Draft:
     def empty(self) -> None:
         """Remove all bytes and reset the state, to start again. Raises OSError."""
         os.ftruncate(self.content.fd, 0)
+        self.share.note_used(0)
         self.content.length = 0
         self.write_note(State())
 
@@ -140,6 +150,7 @@ class Draft:
 
     def close(self) -> None:
         """Stop filling or following the draft. Unless it was dropped, another process can continue it."""
+        self.share.give_back()
         os.close(self._lock)
         self.content.close()
 
@@ -162,15 +173,10 @@ class Drafts:
 
     log = Logger()
 
-    def __init__(self, directory: Path, limit: int | None = None, beside: Callable[[], int] | None = None) -> None:
-        """
-        Limit the drafts in `directory` to `limit` bytes in all; None means no limit.
-
-        The bytes that `beside` returns count as well: those of files that wait for upload.
-        """
+    def __init__(self, directory: Path, room: Room) -> None:
+        """Drafts in `directory` take their disk space from `room`."""
         self._directory = directory
-        self._limit = limit
-        self._beside = beside
+        self.room = room
 
     def open(self, name: str) -> Draft:
         """
@@ -183,7 +189,7 @@ class Drafts:
         path, note = self._directory / f"{name}{_DRAFT}", self._directory / f"{name}{_NOTE}"
         while True:
             lock = os.open(note, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            draft = Draft(path, Content(-1), False, State(), lock, note)
+            draft = Draft(path, Content(-1), False, State(), lock, note, self.room.share())
             try:
                 if not _locked(lock):
                     draft.refresh()
@@ -196,29 +202,16 @@ class Drafts:
                 raise
             draft.close()  # the note was deleted after it was opened and before it was locked
 
-    def room(self) -> int:
-        """
-        Return the number of bytes that drafts may still use.
-
-        Both the disk's free space and the limit count. Blocks; raises OSError.
-        """
-        self._directory.mkdir(parents=True, exist_ok=True)
-        status = os.statvfs(self._directory)
-        free = status.f_bavail * status.f_frsize
-        if self._limit is None:
-            return free
-        drafts = 0
-        for entry in os.scandir(self._directory):
-            with suppress(FileNotFoundError):  # a draft that was moved to storage meanwhile
-                drafts += entry.stat().st_size
-        beside = self._beside() if self._beside is not None else 0
-        return min(free, self._limit - drafts - beside)
-
     def probe(self) -> None:
-        """Check that drafts can be written, with a temporary file. Blocks; raises OSError."""
+        """
+        Check that drafts can be written, with a temporary file, and that there is room for them.
+
+        Blocks; raises OSError, and StorageFull while there is no room for a draft that was refused.
+        """
         self._directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=self._directory) as probe:
             probe.write(bytes(_PROBE))
+        self.room.check()
 
     def sweep(self) -> int:
         """Delete abandoned drafts, and return their number. Blocks; raises OSError."""

@@ -28,6 +28,7 @@ from mypypi.errors import (
     NotFound,
     StillFetching,
     StorageDown,
+    StorageFull,
     UpstreamBusy,
     UpstreamDown,
     UpstreamPaused,
@@ -204,7 +205,8 @@ class Fetch:
             raise
         except MyPyPiError as error:
             metrics.FETCHES.labels("failed").inc()
-            self.log.warn("{key} was not stored: {why}", key=key, why=error)
+            if draft.content.begun or type(error) is not StorageFull:  # lack of room is logged once for all files
+                self.log.warn("{key} was not stored: {why}", key=key, why=error)
             self._fail_draft(error)
             await self._begin_backoff(error)
             await self._tools.leases.release(lease)

@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
 
 from mypypi.digests import Digest
-from mypypi.errors import AlreadyStored, StorageFull, storage_error
+from mypypi.errors import AlreadyStored, storage_error
 from mypypi.files.fetch import Fetch, FetchTools
 from mypypi.model import PackageFile
 from mypypi.observability import metrics
@@ -43,6 +43,11 @@ class Fetches:
             await self._tools.threads.run(self._drafts.probe)
         except OSError as error:
             raise storage_error(error, "drafts can't be written") from error
+
+    @property
+    def is_short_of_room(self) -> bool:
+        """Whether a file found no room, and none as large has found room since."""
+        return self._drafts.room.is_short
 
     def join(self, file: PackageFile) -> Content | None:
         """Return the content of this file if it is being fetched, else None. The caller must close it."""
@@ -75,7 +80,7 @@ class Fetches:
         returned None. The caller must close the content. The content ends with FetchedElsewhere if another host fetches
         the file, and with AlreadyStored if the file is stored by now. With `anew`, a stored file is fetched again.
 
-        Raises StorageDown or StorageFull if no draft can be written.
+        Raises StorageDown if no draft can be created.
         """
         fetch = self._open(file, client, anew=anew)
         content = fetch.draft.content.open()
@@ -94,13 +99,9 @@ class Fetches:
         await DeferredList([fetch.ended for fetch in running])
 
     def _open(self, file: PackageFile, client: str, *, anew: bool) -> Fetch:
-        """Open the draft of a fetch. Raises StorageDown or StorageFull."""
+        """Open the draft of a fetch. Raises StorageDown."""
         try:
             draft = self._drafts.open(hashlib.sha256(f"{file.key}\n{file.digest}".encode()).hexdigest()[:40])
-            if draft.filling and file.size is not None and file.size > self._drafts.room():
-                draft.drop()
-                draft.close()
-                raise StorageFull(f"no room for a draft of {file.size} bytes")
         except OSError as error:
             raise storage_error(error, "a draft could not be created") from error
         fetch = self._running[file.key, file.digest] = Fetch(file, draft, self._tools, client, anew=anew)

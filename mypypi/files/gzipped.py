@@ -47,12 +47,13 @@ def inflate(draft: Draft, file: PackageFile) -> Digest:
     """
     Replace the draft's gzip bytes by the decoded file, and return its digest.
 
-    Raises DigestMismatch if the decoded bytes are not the listed file either, BadUpstreamResponse if they are damaged,
-    and OSError.
+    Meanwhile there are two copies on the disk. Raises DigestMismatch if the decoded bytes are not the listed file
+    either, BadUpstreamResponse if they are damaged, StorageFull, and OSError.
     """
     decoder = zlib.decompressobj(wbits=31)
     hasher = (file.digest or Digest("sha256", "")).hasher()
-    limit = min(draft.room(), file.size if file.size and file.digest else _LARGEST)
+    limit = file.size if file.size and file.digest else _LARGEST
+    encoded = draft.content.length
     with tempfile.TemporaryFile(dir=draft.path.parent) as inflated:
         read = written = 0
         try:
@@ -60,8 +61,10 @@ def inflate(draft: Draft, file: PackageFile) -> Digest:
                 read += len(block)
                 while written <= limit and (data := decoder.decompress(block, _BLOCK)):
                     hasher.update(data)
+                    draft.share.ask_for_writing(encoded + written + len(data))
                     write_at(inflated.fileno(), data, written)
                     written += len(data)
+                    draft.share.note_used(encoded + written)
                     block = decoder.unconsumed_tail
         except zlib.error:
             raise DigestMismatch(
@@ -72,9 +75,11 @@ def inflate(draft: Draft, file: PackageFile) -> Digest:
             raise DigestMismatch("upstream's bytes match the index's digest neither as sent nor decoded")
         if not decoder.eof or decoder.unused_data:
             raise BadUpstreamResponse("upstream sends a file in gzip encoding that is damaged or too large")
+        draft.share.ask_for_writing(2 * written)
         offset = 0  # overwrite the draft in place, since other processes have it open
         while block := os.pread(inflated.fileno(), _BLOCK, offset):
             write_at(draft.content.fd, block, offset)
             offset += len(block)
         os.ftruncate(draft.content.fd, written)
+    draft.reserve(written)
     return digest

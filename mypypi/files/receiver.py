@@ -108,10 +108,9 @@ class Receiver(Protocol):
 
     def _not_written(self, failure: Failure) -> None:
         self._writing = False
-        if isinstance(failure.value, OSError):
-            self.abort(storage_error(failure.value, "a draft could not be written"))
-        else:
-            self.abort(BadUpstreamResponse("a draft could not be written"))
+        error = failure.value
+        assert isinstance(error, Exception)
+        self.abort(storage_error(error, "a draft could not be written") if isinstance(error, OSError) else error)
         self._settle()
 
     def _stalled(self) -> None:

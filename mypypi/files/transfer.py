@@ -21,7 +21,6 @@ from mypypi.errors import (
     DigestMismatch,
     Interrupted,
     MyPyPiError,
-    StorageFull,
     Truncated,
     UpstreamDown,
     UpstreamPaused,
@@ -86,12 +85,13 @@ class Transfer:
         """
         Fill the draft, check it, and return the digest of its bytes.
 
-        Raises NotFound, UpstreamDown, BadUpstreamResponse (DigestMismatch, Truncated), StorageDown;
+        Raises NotFound, UpstreamDown, BadUpstreamResponse (DigestMismatch, Truncated), StorageDown (StorageFull);
         FetchCancelled after `stop`.
         """
         try:
             await self._resume_draft()
             if not self._is_complete():
+                await self._reserve(self._content.total or self._file.size)
                 await self._transfer()
             return await self._check()
         except OSError as error:
@@ -224,12 +224,24 @@ class Transfer:
         body = await self._wait_for(Deferred.fromCoroutine(asked))
         self._content.set_late(False)
         try:
-            skip = self._begin(body) if not offset else self._continue(body, offset)
+            if offset:
+                skip = self._continue(body, offset)
+            else:
+                await self._reserve(body.length)
+                skip = self._begin(body)
             await self._receive(body, skip)
             if self._content.total is not None and self._content.length < self._content.total:
                 raise Interrupted("upstream's body was shorter than announced")
         finally:
             body.close()
+
+    async def _reserve(self, size: int | None) -> None:
+        """Take room for a draft of this size, if it is known. Raises StorageFull, OSError, FetchCancelled."""
+        if size is None:
+            return
+        await self._threads.run(self._draft.reserve, size)
+        if self._stopped:
+            raise FetchCancelled
 
     def _make_late(self) -> None:
         """Let clients know that upstream has not answered in time, while the request goes on."""
@@ -258,8 +270,6 @@ class Transfer:
         if self._encoding:
             return 0  # these bytes may have to be decoded: readers get none before the file is complete and checked
         total = body.length  # a page may give a wrong size
-        if total is not None and total > self._draft.room():
-            raise StorageFull(f"no room for a draft of {total} bytes")
         etag = body.header("etag")
         self._validator = etag if etag.startswith('"') else body.header("last-modified") if not etag else ""
         self._draft.write_note(State(begun=True, total=total, validator=self._validator))

@@ -20,6 +20,7 @@ from mypypi.errors import (
     BadUpstreamResponse,
     CatalogDown,
     FetchedElsewhere,
+    FileTooLarge,
     StillFetching,
     StorageDown,
     UpstreamDown,
@@ -100,11 +101,13 @@ class ColdFiles:
             size = file.size
         return None if size is None else FileDescription(file.only_digest, size, immutable=file.digest is not None)
 
-    def _note_storage_failure(self, why: str) -> None:
+    def _note_storage_failure(self, error: StorageDown) -> None:
         """Log that files can't be stored. This is logged once, until they can be stored again."""
+        if isinstance(error, FileTooLarge):  # others can be stored; the fetch has logged this one
+            return
         if not self._storage_error:
-            self.log.error("files can't be stored, clients get them from upstream: {why}", why=why)
-        self._storage_error = why
+            self.log.error("files can't be stored, clients get them from upstream: {why}", why=error)
+        self._storage_error = str(error)
 
     async def _queue_fetch(self, file: PackageFile) -> bool:
         """Queue a fetch for a worker. Returns False if the queue can't be reached; the file is then fetched here."""
@@ -142,9 +145,8 @@ class ColdFiles:
         try:
             content = self._fetches.join(file) or self._start(file, client, anew=anew)
         except StorageDown as error:
-            self._note_storage_failure(str(error))
+            self._note_storage_failure(error)
             return self._bypass(file)
-        self._note_storage_recovery()
         if content is None:
             return self._bypass(file)
         try:
@@ -156,11 +158,12 @@ class ColdFiles:
                 raise content.error
         except StorageDown as error:
             content.close()
-            self._note_storage_failure(str(error))
+            self._note_storage_failure(error)
             return self._bypass(file)
         except BaseException:
             content.close()
             raise
+        self._note_storage_recovery()
         return LocalContent(content, content.digest or file.only_digest, hit=False, immutable=file.digest is not None)
 
     def _start(self, file: PackageFile, client: str, *, anew: bool) -> Content | None:
@@ -224,7 +227,7 @@ class ColdFiles:
         return found
 
     def _note_storage_recovery(self) -> None:
-        if self._storage_error:
+        if self._storage_error and not self._fetches.is_short_of_room:
             self._storage_error = ""
             self.log.info("files can be stored again")
 

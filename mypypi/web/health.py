@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from attrs import frozen
+from attrs import define, field
 from klein import Klein
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
@@ -35,16 +35,17 @@ _REPORT_TIMEOUT = 20.0
 Metrics = Callable[[], Awaitable[bytes]]
 
 
-@frozen
+@define
 class Health:
     """
     Runs the checks and reports their outcomes.
 
-    Reports have the order of `checks`. Timeouts are measured on `clock`.
+    Reports have the order of `checks`. Timeouts are measured on `clock`. `last` has the outcomes of the last run.
     """
 
     checks: dict[str, Check]
     clock: Any
+    last: dict[str, str] = field(factory=dict, init=False)
 
     async def report(self) -> dict[str, object]:
         """Return ``{"status": "ok" | "degraded", "checks": {name: "ok" | reason}}``."""
@@ -60,7 +61,8 @@ class Health:
         """
         checks = self.checks.items()
         started = {name: Deferred.fromCoroutine(self._outcome(check, seconds)) for name, check in checks}
-        return {name: await outcome for name, outcome in started.items()}
+        self.last = {name: await outcome for name, outcome in started.items()}
+        return self.last
 
     async def _outcome(self, check: Check, seconds: float) -> str:
         try:

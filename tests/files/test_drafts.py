@@ -12,13 +12,14 @@ import pytest
 
 from mypypi.errors import NotFound
 from mypypi.files.drafts import ABANDONED_SECONDS, Draft, Drafts, State
+from mypypi.files.room import Room
 
 NAME = "0123abcd"
 
 
 @pytest.fixture
 def drafts(tmp_path: Path) -> Drafts:
-    return Drafts(tmp_path / "below" / "drafts")
+    return Drafts(tmp_path / "below" / "drafts", Room(tmp_path / "below" / "room"))
 
 
 def abandoned(drafts: Drafts, name: str = NAME, *, since: float = ABANDONED_SECONDS + 1) -> Draft:
@@ -219,8 +220,3 @@ def test_draft_swept_before_it_is_locked_is_created_again(drafts: Drafts) -> Non
     assert draft.path.exists()
     assert not draft.has_ended()
     draft.close()
-
-
-def test_room_is_the_free_space(drafts: Drafts) -> None:
-    """Without a limit, the room is the disk's free space in bytes."""
-    assert 0 < drafts.room() < 2**63

@@ -36,6 +36,7 @@ from mypypi.files.drafts import Draft, Drafts, State
 from mypypi.files.fetch import FetchTools
 from mypypi.files.fetches import Fetches
 from mypypi.files.receiver import BACKLOG
+from mypypi.files.room import Room
 from mypypi.files.transfer import FRUITLESS
 from mypypi.model import HeldLease, PackageFile, StoredFile, fetch_lease
 from mypypi.redis.leases import Leases
@@ -90,7 +91,9 @@ class FetchTestCase(MemoryTestCase):
         upstream = Upstream(self.clock, "https://index.example", timeout=TIMEOUT, agent=self.wire.agent)
         leases, backoff = Leases(self.catalog, "disk", self.clock), Backoff(self.catalog, self.clock)
         tools = FetchTools(upstream, self.storage, self.threads, self.clock, leases, backoff, self.catalog)
-        return Fetches(tools, Drafts(self.root / "drafts"))
+        room = Room(self.root / "room")
+        self.addCleanup(room.close)
+        return Fetches(tools, Drafts(self.root / "drafts", room))
 
     def assert_nothing_is_left(self) -> None:
         """Assert that no fetch, draft, descriptor or timer is left."""
@@ -612,6 +615,11 @@ class SlowDiskTest(FetchTestCase):
         self.fetches = self.make_fetches()
         self.large = os.urandom(64) * (3 * BACKLOG // 64)
 
+    def send_head(self, status: int = 200, length: int = SIZE, **headers: str) -> None:
+        """Send upstream's response head, and let the thread take room for the draft."""
+        super().send_head(status, length, **headers)
+        self.threads.step()
+
     def send(self, data: bytes) -> int:
         """Send until upstream is paused, and return the number of bytes sent."""
         sent = 0
@@ -709,10 +717,24 @@ class DiskFailureTest(FetchTestCase):
 
     def test_file_larger_than_the_disk_is_not_requested(self) -> None:
         """A file that is listed as larger than the free space is not requested."""
-        (self.root / "drafts").mkdir()
-        with mock.patch.object(Drafts, "room", return_value=SIZE - 1), self.assertRaises(StorageFull):
-            self.fetches.start(listed(size=SIZE))
+        content = self.fetch(listed(size=2**60))
+        self.assert_failed(content, StorageFull)
         self.assertEqual([], self.wire.exchanges)
+
+    def test_file_that_is_announced_as_larger_than_the_disk_is_not_read(self) -> None:
+        """A response that announces more than the free space is closed at once, without a retry and a back-off."""
+        content = self.fetch(listed(size=SIZE))  # the page may be wrong
+        self.send_head(length=2**60)
+        self.clock.advance(0)
+        self.assert_failed(content, StorageFull)
+        self.assertTrue(self.wire.last.closed)
+        self.assertTrue(self.whole_fetch())
+
+    def whole_fetch(self) -> bool:
+        """Fetch the file as if nothing had happened."""
+        content = self.fetch()
+        self.wire.last.answer(body=DATA)
+        return content.whole
 
     def test_draft_that_can_not_be_created_is_storage_down(self) -> None:
         """If no draft can be created, upstream gets no request."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mypypi.errors import UpstreamTimedOut
 from mypypi.files.drafts import Drafts
+from mypypi.files.room import Room
 from mypypi.upstream.requester import LATE_LIMIT
 from tests.files.test_fetch import DATA, SIZE, TIMEOUT, FetchTestCase, listed
 
@@ -60,7 +61,9 @@ class LateTest(FetchTestCase):
     def test_followers_learn_that_a_draft_is_late(self) -> None:
         """Other processes on the host see that the fetch is late, and when it begins."""
         self.fetch()
-        other = Drafts(self.root / "drafts").open(next(iter(self.root.glob("drafts/*.note"))).stem)
+        other = Drafts(self.root / "drafts", Room(self.root / "room")).open(
+            next(iter(self.root.glob("drafts/*.note"))).stem
+        )
         self.addCleanup(other.content.close)
         self.addCleanup(other.close)
         self.assertFalse(other.filling)

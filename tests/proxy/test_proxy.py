@@ -17,6 +17,7 @@ from mypypi.files.content import HELD_BACK, Content
 from mypypi.files.drafts import Drafts
 from mypypi.files.fetch import FetchTools
 from mypypi.files.fetches import Fetches
+from mypypi.files.room import Room
 from mypypi.model import PageId
 from mypypi.pages.fleet import PAGE_LEASE
 from mypypi.pages.memory_cache import MemoryCache
@@ -86,7 +87,9 @@ class ProxyTestCase(MemoryTestCase):
         upstream = Upstream(self.clock, self.url, credentials=self.credentials, agent=self.wire.agent)
         ecosystem, threads = PyPI(self.url), AtOnce()
         self.storage = DiskStorage(self.root / "files", threads)
-        self.drafts = Drafts(self.root / "drafts")
+        room = Room(self.root / "room")
+        self.addCleanup(room.close)
+        self.drafts = Drafts(self.root / "drafts", room)
         leases, backoff = Leases(self.catalog, "disk", self.clock), Backoff(self.catalog, self.clock)
         tools = FetchTools(upstream, self.storage, threads, self.clock, leases, backoff, self.catalog)
         self.fetches = Fetches(tools, self.drafts)
@@ -604,8 +607,11 @@ class StorageFailureTest(ProxyTestCase):
             with self.disk_full():
                 for _ in range(5):
                     self.get()
-            self.start_fetch()
+            pending = self.start_fetch()
             self.request_file()
+            self.assertEqual(0, log.info.call_count)
+            self.wire.last.answer(body=DATA)
+            self.now(pending)
         self.assertEqual((1, 1), (log.error.call_count, log.info.call_count))
 
     def test_read_failure_is_logged_once(self) -> None:
