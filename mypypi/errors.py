@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import errno
 
+from mypypi.descriptors import NONE_LEFT, is_shortage
+
 
 class MyPyPiError(Exception):
-    """The base of all errors raised on purpose. `retry_after` is in seconds, None if unknown."""
+    """
+    The base of all errors raised on purpose.
+
+    `retry_after` is in seconds, None if unknown. `is_logged`: the log has the error already.
+    """
 
     status = 500
     retry_after: int | None = None
+    is_logged = False
 
 
 class BadRequest(MyPyPiError):
@@ -44,6 +51,10 @@ class TemporarilyUnavailable(MyPyPiError):
         self.retry_after = retry_after
 
 
+class OutOfDescriptors(TemporarilyUnavailable):
+    """This process can't open a file or a connection, since it has as many open as it may have. Nothing else failed."""
+
+
 class UpstreamDown(TemporarilyUnavailable):
     """
     Upstream can't be reached, timed out, or answered 429 or 5xx.
@@ -61,6 +72,10 @@ class UpstreamUnreachable(UpstreamDown):
 
 class UpstreamTimedOut(UpstreamUnreachable):
     """Upstream sent no byte of a response within the time-out."""
+
+
+class RequestCancelled(UpstreamDown):
+    """The request was cancelled before an answer, since its client has left."""
 
 
 class UpstreamPaused(UpstreamDown):
@@ -131,8 +146,20 @@ class CatalogDown(TemporarilyUnavailable):
     """Redis can't be reached, or answered with an error."""
 
 
+class RedisTooSlow(CatalogDown):
+    """Redis answers, but takes so long that requests go on without it."""
+
+
 class StorageDown(TemporarilyUnavailable):
     """The file storage can't be read or written."""
+
+
+class StorageRefused(StorageDown):
+    """
+    S3 answered 403 for one object.
+
+    Either the account may not list the bucket, and the object is missing; or access to it, or to all, is denied.
+    """
 
 
 class StorageFull(StorageDown):
@@ -143,12 +170,18 @@ class FileTooLarge(StorageFull):
     """The file is larger than all drafts may be together (MYPYPI_DRAFTS_MAX_BYTES)."""
 
 
-class JobsFailed(MyPyPiError):
-    """Background jobs have failed, and wait for a retry or were set aside."""
+class Degraded(MyPyPiError):
+    """A part of the daemon is in trouble. For health reports: no client's request fails with this error."""
 
 
-def storage_error(error: OSError, what: str) -> StorageDown:
-    """Convert an OSError into StorageFull if the disk or quota is full, else StorageDown."""
+def storage_error(error: OSError, what: str) -> TemporarilyUnavailable:
+    """
+    Convert an OSError into StorageFull if the disk or quota is full, else StorageDown.
+
+    Without a free file descriptor, nothing is wrong with the storage: that is OutOfDescriptors.
+    """
+    if is_shortage(error):
+        return OutOfDescriptors(f"{what}: {NONE_LEFT}; try again")
     kind = StorageFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageDown
     return kind(f"{what}: {error.strerror}")
 

@@ -39,6 +39,7 @@ from mypypi.errors import (
 from mypypi.files.transfer import FetchCancelled, Transfer, complete_state
 from mypypi.model import FileCheck, PackageFile, fetch_lease
 from mypypi.observability import metrics
+from mypypi.redis_budget import end_redis_budget
 from mypypi.upstream.backoff import error_of
 
 if TYPE_CHECKING:
@@ -185,6 +186,7 @@ class Fetch:
         try:
             await self._take_lease(lease)
             digest = await self._transfer.run()
+            end_redis_budget()  # no client waits for what follows
             await self._tools.backoff.end(self._backoff_name)
             draft.write_note(complete_state(draft, digest))
             draft.content.finish(digest)
@@ -207,6 +209,7 @@ class Fetch:
             metrics.FETCHES.labels("failed").inc()
             if draft.content.begun or type(error) is not StorageFull:  # lack of room is logged once for all files
                 self.log.warn("{key} was not stored: {why}", key=key, why=error)
+                error.is_logged = True
             self._fail_draft(error)
             await self._begin_backoff(error)
             await self._tools.leases.release(lease)
@@ -252,12 +255,13 @@ class Fetch:
         """
         Take the file's lease; while Redis is down, go on without it.
 
-        Raises AlreadyStored if the file is stored by now, and FetchedElsewhere if another host holds the lease.
+        Also go on if a stored file is fetched again since the bucket fails: other hosts can't hand it over. Raises
+        AlreadyStored if the file is stored by now, and FetchedElsewhere if another host holds the lease.
         """
         await self._check_not_stored()
         with suppress(CatalogDown):
             held = await self._tools.leases.take(lease, self._seconds_left)
-            if held is not None:
+            if held is not None and not (self.anew and not self._tools.storage.reaches_others):
                 metrics.LEASE_WAITS.labels("file").inc()
                 seconds = int(held.about) if held.about.isdigit() else math.ceil(held.left)
                 raise FetchedElsewhere("another host is fetching the file: try again", seconds)

@@ -21,6 +21,7 @@ from mypypi.errors import (
     DigestMismatch,
     Interrupted,
     MyPyPiError,
+    OutOfDescriptors,
     Truncated,
     UpstreamDown,
     UpstreamPaused,
@@ -179,7 +180,7 @@ class Transfer:
             length = self._content.length
             try:
                 await self._attempt(length)
-            except (Interrupted, UpstreamDown) as error:
+            except (Interrupted, UpstreamDown, OutOfDescriptors) as error:
                 if self._stopped:
                     raise FetchCancelled from None
                 fruitless = fruitless + 1 if self._content.length == length else 0

@@ -23,12 +23,13 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IResponse
 
 from mypypi import __version__
-from mypypi.errors import UpstreamDown, UpstreamTimedOut, UpstreamUnreachable
+from mypypi.descriptors import NONE_LEFT
+from mypypi.errors import OutOfDescriptors, RequestCancelled, UpstreamTimedOut, UpstreamUnreachable
 from mypypi.observability import metrics
-from mypypi.upstream.agent import Content, RawEncodingAgent, connection_pool
+from mypypi.upstream.agent import Content, ExplainingPolicy, RawEncodingAgent, connection_pool
 from mypypi.upstream.bodies import DiscardedBody
 from mypypi.upstream.breaker import origin_of
-from mypypi.upstream.causes import NOT_CONNECTED, cause_of, is_closed_unanswered, reason_of
+from mypypi.upstream.causes import NOT_CONNECTED, cause_of, is_closed_unanswered, lacks_descriptors, reason_of
 from mypypi.upstream.responses import told_wait
 
 if TYPE_CHECKING:
@@ -111,12 +112,13 @@ class Requester:
         self._breaker = breaker
         self._retries = retries
         self._metered = metered
+        self._tls = ExplainingPolicy()
         self._pool: HTTPConnectionPool | None = None
         fresh = agent
         if agent is None:
             self._pool = connection_pool(reactor, connections)
-            agent = Agent(reactor, connectTimeout=timeout, pool=self._pool)
-            fresh = Agent(reactor, connectTimeout=timeout)
+            agent = Agent(reactor, self._tls, connectTimeout=timeout, pool=self._pool)
+            fresh = Agent(reactor, self._tls, connectTimeout=timeout)
         assert fresh is not None
         #: By content coding: over kept connections, and over a new one for each request.
         self._clients = {coding: _client(agent, coding) for coding in _CODINGS}
@@ -138,8 +140,8 @@ class Requester:
         """
         Send a request and return the response, of any status.
 
-        Raises UpstreamPaused while such requests are held back, UpstreamUnreachable if there is no answer, and
-        UpstreamDown if the request was cancelled.
+        Raises UpstreamPaused while such requests are held back, UpstreamUnreachable if there is no answer,
+        OutOfDescriptors if no connection can be opened, and RequestCancelled if the caller has cancelled.
         """
         permit = None
         if self._breaker is not None:
@@ -268,10 +270,13 @@ class Requester:
         except Exception as error:
             cause = cause_of(error)
             if is_cancelled:  # the error may be any: a name that is not resolved, or a connection that is not made
-                raise UpstreamDown("the request was cancelled") from None
+                raise RequestCancelled("the request was cancelled") from None
             if isinstance(cause, CancelledError):
                 raise UpstreamTimedOut(_unanswered_for(limit)) from None
-            raise UpstreamUnreachable(f"upstream can't be reached: {reason_of(cause)}") from error
+            if lacks_descriptors(cause):
+                raise OutOfDescriptors(f"upstream can't be asked: {NONE_LEFT}; try again") from error
+            reason = self._tls.explain(cause, request.url) or reason_of(cause)
+            raise UpstreamUnreachable(f"upstream can't be reached: {reason}") from error
         finally:
             if timer.active():
                 timer.cancel()

@@ -114,12 +114,15 @@ def retry_after(headers: Headers, now: float) -> int:
     """
     Return the seconds of a Retry-After header, from 1 to 60.
 
-    Both of its forms are read (RFC 9110, section 10.2.3): a number of seconds and a date.
+    Both of its forms are read (RFC 9110, section 10.2.3): a number of seconds and a date. A date is counted from the
+    Date of the answer, which is upstream's clock, or else from `now`.
     """
     value = first_value(headers, "retry-after")
-    date = parse_date(value)
+    date, sent = parse_date(value), parse_date(first_value(headers, "date"))
     if value.isascii() and value.isdigit():
         seconds = int(value[:18])  # int() refuses texts of some thousand digits
+    elif date is not None:
+        seconds = int(date.timestamp() - (now if sent is None else sent.timestamp()))
     else:
-        seconds = _DEFAULT_RETRY_AFTER if date is None else int(date.timestamp() - now)
+        seconds = _DEFAULT_RETRY_AFTER
     return max(1, min(seconds, _LONGEST_RETRY_AFTER))

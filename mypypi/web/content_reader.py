@@ -1,23 +1,23 @@
-"""Copies a content to a client, at the client's pace.
+"""Copies a content to a client, at the client's pace, and ends in one of two ways: all is sent, or the rest can't be.
 
-On a plain socket the kernel copies (sendfile), so the bytes never enter Python. Elsewhere (TLS, tests in memory) a
-thread reads blocks, and the reactor writes them. Knows contents, requests and sockets. Must never know what it sends.
+Knows contents and requests. Must never know what it sends, or how bytes get from the file to the socket: that is
+`mypypi.web.copiers`.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from attrs import define
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IPushProducer, IWriteDescriptor
-from twisted.internet.tcp import Connection
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import implementer
+
+from mypypi.errors import StorageDown
+from mypypi.web.copiers import SendfileCopier, WriteCopier
+from mypypi.web.errors import abort
 
 if TYPE_CHECKING:
     from twisted.web.http import Request
@@ -25,13 +25,8 @@ if TYPE_CHECKING:
     from mypypi.files.content import Content
     from mypypi.threads import Threads
 
-#: Bytes in one read and write, and bytes in one sendfile, of which the kernel sends as many as the socket accepts.
-_BLOCK = 256 * 1024
-_KERNEL_BLOCK = 4 * 1024 * 1024
 #: Seconds without a byte read by the client, after which its connection is aborted.
 CLIENT_SILENCE = 300.0
-#: Error numbers of a file system or socket that does not support sendfile.
-_NO_SENDFILE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
 
 @define
@@ -42,15 +37,12 @@ class Span:
     stop: int | None
 
 
-def abort(request: Request) -> None:
-    """Abort the connection, which shows the client that its response is incomplete."""
-    transport = getattr(request.channel, "transport", None)
-    if transport is not None:
-        transport.abortConnection()
-
-
 class Reader:
-    """Sends parts of a content as a response body, after the headers are set. Closes the content at the end."""
+    """
+    Sends parts of a content as a response body, after the headers are set. Closes the content at the end.
+
+    It needs no descriptor of its own: with a second one for the client's socket, the kernel can copy.
+    """
 
     log = Logger()
 
@@ -62,29 +54,36 @@ class Reader:
         self._parts = list(parts)
         self._threads = threads
         self._reactor = reactor
-        self._copier: _SendfileCopier | _WriteCopier | None = None
+        self._done: Deferred[None] = Deferred(lambda _: self._stop())
+        self._copier: SendfileCopier | WriteCopier | None = None
         self._stall_timer: Any = None
+        self._stopped = False
 
     def run(self) -> Deferred[None]:
         """
         Start sending; fires when everything has been handed over.
 
-        If the content fails, the connection is aborted instead, and the Deferred is cancelled with the request.
+        It fails if the rest can't be sent: with the content's error, or with an OSError. It is cancelled with the
+        request.
         """
-        done: Deferred[None] = Deferred(lambda _: self._stop())
-        self._done = done
-        self._request.write(b"")  # send the headers first: sendfile writes past the transport
-        self._stall_timer = self._reactor.callLater(CLIENT_SILENCE, self._check_stalled)
-        self._content.watch(self.wake)
-        sendfile = _SendfileCopier.take(self, self._request, self._reactor)
-        self._copier = sendfile or _WriteCopier(self, self._request, self._threads)
-        self._copier.wake()
-        return done
+        try:
+            self._request.write(b"")  # send the headers first: sendfile writes past the transport
+            self._stall_timer = self._reactor.callLater(CLIENT_SILENCE, self._check_stalled)
+            self._content.watch(self.wake)
+            sendfile = SendfileCopier.take(self, self._request, self._reactor)
+            self._copier = sendfile or WriteCopier(self, self._request)
+        except Exception:  # noqa: BLE001 - whatever it is, the response has begun
+            self.fail(Failure())
+        self.wake()
+        return self._done
 
     def wake(self) -> None:
-        """Send what has become available."""
-        if self._copier is not None:
-            self._copier.wake()
+        """Send what has become available. Raises nothing: the source of the content calls it."""
+        try:
+            if self._copier is not None:
+                self._copier.wake()
+        except Exception:  # noqa: BLE001 - whatever it is, the response has begun
+            self.fail(Failure())
 
     def next_part(self, most: int) -> bytes | Span | None:
         """Return the part that can be sent now, or None. A span is cut to `most` bytes, and to the readable ones."""
@@ -117,27 +116,45 @@ class Reader:
         else:
             self._parts[0] = part[count:]
 
-    def finish_if_done(self) -> bool:
-        """Finish if all is sent, or abort if the content failed. Return whether the reader has ended."""
-        if self._copier is None:
-            return True
+    def read(self, span: Span) -> Deferred[bytes]:
+        """Read a span in a thread. The descriptor stays open until the thread is done, also if the reader ends."""
+        reading = self._threads.run(os.pread, self._content.fd, (span.stop or 0) - span.start, span.start)
+        content = self._content.open()
+
+        def close(result: bytes | Failure) -> bytes | Failure:
+            content.close()
+            return result
+
+        return reading.addBoth(close)
+
+    def finish_if_done(self) -> None:
+        """Finish if all is sent, or fail if the content has."""
+        if self._stopped:
+            return
         if not self._parts:
             self._stop()
             self._done.callback(None)
-            return True
-        if self._content.error is not None:
-            self.abort()
-            return True
-        return False
+        elif self._content.error is not None:
+            self.fail(Failure(self._content.error))
 
-    def abort(self) -> None:
-        """Abort the connection: the rest can't be sent."""
+    def fail(self, failure: Failure) -> None:
+        """End with an error: the rest can't be sent."""
+        self._stop()
+        if not self._done.called:
+            self._done.errback(failure)
+
+    def fail_truncated(self) -> None:
+        """End since the file on disk has become shorter."""
+        self.fail(Failure(StorageDown("the file on disk has become shorter while it was sent")))
+
+    def disconnect(self) -> None:
+        """Abort the connection, whose client is gone or does not read. That cancels the request."""
         self._stop()
         abort(self._request)
 
     def use_writes(self) -> None:
         """Go on with writes: the kernel can't copy this file to this socket."""
-        self._copier = _WriteCopier(self, self._request, self._threads)
+        self._copier = WriteCopier(self, self._request)
         self._copier.wake()
 
     @property
@@ -149,158 +166,16 @@ class Reader:
         self._stall_timer = self._reactor.callLater(CLIENT_SILENCE, self._check_stalled)
         if self.next_part(1) is not None:
             self.log.info("a connection was aborted: its client read nothing for {seconds} s", seconds=CLIENT_SILENCE)
-            self.abort()
+            self.disconnect()
 
     def _stop(self) -> None:
-        if self._copier is None:
-            return
-        self._copier.stop()
-        self._copier = None
-        self._stall_timer.cancel()
-        self._content.unwatch(self.wake)
-        self._content.close()
-
-
-@implementer(IWriteDescriptor)
-class _SendfileCopier:
-    """Copies with sendfile to a duplicate of the client's socket. The reactor watches it besides the socket."""
-
-    def __init__(self, reader: Reader, request: Request, fd: int, reactor: Any) -> None:
-        self._reader = reader
-        self._request = request
-        self._fd = fd
-        self._reactor = reactor
-        self._watched = False
-
-    @classmethod
-    def take(cls, reader: Reader, request: Request, reactor: Any) -> _SendfileCopier | None:
-        """Take over a plain TCP socket whose transport has sent everything; return None for any other."""
-        transport = getattr(request.channel, "transport", None)
-        if not isinstance(transport, Connection) or getattr(transport, "TLS", False) or not hasattr(os, "sendfile"):
-            return None
-        if request.chunked or transport.doWrite() is not None or transport.dataBuffer or transport._tempDataBuffer:  # noqa: SLF001 - the other half of dataBuffer
-            return None
-        return cls(reader, request, os.dup(transport.fileno()), reactor)
-
-    def wake(self) -> None:
-        if not self._watched:
-            self._watched = True
-            self._reactor.addWriter(self)
-
-    def fileno(self) -> int:
-        return self._fd
-
-    def logPrefix(self) -> str:
-        return "reader"
-
-    def doWrite(self) -> None:
-        part = self._reader.next_part(_KERNEL_BLOCK)
-        if part is None:
-            self._unwatch()
-            self._reader.finish_if_done()
-            return
-        try:
-            if isinstance(part, bytes):
-                count = os.write(self._fd, part)
-            else:
-                count = os.sendfile(self._fd, self._reader.fd, part.start, (part.stop or 0) - part.start)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            if error.errno in _NO_SENDFILE:
-                self.stop()
-                self._reader.use_writes()
-            else:
-                self._reader.abort()
-            return
-        if count == 0:
-            self._reader.abort()  # the file was truncated
-            return
-        self._request.sentLength += count
-        self._reader.sent(count)
-
-    def connectionLost(self, reason: Failure) -> None:
-        self._watched = False
-        self._reader.abort()
-
-    def stop(self) -> None:
-        self._unwatch()
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def _unwatch(self) -> None:
-        if self._watched:
-            self._watched = False
-            self._reactor.removeWriter(self)
-
-
-@implementer(IPushProducer)
-class _WriteCopier:
-    """Reads blocks in a thread and writes them, while the transport accepts more."""
-
-    def __init__(self, reader: Reader, request: Request, threads: Threads) -> None:
-        self._reader = reader
-        self._request = request
-        self._threads = threads
-        self._paused = False
-        self._reading = False
-        self._stopped = False
-        request.registerProducer(self, True)
-
-    def wake(self) -> None:
-        while not (self._paused or self._reading or self._stopped):
-            part = self._reader.next_part(_BLOCK)
-            if part is None:
-                self._reader.finish_if_done()
-                return
-            if isinstance(part, bytes):
-                self._write(part)
-            else:
-                self._reading = True
-                fd = os.dup(self._reader.fd)  # the reader may close its own before the thread is done
-                reading = self._threads.run(_pread, fd, (part.stop or 0) - part.start, part.start)
-                reading.addCallbacks(self._read, self._not_read)
-
-    def _read(self, block: bytes) -> None:
-        self._reading = False
         if self._stopped:
             return
-        if not block:
-            self._reader.abort()
-            return
-        self._write(block)
-        self.wake()
-
-    def _not_read(self, failure: Failure) -> None:
-        self._reading = False
-        if not self._stopped:
-            self._reader.abort()
-
-    def _write(self, block: bytes) -> None:
-        self._request.write(block)
-        if not self._stopped:
-            self._reader.sent(len(block))
-
-    def pauseProducing(self) -> None:
-        self._paused = True
-
-    def resumeProducing(self) -> None:
-        self._paused = False
-        self.wake()
-
-    def stopProducing(self) -> None:
-        """Pause: the connection is lost, and the request is about to be cancelled."""
-        self._paused = True
-
-    def stop(self) -> None:
         self._stopped = True
-        if self._request.channel is not None:
-            self._request.unregisterProducer()
-
-
-def _pread(fd: int, count: int, offset: int) -> bytes:
-    try:
-        return os.pread(fd, count, offset)
-    finally:
-        os.close(fd)
+        copier, self._copier = self._copier, None
+        if copier is not None:
+            copier.stop()
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+        self._content.unwatch(self.wake)
+        self._content.close()

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 from twisted.internet.defer import Deferred
 
-from mypypi.errors import NotFound, UpstreamRefused
+from mypypi.errors import StorageDown
 from mypypi.file_keys import as_uri
 from mypypi.proxy.answers import FileDescription, LocalContent, PassThrough, RedirectToUpstream, StoredElsewhere
 from mypypi.proxy.proxy import Proxy
 from mypypi.web.conditions import Unsatisfiable, etag_matches, needs_total, range_applies, ranges_of
 from mypypi.web.content_reader import Reader, Span
-from mypypi.web.errors import answer
+from mypypi.web.errors import answer, sending
 from mypypi.web.pass_through import pass_on, pass_through
 from mypypi.web.request_log import set_kind
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from mypypi.digests import Digest
     from mypypi.model import Link
+    from mypypi.proxy.bucket_reader import BucketReader
     from mypypi.threads import Threads
     from mypypi.upstream.client import Upstream
     from mypypi.web.public_address import Addresses
@@ -38,35 +39,32 @@ class Files:
     """
     Answers requests for package files.
 
-    `bucket` fetches files from the bucket by link, for clients that can't be redirected there.
+    `bucket` reads files from the bucket, for clients that can't be redirected there.
     """
 
     proxy: Proxy
     upstream: Upstream
-    bucket: Upstream
+    bucket: BucketReader
     addresses: Addresses
     threads: Threads
     reactor: Any
 
-    async def serve(self, request: Request, link: str, *, lost: bool = False) -> bytes:
+    async def serve(self, request: Request, link: str, *, failure: StorageDown | None = None) -> bytes:
         """
         Answer with the file behind a link of our pages.
 
-        Returns the rest of the body. `lost` is set when the stored file was just found missing, and is requested again.
-        Raises what `Proxy.file` raises, and BadRequest.
+        Returns the rest of the body. `failure` is set when the file could just not be read from the bucket, and is
+        looked for once more. Raises what `Proxy.file` raises, and BadRequest.
         """
         set_kind(request, "file")
         client = self.addresses.client(request)
-        found = await self.proxy.file(link, client, describe=request.method == b"HEAD")
+        found = await self.proxy.file(link, client, describe=request.method == b"HEAD", unreadable=failure)
         if isinstance(found, LocalContent):
             return await self._serve_local(request, found)
         if isinstance(found, FileDescription):
-            _describe(request, found.digest, immutable=found.immutable)
-            request.setHeader(b"content-length", b"%d" % found.size)
-            request.setHeader(b"cache-status", b"MyPyPi; fwd=miss; detail=described")
-            return b""
+            return _answer_head(request, found)
         if isinstance(found, StoredElsewhere):
-            return await self._serve_from_bucket(request, link, found, lost=lost)
+            return await self._serve_from_bucket(request, link, found, failure)
         request.setHeader(b"cache-status", b"MyPyPi; fwd=bypass")
         if isinstance(found, RedirectToUpstream):
             body = answer(request, 302, "the file is at upstream")
@@ -76,16 +74,16 @@ class Files:
         await pass_through(request, found.file, self.upstream, self.reactor, client)
         return b""
 
-    async def _serve_from_bucket(self, request: Request, link: str, linked: StoredElsewhere, *, lost: bool) -> bytes:
+    async def _serve_from_bucket(
+        self, request: Request, link: str, linked: StoredElsewhere, failure: StorageDown | None
+    ) -> bytes:
         stored = linked.stored
+        before = request.responseHeaders.copy()
         _describe(request, stored.digest, immutable=linked.immutable)
         request.setHeader(b"cache-status", b"MyPyPi; hit")
         etag = str(stored.digest)
         if etag_matches(request.getHeader("if-none-match"), [etag]):
             request.setResponseCode(304)
-            return b""
-        if request.method == b"HEAD":  # a signed link is valid for GET only
-            request.setHeader(b"content-length", b"%d" % stored.size)
             return b""
         if not linked.proxied:
             return _redirect(request, linked.link, immutable=linked.immutable)
@@ -102,12 +100,12 @@ class Files:
             )
         except Unsatisfiable as error:
             return _unsatisfiable(request, error)
-        except (NotFound, UpstreamRefused):  # missing or not readable: S3 does not tell which
-            if lost:
+        except StorageDown as error:
+            if failure is not None:
                 raise
-            await self.proxy.stored.forget_missing(stored)
+            request.responseHeaders = before
             request.setResponseCode(200)
-            return await self.serve(request, link, lost=True)
+            return await self.serve(request, link, failure=error)
         return b""
 
     async def _serve_local(self, request: Request, served: LocalContent) -> bytes:
@@ -132,11 +130,21 @@ class Files:
             if request.method == b"HEAD":
                 return b""
             handed_over = True
-            await Reader(request, content, parts, self.threads, self.reactor).run()
+            await sending(request, Reader(request, content, parts, self.threads, self.reactor).run())
         finally:
             if not handed_over:
                 content.close()
         return b""
+
+
+def _answer_head(request: Request, found: FileDescription) -> bytes:
+    _describe(request, found.digest, immutable=found.immutable)
+    request.setHeader(b"cache-status", b"MyPyPi; hit" if found.hit else b"MyPyPi; fwd=miss; detail=described")
+    if found.digest is not None and etag_matches(request.getHeader("if-none-match"), [str(found.digest)]):
+        request.setResponseCode(304)
+    else:
+        request.setHeader(b"content-length", b"%d" % found.size)
+    return b""
 
 
 def _redirect(request: Request, link: Link, *, immutable: bool) -> bytes:

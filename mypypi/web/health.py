@@ -11,17 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from attrs import define, field
-from klein import Klein
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 
 from mypypi.errors import MyPyPiError
 from mypypi.observability.metrics import CONTENT_TYPE
 from mypypi.web.about import About
-from mypypi.web.errors import answer_failure
+from mypypi.web.endpoints import RoutingApp
 
 if TYPE_CHECKING:
-    from twisted.python.failure import Failure
     from twisted.web.http import Request
 
 #: Checks one backend; raises a MyPyPiError with the reason while the backend is in trouble.
@@ -81,7 +79,7 @@ async def _run(check: Check) -> None:
 class OperatorRoutes:
     """The routes below ``/-/`` that are the same for every ecosystem."""
 
-    app = Klein()
+    app = RoutingApp()
 
     def __init__(self, health: Health, metrics: Metrics, about: About) -> None:
         """`metrics` renders the answer to a scrape."""
@@ -93,11 +91,6 @@ class OperatorRoutes:
     def has_route(segments: list[str]) -> bool:
         """Return whether a path is one of these routes."""
         return segments == ["-", ""] or segments[:2] in (["-", "health"], ["-", "metrics"])
-
-    @app.handle_errors(Exception)  # type: ignore[arg-type] # Klein takes a plain method as well
-    def failed(self, request: Request, failure: Failure) -> bytes:
-        """Turn the error of any route into a response."""
-        return answer_failure(request, failure)
 
     @app.route("/")
     def about(self, request: Request) -> bytes:

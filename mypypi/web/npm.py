@@ -8,20 +8,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from klein import Klein
 from werkzeug.http import parse_accept_header
 
 from mypypi.ecosystems.npm import ABBREVIATED, FULL, check_name, is_name
 from mypypi.ecosystems.npm_addresses import tarball_link, tarball_links
 from mypypi.errors import BadUpstreamResponse, MyPyPiError, NotFound, UpstreamDown
 from mypypi.model import PageId, Part
-from mypypi.web.endpoints import endpoints_of
-from mypypi.web.errors import READ_ONLY, answer, answer_failure
+from mypypi.web.endpoints import RoutingApp, endpoints_of
+from mypypi.web.errors import READ_ONLY, answer
 from mypypi.web.negotiation import accepts_gzip
 from mypypi.web.validation import segments_of
 
 if TYPE_CHECKING:
-    from twisted.python.failure import Failure
     from twisted.web.http import Request
 
     from mypypi.upstream.client import Upstream
@@ -36,7 +34,7 @@ _RETURNED = ("content-type", "content-encoding", "retry-after")
 class NPMRoutes:
     """Klein routes that answer with pages, files, or a forwarded response of upstream."""
 
-    app = Klein()
+    app = RoutingApp()
 
     def __init__(self, pages: PageResponses, files: Files, upstream: Upstream) -> None:
         self._pages = pages
@@ -62,11 +60,6 @@ class NPMRoutes:
         parts = 2 if path[0].startswith("@") else 1
         is_package = is_name("/".join(path[:parts])) and len(path) <= parts + 1 and path[parts:] != ["-"]
         return is_package or bool(tarball_links(path))
-
-    @app.handle_errors(Exception)  # type: ignore[arg-type] # Klein takes a plain method as well
-    def failed(self, request: Request, failure: Failure) -> bytes:
-        """Turn the error of any route into a response."""
-        return answer_failure(request, failure)
 
     @app.route("/-/ping")
     def ping(self, request: Request) -> bytes:

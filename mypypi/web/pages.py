@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mypypi.dates import parse_date
 from mypypi.errors import NotFound
 from mypypi.model import Form, PageId, Part
 from mypypi.web.conditions import etag_matches
+from mypypi.web.errors import sending
 from mypypi.web.negotiation import accepts_gzip, choose_type
 from mypypi.web.request_log import set_kind
 
@@ -138,7 +140,7 @@ async def _send_form(request: Request, form: Form) -> bytes:
         return b""
     if size <= _AT_ONCE:
         return form.body if as_gzip else zlib.decompress(form.body, 31)
-    await send(request, slices(form.body) if as_gzip else inflated(form.body))
+    await sending(request, send(request, slices(form.body) if as_gzip else inflated(form.body)))
     return b""
 
 
@@ -173,7 +175,7 @@ def inflated(body: bytes) -> Iterator[bytes]:
 
 
 def send(request: Request, pieces: Iterator[bytes]) -> Deferred[None]:
-    """Write all pieces at the client's pace; fires after the last one."""
+    """Write all pieces at the client's pace; fires after the last one, and fails if one can't be made."""
     sender = _PieceProducer(request, pieces)
     request.registerProducer(sender, True)
     sender.resumeProducing()
@@ -190,6 +192,13 @@ class _PieceProducer:
 
     def resumeProducing(self) -> None:
         self._paused = False
+        try:
+            self._write_pieces()
+        except Exception:  # noqa: BLE001 - the transport called, which can't answer the request
+            self._request.unregisterProducer()
+            self.done.errback(Failure())
+
+    def _write_pieces(self) -> None:
         while not self._paused and not self.done.called:
             piece = next(self._pieces, None)
             if piece is None:

@@ -8,28 +8,31 @@ pages.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer
 from twisted.internet.protocol import Protocol, connectionDone
-from twisted.logger import Logger
+from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 from zope.interface import implementer
 
 from mypypi.digests import Digest
-from mypypi.errors import BadUpstreamResponse
+from mypypi.errors import BadUpstreamResponse, DigestMismatch, MyPyPiError, UpstreamDown
 from mypypi.files.content import HELD_BACK
 from mypypi.model import PackageFile
+from mypypi.proxy.bucket_reader import BODY_SILENCE
 from mypypi.upstream.bodies import abort_connection
-from mypypi.web.content_reader import Span, abort
+from mypypi.web.content_reader import Span
+from mypypi.web.errors import sending
 
 if TYPE_CHECKING:
-    from twisted.python.failure import Failure
     from twisted.web.http import Request
 
     from mypypi.proxy.answers import StoredElsewhere
+    from mypypi.proxy.bucket_reader import BucketReader
     from mypypi.upstream.client import Upstream
     from mypypi.upstream.responses import FileResponse
 
@@ -38,7 +41,8 @@ async def pass_through(request: Request, file: PackageFile, upstream: Upstream, 
     """
     Answer this client with the bytes of an upstream file.
 
-    Raises what `Upstream.file` raises, and BadUpstreamResponse, before anything is sent.
+    Raises what `Upstream.file` raises, BadUpstreamResponse and UpstreamDown before anything is sent, and ResponseBroken
+    after that.
     """
     body = await upstream.file(file.url, {}, client, late=lambda: None)
     try:
@@ -48,7 +52,8 @@ async def pass_through(request: Request, file: PackageFile, upstream: Upstream, 
         request.setHeader(b"cache-control", b"no-store")
         if body.length is not None:
             request.setHeader(b"content-length", b"%d" % body.length)
-        await _PassThrough(request, CompleteFile(file.digest), body, clock, upstream.timeout).done
+        passing = CompleteFile(file.digest)
+        await sending(request, _PassThrough(request, passing, body, clock, upstream.timeout, upstream.timeout).done)
     finally:
         body.close()
 
@@ -57,7 +62,7 @@ async def pass_on(
     request: Request,
     linked: StoredElsewhere,
     span: Span,
-    bucket: Upstream,
+    bucket: BucketReader,
     clock: Any,
     client: str,
     spoiled: Callable[[], object],
@@ -66,19 +71,24 @@ async def pass_on(
     Answer this client with a span of the stored file behind a link.
 
     Status and headers are set already. `spoiled` is called if the file is complete but is not the one that was stored.
-    Raises what `Upstream.file` raises, before anything is sent.
+    Raises StorageDown before anything is sent, also if the bucket does not have the file; ResponseBroken after that.
     """
-    stored = linked.stored
+    stored, since = linked.stored, clock.seconds()
     stop = stored.size if span.stop is None else span.stop
     part = (span.start, stop) != (0, stored.size)
     headers = {"Range": f"bytes={span.start}-{stop - 1}"} if part else {}
-    body = await bucket.file(linked.link.url, headers, client)
     try:
-        skip = span.start if body.status == 200 else 0  # noqa: PLR2004 - a bucket may ignore Range
-        passing = StoredPart(skip, stop - span.start) if part else CompleteFile(stored.digest)
-        await _PassThrough(request, passing, body, clock, bucket.timeout, spoiled).done
-    finally:
-        body.close()
+        body = await bucket.open(linked.link, headers, client)
+        try:
+            skip = span.start if body.status == 200 else 0  # noqa: PLR2004 - a bucket may ignore Range
+            passing = StoredPart(skip, stop - span.start) if part else CompleteFile(stored.digest)
+            began = partial(bucket.began, stored, since)
+            passed = _PassThrough(request, passing, body, clock, bucket.timeout, BODY_SILENCE, began, spoiled)
+            await sending(request, passed.done)
+        finally:
+            body.close()
+    except MyPyPiError as error:  # nothing is sent yet
+        raise await bucket.explain(stored, since, error) from error
 
 
 class CompleteFile:
@@ -140,10 +150,9 @@ class _PassThrough(Protocol):
     """
     Copies the body to the client; `done` fires when the complete body was sent.
 
-    If the transfer breaks or the digest does not match, the client's connection is aborted instead.
+    It fails, and the transfer is stopped, if that breaks or if the digest does not match. The first byte is awaited for
+    `timeout` seconds, each further one for `silence`. `began` is called with the first one.
     """
-
-    log = Logger()
 
     def __init__(
         self,
@@ -152,24 +161,37 @@ class _PassThrough(Protocol):
         body: FileResponse,
         clock: Any,
         timeout: float,
+        silence: float,
+        began: Callable[[], object] = lambda: None,
         mismatched: Callable[[], object] = lambda: None,
     ) -> None:
+        self._later_timeout = silence
+        self._began: Callable[[], object] | None = began
         self._mismatched = mismatched
         self.done: Deferred[None] = Deferred(lambda _: self.stopProducing())
         self._request = request
         self._passed = passed
         self._clock = clock
-        self._silence = clock.callLater(timeout, self.stopProducing)
+        self._silence = clock.callLater(timeout, self._stalled)
         self._timeout = timeout
         request.registerProducer(self, True)
         body.deliver(self)
 
     def dataReceived(self, data: bytes) -> None:
+        began, self._began = self._began, None
+        if began is not None:
+            self._timeout = self._later_timeout
+            began()
         if self._silence.active():
             self._silence.reset(self._timeout)
-        data = self._passed.take(data)
-        if data:
-            self._request.write(data)
+        if self.done.called:
+            return
+        try:
+            data = self._passed.take(data)
+            if data:
+                self._request.write(data)
+        except Exception:  # noqa: BLE001 - upstream's connection called, which can't answer the request
+            self._fail(Failure())
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self._silence.active():
@@ -181,14 +203,23 @@ class _PassThrough(Protocol):
             self._request.write(rest)
             self._request.unregisterProducer()
             self.done.callback(None)
-            return
-        if rest is None and reason.check(ResponseDone):
+        elif rest is None and reason.check(ResponseDone):
             self._mismatched()
-        self.log.warn(
-            "file {path} was cut off for a client: the transfer broke, or the digest does not match",
-            path=self._request.path.decode("latin-1"),
-        )
-        abort(self._request)
+            self._fail(
+                Failure(DigestMismatch("the file's bytes are not the ones that are listed, or some are missing"))
+            )
+        else:
+            self._fail(Failure(UpstreamDown("the connection that the file came from was closed in the middle")))
+
+    def _stalled(self) -> None:
+        self._fail(Failure(UpstreamDown(f"no byte of the file came for {self._timeout:g} seconds")))
+
+    def _fail(self, failure: Failure) -> None:
+        self.stopProducing()
+        if not self.done.called:
+            if self._request.channel is not None:
+                self._request.unregisterProducer()
+            self.done.errback(failure)
 
     def pauseProducing(self) -> None:
         if self._silence.active():
@@ -198,7 +229,7 @@ class _PassThrough(Protocol):
 
     def resumeProducing(self) -> None:
         if not self._silence.active():
-            self._silence = self._clock.callLater(self._timeout, self.stopProducing)
+            self._silence = self._clock.callLater(self._timeout, self._stalled)
         if self.transport is not None:
             self.transport.resumeProducing()  # type: ignore[attr-defined]
 

@@ -9,18 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from klein import Klein
-
 from mypypi.ecosystems.pypi import normalise
 from mypypi.errors import NotFound
 from mypypi.file_keys import as_uri, key_from_segments, with_query
 from mypypi.model import PageId
-from mypypi.web.endpoints import endpoints_of
-from mypypi.web.errors import answer, answer_failure
+from mypypi.web.endpoints import RoutingApp, endpoints_of
+from mypypi.web.errors import answer
 from mypypi.web.validation import segments_of
 
 if TYPE_CHECKING:
-    from twisted.python.failure import Failure
     from twisted.web.http import Request
 
     from mypypi.upstream.client import Upstream
@@ -51,7 +48,7 @@ Health:      -/health/ready
 class PyPIRoutes:
     """Klein routes that answer with pages or files."""
 
-    app = Klein()
+    app = RoutingApp()
 
     def __init__(self, pages: PageResponses, files: Files, upstream: Upstream) -> None:
         self._pages = pages
@@ -65,11 +62,6 @@ class PyPIRoutes:
     def has_route(self, segments: list[str]) -> bool:
         """Return whether a path is one of these routes. The one for files of other indexes takes any path."""
         return bool(endpoints_of(self.app, segments) - {"file_elsewhere"})
-
-    @app.handle_errors(Exception)  # type: ignore[arg-type] # Klein takes a plain method as well
-    def failed(self, request: Request, failure: Failure) -> bytes:
-        """Turn the error of any route into a response."""
-        return answer_failure(request, failure)
 
     @app.route("/")
     def welcome(self, request: Request) -> str:

@@ -6,22 +6,24 @@ Knows Twisted's HTTP classes. Must never know routes or what is served.
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any, AnyStr
+from typing import TYPE_CHECKING, Any
 
 from cachetools import TTLCache
 from twisted.internet.interfaces import IAddress, IHalfCloseableDescriptor
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.server import Request
 
+from mypypi import descriptors
 from mypypi.observability import metrics
 from mypypi.web.content_reader import CLIENT_SILENCE
 from mypypi.web.draining import DrainingChannel, DrainingSite
-from mypypi.web.request_log import RequestRecord, choose_id, method_of, path_of, record_of
+from mypypi.web.request import WebRequest
+from mypypi.web.request_log import RequestRecord, method_of, path_of, record_of
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall
+    from twisted.web.http import Request
     from twisted.web.resource import IResource
 
 #: Time limit in seconds for each of three phases: idle between requests, from the first to the last byte of a head, and
@@ -29,9 +31,10 @@ if TYPE_CHECKING:
 _IDLE = 60
 #: Seconds for which a refused client may go on sending, so that it gets to read the reason.
 _LINGER = 5
-#: The largest body of a request, in bytes: an audit of a large project, gzipped, takes some hundred kilobytes.
-LARGEST_BODY = 8 * 1024 * 1024
-_TOO_LARGE = b"this server is a read-only cache, and takes no upload or other request of this size"
+#: Seconds of the Retry-After of a connection or body that can't be taken now.
+_RETRY_AFTER = 5
+#: The share of the descriptors kept for files beyond which connections are aborted, and not refused with an answer.
+_MOST_REFUSED = 0.5
 #: Seconds between two warnings about one address with too many connections, and how many addresses are remembered.
 _WARN_EVERY = 60.0
 _MOST_WARNED = 1000
@@ -53,9 +56,22 @@ class Channel(DrainingChannel):
     _stall_timer: IDelayedCall | None = None
 
     def connectionMade(self) -> None:
-        """Count the connection."""
+        """
+        Count the connection; refuse it if it took one of the descriptors that are kept for files.
+
+        Twisted would close it without a word once no descriptor is left. Refused connections take at most half of the
+        kept ones, since each lingers for some seconds.
+        """
         metrics.CONNECTIONS.inc()
         super().connectionMade()
+        transport: Any = self.transport
+        scarcity = descriptors.scarcity(transport.fileno()) if hasattr(transport, "fileno") else 0.0
+        if scarcity > 0:
+            metrics.REJECTED_CONNECTIONS.inc()
+            if scarcity > _MOST_REFUSED:
+                transport.abortConnection()
+            else:
+                self.refuse(b"503 Service Unavailable", f"{descriptors.NONE_LEFT}: try again".encode())
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Stop counting the connection."""
@@ -144,9 +160,10 @@ class Channel(DrainingChannel):
         self._refused = True
         self.clearLineBuffer()
         body = b'{"error":"%s"}\n' % text
+        retry = b"Retry-After: %d\r\n" % _RETRY_AFTER if status.startswith(b"503") else b""
         transport.write(
-            b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s"
-            % (status, len(body), body)
+            b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%sConnection: close\r\n\r\n%s"
+            % (status, len(body), retry, body)
         )
         self.setTimeout(_LINGER)
         site: Any = self.factory
@@ -154,81 +171,6 @@ class Channel(DrainingChannel):
         half_closes = IHalfCloseableDescriptor.providedBy(transport)  # not with TLS
         if half_closes:
             transport.loseWriteConnection()
-
-
-class WebRequest(Request):
-    """
-    A request with an id and a limited body.
-
-    The limit is low, since no route needs much input. What is larger is an upload: twine shows the reason phrase alone.
-    """
-
-    request_id = "-"
-    kind = "other"
-    #: When the request was complete, on the site's clock; None before that.
-    begun_at: float | None = None
-    _received = 0
-    _refused = False
-
-    def getHeader(self, key: AnyStr) -> AnyStr | None:
-        """
-        Return the last value of a header.
-
-        Any bytes are valid in a value (RFC 9110, section 5.5), so they are read as Latin-1. Twisted reads UTF-8.
-        """
-        if isinstance(key, bytes):
-            return super().getHeader(key)
-        value = super().getHeader(key.encode())
-        return None if value is None else value.decode("latin-1")
-
-    def gotLength(self, length: int | None) -> None:
-        """Check the announced length of the body, None if unknown."""
-        if length is not None and length > LARGEST_BODY:
-            super().gotLength(0)
-            self._refuse(b"413 " + _TOO_LARGE, _TOO_LARGE)
-            return
-        try:
-            super().gotLength(length)
-        except OSError:
-            super().gotLength(0)
-            self._refuse_unstored()
-
-    def handleContentChunk(self, data: bytes) -> None:
-        """Store a piece of the body."""
-        self._received += len(data)
-        if self._received > LARGEST_BODY:
-            self._refuse(b"413 " + _TOO_LARGE, _TOO_LARGE)
-        elif not self._refused:
-            try:
-                super().handleContentChunk(data)
-            except OSError:
-                self._refuse_unstored()
-
-    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        """Handle the complete request."""
-        if self._refused:
-            return
-        self._parsePOSTFormSubmission = False  # no route reads form fields, and parsing them takes long
-        self.request_id = choose_id(self)
-        self.responseHeaders.setRawHeaders(b"X-Request-ID", [self.request_id.encode()])
-        site: Any = self.channel.factory
-        self.begun_at = site.now()
-        super().requestReceived(command, path, version)
-
-    def connectionLost(self, reason: Failure) -> None:
-        """Log the request as broken: the connection ended before the response did."""
-        site = self.channel.factory
-        if self.begun_at is not None and isinstance(site, WebSite):
-            site.log(self, broken=True)
-        super().connectionLost(reason)
-
-    def _refuse_unstored(self) -> None:
-        self._refuse(b"503 Service Unavailable", b"the request body can't be stored now: try again later")
-
-    def _refuse(self, status: bytes, text: bytes) -> None:
-        if not self._refused and isinstance(self.channel, Channel):
-            self._refused = True
-            self.channel.refuse(status, text)
 
 
 class WebSite(DrainingSite):
@@ -256,6 +198,7 @@ class WebSite(DrainingSite):
         host = getattr(addr, "host", None)
         if self._per_address and host is not None:
             if self._connected[host] >= self._per_address:
+                metrics.REJECTED_CONNECTIONS.inc()
                 self._warn(host)
                 return _RejectedConnection()
             self._connected[host] += 1
@@ -271,7 +214,7 @@ class WebSite(DrainingSite):
             if self._connected[host] <= 0:
                 del self._connected[host]
 
-    def log(self, request: Request, *, broken: bool = False) -> None:  # type: ignore[override] # it gets requests of its own factory
+    def log(self, request: Request, *, broken: bool = False) -> None:
         """Log and count a finished request."""
         begun_at = getattr(request, "begun_at", None)
         line = record_of(request, 0.0 if begun_at is None else self.now() - begun_at, broken=broken)

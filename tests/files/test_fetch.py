@@ -985,6 +985,18 @@ class SharedTest(FetchTestCase):
         self.assertEqual(2, len(self.wire.exchanges))
         self.wire.last.answer(body=DATA)
 
+    def test_host_fetches_for_itself_if_no_other_can_hand_the_file_over(self) -> None:
+        """A stored file is fetched again despite the lease of another host while the bucket fails for all of them."""
+        others = Leases(self.catalog, "another disk", self.clock)
+        self.now(others.take(fetch_lease(listed().key)))
+        self.storage.reaches_others = False
+        for anew, requests in ((False, 0), (True, 1)):
+            self.close_after_test(self.other.start(listed(), anew=anew))
+            self.assertEqual(requests, len(self.wire.exchanges))
+        self.wire.last.answer(body=DATA)
+        self.assertIsNotNone(self.now(self.catalog.take_lease(fetch_lease(listed().key), "a third disk", 1)))
+        self.now(others.release_if_held(fetch_lease(listed().key)))
+
     def test_another_host_holds_the_lease(self) -> None:
         """Only the holder of the lease fetches. On other hosts, clients get its estimate of the remaining time."""
         others = Leases(self.catalog, "another disk", self.clock)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import socket
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -114,10 +115,46 @@ def raw(host: str, port: int, data: bytes, timeout: float = BOUND) -> bytes:
     return bytes(received)
 
 
+class Session:
+    """
+    A client that keeps one connection for several requests, sent as `get` does. Use as a context manager.
+
+    Its receive buffer is small, so that the server can't send all of a large body while nothing is read.
+    """
+
+    def __init__(self, url: str, timeout: float = BOUND) -> None:
+        parts = urlsplit(url)
+        assert parts.hostname is not None
+        self._connection = _connection(url, timeout)
+        self._connection.sock = stream = socket.socket()
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SLOW_BUFFER)
+        stream.settimeout(timeout)
+        stream.connect((parts.hostname, parts.port or 80))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    def get(
+        self, url: str, headers: Mapping[str, str] | None = None, meanwhile: Callable[[], object] = lambda: None
+    ) -> Answer:
+        """Send a request. `meanwhile` is called after the head of the response was read, and before its body."""
+        response = _send(self._connection, url, headers, "GET")
+        if response is None:
+            return _NO_RESPONSE
+        meanwhile()
+        answer = _Body(response).rest()
+        response.close()
+        return answer
+
+
 class SlowReader:
     """
     A client that reads the head, and then reads only on demand. Use as a context manager.
 
+    With https, it accepts any certificate.
     Its receive buffer is small, so that bytes that it does not read stay with the server.
     """
 
@@ -131,6 +168,8 @@ class SlowReader:
         self._connection.sock = self._stream = stream
         try:
             stream.connect((parts.hostname, parts.port or 80))
+            if parts.scheme == "https":
+                self._connection.sock = self._stream = _unverified().wrap_socket(stream)
             response = _send(self._connection, url, headers, "GET")
             assert response is not None, "the server closed the connection before its answer"
         except BaseException:
@@ -197,6 +236,12 @@ def eventually(ask: Callable[[], T], wanted: Callable[[T], object], timeout: flo
 
 
 _NO_RESPONSE = Answer(0, Message(), b"", complete=False)
+
+
+def _unverified() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
 
 
 def _connection(url: str, timeout: float) -> HTTPConnection:

@@ -33,6 +33,7 @@ from zope.interface import implementer
 from mypypi.digests import Digest
 from mypypi.rendering.tasks import perform
 from mypypi.threads import Threads
+from mypypi.web.errors import respond_to
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -334,7 +335,8 @@ class Handling(Resource):
     """
     A resource that answers requests with a test's coroutine.
 
-    As in Klein, the coroutine is cancelled when the client disconnects.
+    As in Klein, the coroutine is cancelled when the client disconnects, and its failure is answered or breaks off the
+    response.
     """
 
     isLeaf = True
@@ -346,8 +348,18 @@ class Handling(Resource):
     def render(self, request: Request) -> int:
         done = self._handler(request)
         request.notifyFinish().addErrback(lambda _: done.cancel())
-        done.addCallbacks(lambda _: request.finish(), lambda failure: failure.trap(CancelledError) and None)
+        done.addCallbacks(lambda _: request.finish(), lambda failure: self._fail(request, failure))
         return NOT_DONE_YET
+
+    @staticmethod
+    def _fail(request: Request, failure: Failure) -> None:
+        if getattr(request, "channel", None) is None:  # the client has left
+            failure.trap(CancelledError)
+            return
+        answer = respond_to(request, failure)
+        if isinstance(answer, bytes):
+            request.write(answer)
+            request.finish()
 
 
 class MemoryTestCase(SynchronousTestCase):

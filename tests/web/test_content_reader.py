@@ -20,7 +20,8 @@ from twisted.web.server import Request, Site
 
 from mypypi.errors import UpstreamDown
 from mypypi.files.content import HELD_BACK, Content
-from mypypi.web.content_reader import CLIENT_SILENCE, Reader, Span, _SendfileCopier
+from mypypi.web.content_reader import CLIENT_SILENCE, Reader, Span
+from mypypi.web.copiers import SendfileCopier
 from tests.support.memory import AtOnce, Connection, Handling, MemoryTestCase, WhenTold, open_descriptors, sha256
 
 reactor: Any = the_reactor
@@ -255,7 +256,7 @@ class SendfileTest(TestCase):
 
     def setUp(self) -> None:
         self.clock = Clock()
-        self.copiers: list[_SendfileCopier] = []
+        self.copiers: list[SendfileCopier] = []
         self.content = whole_content()
         self.parts: Parts = [Span(0, SIZE)]
         self.finished: Deferred[None] = Deferred()
@@ -267,7 +268,7 @@ class SendfileTest(TestCase):
         request.setHeader(b"content-length", b"%d" % SIZE)
         reader = Reader(request, self.content, self.parts, AtOnce(), _ReactorWithTestClock(self.clock))
         done = reader.run()
-        assert isinstance(reader._copier, _SendfileCopier)
+        assert isinstance(reader._copier, SendfileCopier)
         self.copiers.append(reader._copier)
         return done.addBoth(self.note_finished)
 

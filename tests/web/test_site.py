@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from typing import Any, cast
+from unittest import mock
 
 from prometheus_client import REGISTRY
 from twisted.internet.defer import Deferred
@@ -18,8 +19,9 @@ from mypypi.errors import NotFound
 from mypypi.web.content_reader import CLIENT_SILENCE
 from mypypi.web.errors import answer_failure
 from mypypi.web.pages import send, slices
+from mypypi.web.request import LARGEST_BODY
 from mypypi.web.request_log import cache_word, method_of, path_of, set_kind
-from mypypi.web.site import LARGEST_BODY, WebSite
+from mypypi.web.site import WebSite
 from tests.support.memory import Connection, Handling, MemoryTestCase
 
 PLAIN = b"GET /a HTTP/1.1\r\nHost: here\r\n\r\n"
@@ -422,6 +424,39 @@ class ConnectionLimitTest(SiteTestCase):
     def test_there_is_no_limit_by_default(self) -> None:
         site = self.site()
         assert all(Client(site, PLAIN).status == 200 for _ in range(200))
+
+
+class ScarcityTest(SiteTestCase):
+    """Connections leave the last descriptors to the files of those that are connected already."""
+
+    def connect(self, newest: int) -> Client:
+        """A client whose connection has this descriptor, of 1000."""
+
+        class ClientOfSocket(Client):
+            def fileno(self) -> int:
+                return newest
+
+        with mock.patch("resource.getrlimit", return_value=(1000, 1000)):
+            client = ClientOfSocket(self.site(), b"")
+        if not client.closed:
+            client.send(PLAIN)
+        return client
+
+    def test_connection_is_answered(self) -> None:
+        """The first connections that take kept descriptors get a 503 with its reason, before their request is read."""
+        assert self.connect(935).status == 200
+        client = self.connect(936)
+        assert client.status == 503
+        assert "Retry-After: 5" in client.head
+        assert client.body == b'{"error":"this server has run out of file descriptors: try again"}\n'
+        self.wait(6)
+        assert client.closed
+
+    def test_connection_is_aborted(self) -> None:
+        """Half of the kept descriptors are for files alone: a refused connection would keep one for seconds."""
+        assert self.connect(967).status == 503
+        client = self.connect(968)
+        assert (client.aborted, client.value()) == (True, b"")
 
 
 class ExcessConnection(Client):
