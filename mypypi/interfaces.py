@@ -12,6 +12,7 @@ from pathlib import Path
 from zope.interface import Attribute, Interface
 
 from mypypi.digests import Digest
+from mypypi.errors import NotFound, StorageDown
 from mypypi.model import (
     FileCheck,
     HeldLease,
@@ -100,6 +101,8 @@ class IStorage(Interface):
 
     upload_window: float = Attribute("seconds that a committed file may need to reach other hosts")
 
+    reaches_others: bool = Attribute("whether other hosts can read a committed file now, or after `upload_window`")
+
     def find(key: str, *, recheck: bool = False) -> Awaitable[StoredFile | None]:
         """
         Return the file stored under this key, or None.
@@ -127,15 +130,16 @@ class IStorage(Interface):
         """
         Return a URL from which clients get a stored file.
 
-        Only for a file that is not on this host's disk (its `path` is None). Raises StorageDown.
+        Only for a file that is not on this host's disk (its `path` is None). Raises StorageDown, also while files can't
+        be read from there, and NotFound if the file turns out to be missing: its record is deleted.
         """
 
-    def forget(key: str) -> Awaitable[None]:
+    def note_read(stored: StoredFile, since: float, error: NotFound | StorageDown | None) -> Awaitable[bool]:
         """
-        Delete the record of a file in remote storage.
+        Report how a read of a stored file by its link began, and return whether the file may still be there.
 
-        For a file that turned out to be missing there. Files on this host's disk need no record. Raises StorageDown or
-        CatalogDown.
+        `since` is when the read began. `error` is None once a byte has come. After NotFound the file is missing; after
+        StorageRefused it may be. The record of a missing file is deleted. Raises CatalogDown.
         """
 
     def delete(key: str) -> Awaitable[None]:

@@ -29,11 +29,16 @@ class LocalContent:
 
 @frozen
 class FileDescription:
-    """A file's digest and size, enough to answer a HEAD. For `immutable` see `LocalContent`."""
+    """
+    A file's digest and size, enough to answer a HEAD.
+
+    `hit`: the file is stored. For `immutable` see `LocalContent`.
+    """
 
     digest: Digest | None
     size: int
     immutable: bool = True
+    hit: bool = False
 
 
 @frozen

@@ -28,6 +28,7 @@ from mypypi.errors import (
 )
 from mypypi.model import PackageFile
 from mypypi.proxy.answers import FileAnswer, FileDescription, LocalContent, PassThrough, RedirectToUpstream
+from mypypi.redis_budget import renew_redis_budget
 from mypypi.worker.jobs import fetch_job
 
 if TYPE_CHECKING:
@@ -75,19 +76,22 @@ class ColdFiles:
         self._storage_error = ""
 
     async def answer(
-        self, file: PackageFile, stored: FindStored, client: str = "", *, anew: bool = False
+        self, file: PackageFile, stored: FindStored, client: str = "", *, anew: bool = False, unreadable: bool = False
     ) -> FileAnswer:
         """
         Decide what this client gets for this file now.
 
-        `stored` finds the file if it is stored by now. With `anew`, upstream has replaced the stored file. Raises
-        StillFetching, and the error of a failed fetch.
+        `stored` finds the file if it is stored by now. With `anew`, upstream has replaced the stored file. With
+        `unreadable`, it is stored, but can't be read now; a worker would find that it is stored. Raises StillFetching,
+        and the error of a failed fetch.
         """
         strict = self._policy.strict
-        by_worker = self._policy.redirect and (strict or not self._upstream.needs_credentials(file.url)) and not anew
-        if by_worker and await self._queue_fetch(file):
+        redirected = self._policy.redirect and (strict or not self._upstream.needs_credentials(file.url)) and not anew
+        if redirected and unreadable and not strict:
+            return self._redirect(file)
+        if redirected and not unreadable and await self._queue_fetch(file):
             return await self._stored_by_worker(file, stored) if strict else self._redirect(file)
-        return await self._fetch(file, stored, client, anew=anew)
+        return await self._fetch(file, stored, client, anew=anew or unreadable)
 
     async def describe(self, file: PackageFile, client: str) -> FileDescription | None:
         """
@@ -139,6 +143,7 @@ class ColdFiles:
                     raise _still_fetching(error.retry_after or _MAX_RETRY_AFTER) from None
                 else:
                     await deferLater(self._clock, _POLL_INTERVAL)
+                    renew_redis_budget()
 
     async def _fetch_here(self, file: PackageFile, until: float, client: str, *, anew: bool) -> FileAnswer:
         """Join the fetch of this file on this host, or start it."""
@@ -224,6 +229,7 @@ class ColdFiles:
             if self._clock.seconds() >= until:
                 raise _still_fetching(math.ceil(self._policy.strict_wait))
             await deferLater(self._clock, _POLL_INTERVAL)
+            renew_redis_budget()
         return found
 
     def _note_storage_recovery(self) -> None:

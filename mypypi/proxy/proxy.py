@@ -7,14 +7,23 @@ headers, Redis, or any one ecosystem.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from mypypi.errors import CatalogDown, DigestMismatch, MyPyPiError, NotFound, UpstreamRefused
+from mypypi.errors import (
+    BadRequest,
+    CatalogDown,
+    DigestMismatch,
+    MyPyPiError,
+    NotFound,
+    StillFetching,
+    StorageDown,
+    UpstreamRefused,
+)
 from mypypi.file_keys import key_from_segments
 from mypypi.model import PackageFile, Page, PageId
 from mypypi.proxy.answers import FileAnswer, LocalContent
@@ -71,29 +80,50 @@ class Proxy:
         with suppress(MyPyPiError):
             await self.pages.revalidated(page, client)
 
-    async def file(self, link: str, client: str = "", *, describe: bool = False) -> FileAnswer:
+    async def file(
+        self, link: str, client: str = "", *, describe: bool = False, unreadable: StorageDown | None = None
+    ) -> FileAnswer:
         """
         Find the file behind a link of this server's pages, for this client.
 
-        With `describe`, the answer may be a FileDescription.
+        With `describe`, the answer may be a FileDescription. `unreadable` says why the stored file could not be read
+        from the bucket just now, if that was tried.
         Raises NotFound, UpstreamRefused, StillFetching, UpstreamDown, BadUpstreamResponse, StorageDown.
         """
         listed = await self._listed_in_cache(link)
-        stored = await self.stored.find(link, listed, client)
-        if stored is not None:
-            return stored
+        try:
+            stored = await self.stored.find(link, listed, client, describe=describe, unreadable=unreadable)
+        except StorageDown as error:
+            cold = self._from_upstream(link, listed, client, describe=describe, unreadable=error)
+            return await _instead_of_stored(error, cold)
+        return stored or await self._from_upstream(link, listed, client, describe=describe)
+
+    async def _from_upstream(
+        self,
+        link: str,
+        listed: PackageFile | None,
+        client: str,
+        *,
+        describe: bool,
+        unreadable: StorageDown | None = None,
+    ) -> FileAnswer:
+        """
+        Return a file that is not stored, or is `unreadable`. In the latter case its page goes on listing it.
+
+        Raises as `file` does.
+        """
         try:
             if listed is not None:
-                return await self._cold_answer(listed, client, describe=describe)
+                return await self._cold_answer(listed, client, describe=describe, is_stored=unreadable is not None)
             listed = await self._listed_upstream(link, client)
-            return await self._answer(listed, client, describe=describe)
+            return await self._answer(listed, client, describe=describe, unreadable=unreadable)
         except (NotFound, UpstreamRefused, DigestMismatch) as error:
             if listed is None:
                 raise
             anew = await self._listed_anew(listed, client)
             if anew is not None:
-                return await self._answer(anew, client, describe=describe)
-            if not isinstance(error, UpstreamRefused):
+                return await self._answer(anew, client, describe=describe, unreadable=unreadable)
+            if not isinstance(error, UpstreamRefused) and unreadable is None:
                 await self._withhold(listed)
             raise
 
@@ -121,20 +151,32 @@ class Proxy:
             raise NotFound("upstream lists several files of this name: request the one that is meant by its own link")
         return files[0].link
 
-    async def _answer(self, listed: PackageFile, client: str, *, describe: bool) -> FileAnswer:
-        stored = await self.stored.find(listed.link, listed, client)
+    async def _answer(
+        self, listed: PackageFile, client: str, *, describe: bool, unreadable: StorageDown | None = None
+    ) -> FileAnswer:
+        try:
+            stored = await self.stored.find(listed.link, listed, client, describe=describe, unreadable=unreadable)
+        except StorageDown as error:
+            cold = self._cold_answer(listed, client, describe=describe, is_stored=True)
+            return await _instead_of_stored(error, cold)
         return stored or await self._cold_answer(listed, client, describe=describe)
 
-    async def _cold_answer(self, listed: PackageFile, client: str, *, describe: bool) -> FileAnswer:
-        """Decide what this client gets while the file is not stored."""
+    async def _cold_answer(
+        self, listed: PackageFile, client: str, *, describe: bool, is_stored: bool = False
+    ) -> FileAnswer:
+        """Decide what this client gets while the file is not stored, or can't be read although it `is_stored`."""
         await self.stored.remember_key(listed)
         if describe and (described := await self._cold.describe(listed, client)) is not None:
             return described
-        has_changed = listed.digest is None and await self.stored.has(listed)
-        answer = await self._cold.answer(
-            listed, lambda file: self.stored.find(file.link, file, client), client, anew=has_changed
-        )
-        if isinstance(answer, LocalContent) and not answer.content.ended:
+        has_changed = listed.digest is None and not is_stored and await self.stored.has(listed)
+
+        async def stored(file: PackageFile) -> FileAnswer | None:
+            with suppress(StorageDown):
+                return await self.stored.find(file.link, file, client)
+            return None
+
+        answer = await self._cold.answer(listed, stored, client, anew=has_changed, unreadable=is_stored)
+        if isinstance(answer, LocalContent) and not answer.content.ended and not is_stored:
             ended = answer.content.wait_until(lambda: answer.content.ended)
             ended.addCallback(lambda _: self._note_end(answer.content, listed))
         return answer
@@ -240,3 +282,19 @@ class Proxy:
         """
         for page in await self._pages_for(file.link):
             await self.pages.withhold(page, file.link)
+
+
+async def _instead_of_stored(unreadable: StorageDown, cold: Awaitable[FileAnswer]) -> FileAnswer:
+    """
+    Return what a client gets instead of a stored file that can't be read.
+
+    Raises StillFetching, and StorageDown with both reasons: why it can't be read, and why upstream can't give it.
+    """
+    try:
+        return await cold
+    except (BadRequest, StillFetching):
+        raise
+    except MyPyPiError as error:
+        if isinstance(error.__cause__, StorageDown):  # it says both already, of the file as its page lists it now
+            raise
+        raise StorageDown(f"{unreadable}; and upstream can't give it: {error}") from unreadable

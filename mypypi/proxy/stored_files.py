@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from cachetools import LRUCache
 from twisted.logger import Logger
 
-from mypypi.errors import CatalogDown, StorageDown, storage_error
+from mypypi.errors import CatalogDown, NotFound, StorageDown, storage_error
 from mypypi.files.content import Content
 from mypypi.model import PackageFile, StoredFile
-from mypypi.proxy.answers import FileAnswer, LocalContent, StoredElsewhere
+from mypypi.proxy.answers import FileAnswer, FileDescription, LocalContent, StoredElsewhere
 
 if TYPE_CHECKING:
     from mypypi.digests import Digest
@@ -53,12 +53,32 @@ class StoredFiles:
         self._is_unreadable = False
         self._hashed: LRUCache[tuple[StoredFile, str], Digest] = LRUCache(_MOST_HASHED)
 
-    async def find(self, link: str, listed: PackageFile | None, client: str = "") -> FileAnswer | None:
-        """Return the file with this link, if it is stored and, where a page lists it, is the listed one."""
+    async def find(
+        self,
+        link: str,
+        listed: PackageFile | None,
+        client: str = "",
+        *,
+        describe: bool = False,
+        unreadable: StorageDown | None = None,
+    ) -> FileAnswer | None:
+        """
+        Return the file with this link, if it is stored and, where a page lists it, is the listed one.
+
+        With `describe`, the answer may be a FileDescription. `unreadable` says why a file could not be read from the
+        bucket just now, if one was tried. Raises StorageDown if the file is stored, but can't be read now.
+        """
+        failure: StorageDown | None = None
         for key in listed.keys if listed is not None else await self._keys_of(link):
-            found = await self._find_under(key, listed, client)
+            try:
+                found = await self._find_under(key, listed, client, describe=describe, unreadable=unreadable)
+            except StorageDown as error:
+                failure = error
+                continue
             if found is not None:
                 return found
+        if failure is not None:
+            raise failure
         return None
 
     async def has(self, listed: PackageFile) -> bool:
@@ -72,15 +92,6 @@ class StoredFiles:
         if self._ecosystem.key_for(listed.link) != listed.key:
             with suppress(CatalogDown):
                 await self._catalog.put_key_of_link(listed.link, listed.key)
-
-    async def forget_missing(self, stored: StoredFile) -> None:
-        """Forget a file that the storage has lost. It is fetched again when requested."""
-        try:
-            await self._storage.forget(stored.key)
-        except (CatalogDown, StorageDown) as error:
-            self.log.warn(
-                "file {key} is missing in the storage, but could not be forgotten: {why}", key=stored.key, why=error
-            )
 
     async def delete_corrupt(self, stored: StoredFile) -> None:
         """Delete a stored file whose bytes have changed. It is fetched again when requested."""
@@ -97,24 +108,43 @@ class StoredFiles:
             recorded = await self._catalog.key_of_link(link)
         return [key for key in (recorded, self._ecosystem.key_for(link)) if key is not None]
 
-    async def _find_under(self, key: str, listed: PackageFile | None, client: str) -> FileAnswer | None:
-        immutable = listed is None or listed.digest is not None
-        try:
-            for _ in range(2):  # a file may move from the disk to the bucket before it is opened
+    async def _find_under(
+        self, key: str, listed: PackageFile | None, client: str, *, describe: bool, unreadable: StorageDown | None
+    ) -> FileAnswer | None:
+        for _ in range(2):  # a file may move from the disk to the bucket before it is opened
+            try:
                 stored = await self._storage.find(key)
                 if stored is None or (listed is not None and not await self._is_listed(stored, listed, client)):
                     return None
-                if stored.path is None:
-                    return StoredElsewhere(stored, await self._storage.link(stored), self._proxied, immutable)
-                served = _open(stored, immutable=immutable)
-                if served is not None:
-                    self._note_readable()
-                    return served
-        except StorageDown as error:
-            if not self._is_unreadable:
-                self.log.error("stored files can't be read, fetching them again: {why}", why=error)
-            self._is_unreadable = True
+                if stored.path is not None:
+                    served = _open(stored, immutable=listed is None or listed.digest is not None)
+                    if served is not None:
+                        self._note_readable()
+                        return served
+                    continue
+            except StorageDown as error:
+                self._note_unreadable(error)
+                raise
+            return await self._elsewhere(stored, listed, describe=describe, unreadable=unreadable)
         return None
+
+    async def _elsewhere(
+        self, stored: StoredFile, listed: PackageFile | None, *, describe: bool, unreadable: StorageDown | None
+    ) -> FileAnswer | None:
+        """
+        Return the answer for a file in the bucket, None if it turns out to be missing there.
+
+        A description needs only its record. Raises StorageDown if the bucket fails, which the storage logs.
+        """
+        immutable = listed is None or listed.digest is not None
+        if describe:
+            return FileDescription(stored.digest, stored.size, immutable, hit=True)
+        if unreadable is not None:
+            raise unreadable
+        try:
+            return StoredElsewhere(stored, await self._storage.link(stored), self._proxied, immutable)
+        except NotFound:
+            return None
 
     async def _is_listed(self, stored: StoredFile, listed: PackageFile, client: str) -> bool:
         """
@@ -133,6 +163,11 @@ class StoredFiles:
             return False
         self._hashed[hashed] = digest
         return listed.accepts(digest) is True
+
+    def _note_unreadable(self, why: StorageDown) -> None:
+        if not self._is_unreadable:
+            self.log.error("stored files can't be read, fetching them again: {why}", why=why)
+        self._is_unreadable = True
 
     def _note_readable(self) -> None:
         if self._is_unreadable:

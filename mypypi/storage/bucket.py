@@ -8,21 +8,22 @@ catalog and the queue. Must never know boto3, packages, or requests.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import TimeoutError as WaitedTooLong
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from mypypi.clock import remaining
 from mypypi.coalescing import Coalescer
 from mypypi.digests import Digest
-from mypypi.errors import CatalogDown, StorageDown, storage_error
+from mypypi.errors import CatalogDown, NotFound, StorageDown, storage_error
 from mypypi.interfaces import IStorage
 from mypypi.job import Job
 from mypypi.model import Link, StoredFile, fetch_lease
+from mypypi.storage.bucket_reads import BucketReads
 
 if TYPE_CHECKING:
     from mypypi.interfaces import ICatalog
@@ -31,15 +32,10 @@ if TYPE_CHECKING:
     from mypypi.storage.s3 import S3Bucket
     from mypypi.threads import Threads
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
 #: A client only gets a link that is valid for at least this many more seconds.
 LINK_MARGIN = 60
-#: Seconds that a client or a health check waits for the bucket's answer.
-ANSWER_TIMEOUT = 5
-#: Seconds without look-ups in the bucket after a look-up has failed.
-LOOKUP_PAUSE = 10
+#: The most files that are kept on the disk while the bucket fails without a job for their upload.
+MOST_KEPT = 10_000
 #: The kind of the jobs that upload a file.
 UPLOAD = "upload"
 
@@ -49,7 +45,8 @@ class BucketStorage:
     """
     Stores files in `bucket`.
 
-    Files that wait for their upload are in `waiting`, on the disk with the id `disk`.
+    Files that wait for their upload are in `waiting`, on the disk with the id `disk`. With `proxied`, clients get files
+    through this server. While the bucket fails, no client is sent there, and nothing is looked up.
     """
 
     log = Logger()
@@ -67,6 +64,7 @@ class BucketStorage:
         disk: str,
         public: bool,
         link_seconds: int,
+        proxied: bool = False,
     ) -> None:
         self._bucket = bucket
         self._waiting = waiting
@@ -77,13 +75,20 @@ class BucketStorage:
         self._disk = disk
         self._public = public
         self._link_seconds = link_seconds
+        self._reads = BucketReads(bucket, threads, clock, self._upload_kept, proxied=proxied)
+        #: The keys of files that the bucket has, and that are kept on the disk while it fails.
+        self._kept: set[str] = set()
         self._lookups: Coalescer[StoredFile | None] = Coalescer()
-        #: The bytes that wait for upload: those of the last `measure`, and those that this process has added since.
+        #: The bytes that wait for upload: those of the last `look`, and those that this process has added since.
         self.waiting_bytes = 0
         self._upload_error = ""
-        self._lookups_paused_until = 0.0
         #: Set this to cancel running uploads.
         self.stopped = threading.Event()
+
+    @property
+    def reaches_others(self) -> bool:
+        """See `IStorage.reaches_others`. Not while the bucket fails."""
+        return not self._reads.are_failing
 
     async def find(self, key: str, *, recheck: bool = False) -> StoredFile | None:
         """See `IStorage.find`. If the bucket does not answer, the file counts as missing, and is fetched again."""
@@ -100,14 +105,23 @@ class BucketStorage:
         return found or await self._waiting.find(key)  # the file may have been committed meanwhile
 
     async def commit(self, key: str, draft: Path, digest: Digest) -> StoredFile:
-        """See `IStorage.commit`."""
+        """
+        See `IStorage.commit`.
+
+        A file that the bucket has, and that was fetched again since the bucket fails, stays on the disk meanwhile. If
+        it was uploaded and removed from there at once, each client would cause another fetch.
+        """
         stored = await self._waiting.commit(key, draft, digest)
         self.waiting_bytes += stored.size
-        await self.queue_upload(key)
+        if self._reads.are_failing and len(self._kept) < MOST_KEPT and await self._is_recorded(stored):
+            self._kept.add(key)
+        else:
+            await self.queue_upload(key)
         return stored
 
-    async def measure(self) -> None:
-        """Update `waiting_bytes`. This runs in a thread, since many files may wait."""
+    async def look(self) -> None:
+        """Measure `waiting_bytes`, in a thread since many files may wait, and see whether the bucket works again."""
+        await self._reads.try_again()
         with suppress(OSError):
             self.waiting_bytes = await self._threads.run(self._waiting.weight)
 
@@ -140,6 +154,8 @@ class BucketStorage:
             await self._catalog.put_stored(stored)
             await self._catalog.release_lease(fetch_lease(key), self._disk)
             await self._waiting.discard(waiting)
+            with suppress(CatalogDown):  # a sweep that still found the file has taken the lease again
+                await self._catalog.release_lease(fetch_lease(key), self._disk)
             self.log.info("uploaded {key}, {size} bytes", key=key, size=stored.size)
 
     async def digest_of(self, stored: StoredFile, algorithm: str) -> Digest | None:
@@ -147,20 +163,36 @@ class BucketStorage:
         return await self._waiting.digest_of(stored, algorithm)
 
     async def link(self, stored: StoredFile) -> Link:
-        """See `IStorage.link`. All clients get the same link until `LINK_MARGIN` seconds before it expires."""
+        """
+        See `IStorage.link`. All clients get the same link until `LINK_MARGIN` seconds before it expires.
+
+        A client is only sent to a bucket that has answered within the last few seconds.
+        """
+        if not await self._reads.is_readable(stored.key):
+            with suppress(CatalogDown):
+                await self._forget(stored.key)
+            raise NotFound("the stored file is missing in S3")
         if self._public:
-            return Link(await self._with_timeout(self._bucket.link, stored.key), None)
+            return Link(await self._reads.link(stored.key), None)
         now = self._clock.seconds()
         try:
             known = await self._catalog.link(stored.key)
         except CatalogDown:
             known = None
-        if known is not None and known[1] - now >= LINK_MARGIN:
-            return Link(known[0], int(known[1] - now - LINK_MARGIN))
-        url = await self._with_timeout(self._bucket.link, stored.key)
+        left = 0.0 if known is None else remaining(known[1], now, self._link_seconds)
+        if known is not None and left >= LINK_MARGIN:
+            return Link(known[0], int(left - LINK_MARGIN))
+        url = await self._reads.link(stored.key)
         with suppress(CatalogDown):
             await self._catalog.put_link(stored.key, url, now + self._link_seconds)
         return Link(url, self._link_seconds - LINK_MARGIN)
+
+    async def note_read(self, stored: StoredFile, since: float, error: NotFound | StorageDown | None) -> bool:
+        """See `IStorage.note_read`."""
+        may_be_there = await self._reads.note(stored.key, since, error)
+        if not may_be_there:
+            await self._forget(stored.key)
+        return may_be_there
 
     async def delete(self, key: str) -> None:
         """See `IStorage.delete`."""
@@ -168,16 +200,16 @@ class BucketStorage:
         await self._catalog.forget_stored(key)
         await self._threads.run(self._bucket.delete, key)
 
-    async def forget(self, key: str) -> None:
-        """See `IStorage.forget`. The catalog has a record of this file, but the bucket does not have the file."""
-        await self._catalog.forget_stored(key)
-
     async def check(self) -> None:
-        """See `IStorage.check`. Checks the disk, the bucket, and the result of the last upload."""
+        """See `IStorage.check`. Checks the disk, the bucket, whether files can be read, and the last upload."""
         await self._waiting.check()
-        await self._with_timeout(self._bucket.check)
+        await self._reads.check()
         if self._upload_error:
             raise StorageDown(f"the last upload failed: {self._upload_error}")
+
+    def reload(self) -> None:
+        """Read the credentials again, see `S3Bucket.reload`. Blocks: call this in a thread. Raises StorageDown."""
+        self._bucket.reload()
 
     async def sweep(self) -> None:
         """
@@ -202,28 +234,30 @@ class BucketStorage:
             if key not in there and await self._threads.run(self._bucket.head, key) is None:
                 await self._catalog.forget_stored(key)
 
-    async def _look_up(self, key: str) -> StoredFile | None:
-        if self._clock.seconds() < self._lookups_paused_until:
-            return None
+    def _upload_kept(self) -> None:
+        """Queue the uploads of the files that were kept while the bucket failed, which removes them from the disk."""
+        kept, self._kept = self._kept, set()
+        for key in kept:
+            Deferred.fromCoroutine(self.queue_upload(key)).addErrback(
+                lambda failure: self.log.failure("an upload could not be queued", failure)
+            )
+
+    async def _is_recorded(self, stored: StoredFile) -> bool:
+        """Whether the bucket has the same file, by its record."""
         try:
-            found = await self._with_timeout(self._bucket.head, key)
-        except StorageDown as error:
-            self._lookups_paused_until = self._clock.seconds() + LOOKUP_PAUSE
-            pause = LOOKUP_PAUSE
-            self.log.warn("look-ups in the bucket pause for {pause} s after a failure: {why}", pause=pause, why=error)
-            return None
+            recorded = await self._catalog.stored(stored.key)
+        except CatalogDown:
+            return False
+        return recorded is not None and (recorded.size, recorded.digest) == (stored.size, stored.digest)
+
+    async def _look_up(self, key: str) -> StoredFile | None:
+        found = await self._reads.look_up(key)
         if found is not None:
             with suppress(CatalogDown):
                 await self._catalog.put_stored(found)
         return found
 
-    async def _with_timeout(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """
-        Run a function of the bucket in a thread, for `ANSWER_TIMEOUT` seconds at most.
-
-        After that, the thread continues until S3's own time limits.
-        """
-        try:
-            return await self._threads.run(function, *args, **kwargs).addTimeout(ANSWER_TIMEOUT, self._clock)
-        except WaitedTooLong:
-            raise StorageDown(f"S3 did not answer within {ANSWER_TIMEOUT} s") from None
+    async def _forget(self, key: str) -> None:
+        """Delete the record of a file that the bucket does not have. Raises CatalogDown."""
+        self.log.warn("file {key} is missing in S3, it is fetched again when requested", key=key)
+        await self._catalog.forget_stored(key)

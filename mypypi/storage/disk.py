@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from zope.interface import implementer
 
 from mypypi.digests import Digest, new_hasher
-from mypypi.errors import StorageDown, storage_error
+from mypypi.errors import NotFound, StorageDown, storage_error
 from mypypi.interfaces import IStorage
 from mypypi.model import Link, StoredFile
 
@@ -37,6 +37,7 @@ class DiskStorage:
     """Stores files below `directory`, which is created with the first file."""
 
     upload_window = 0.0
+    reaches_others = True
 
     def __init__(self, directory: Path, threads: Threads) -> None:
         self._directory = directory
@@ -64,8 +65,8 @@ class DiskStorage:
     async def link(self, stored: StoredFile) -> Link:
         raise StorageDown("a file on this host's disk has no link")
 
-    async def forget(self, key: str) -> None:
-        pass  # a file on this disk has no record
+    async def note_read(self, stored: StoredFile, since: float, error: NotFound | StorageDown | None) -> bool:
+        return True  # no file on this disk is read by a link
 
     async def delete(self, key: str) -> None:
         try:

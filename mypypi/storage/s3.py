@@ -7,19 +7,32 @@ never know packages, pages, requests, or why a file is uploaded.
 from __future__ import annotations
 
 import hashlib
+import time
+from contextlib import suppress
 from pathlib import Path
 from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import boto3
 from attrs import field, frozen
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionClosedError,
+    HTTPClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
+from botocore.exceptions import ConnectionError as NotConnected
 
+from mypypi.descriptors import NONE_LEFT, is_shortage
 from mypypi.digests import Digest
-from mypypi.errors import StorageDown
+from mypypi.errors import OutOfDescriptors, StorageDown, StorageRefused, TemporarilyUnavailable
 from mypypi.model import StoredFile
 from mypypi.storage.s3_upload import DIGEST_METADATA, PART_BYTES, S3Uploader, error_code
+from mypypi.tls import explain_chain
 
 if TYPE_CHECKING:
     from mypypi.settings.settings import Settings
@@ -27,11 +40,18 @@ if TYPE_CHECKING:
 #: Time limit for connecting, in seconds.
 _CONNECT_SECONDS = 3
 #: Seconds without a byte of the answer, and number of tries, for a request that a client or a health check waits for.
-_ASK_SECONDS, _ASK_TRIES = 4, 2
+#: boto3 would repeat a request that timed out as well, which would double the time.
+_ASK_SECONDS, _ASK_TRIES = 3, 1
 #: The same for an upload.
 _UPLOAD_SECONDS, _UPLOAD_TRIES = 30, 3
-#: Error codes for a missing object. To an account without permission to list the bucket, S3 answers 403.
-_MISSING = ("404", "NoSuchKey", "NotFound", "403", "AccessDenied", "Forbidden")
+#: Seconds within which a failure is fast. Such a look-up is tried once more: S3 answers 500 or 503 now and then, and
+#: may close a connection that was kept open.
+_FAST = 1.0
+#: Error codes for a missing object, and for one that is missing or forbidden: to an account without permission to list
+#: the bucket, S3 answers 403 for a missing object.
+_MISSING = ("404", "NoSuchKey", "NotFound")
+_REFUSED = ("403", "AccessDenied", "Forbidden")
+_SERVER_ERROR = 500
 #: The longest name of an object, in bytes.
 _MAX_NAME = 1024
 
@@ -95,6 +115,22 @@ class S3Bucket:
                 self._clients[seconds] = self._connect(seconds, tries)
             return self._clients[seconds]
 
+    def reload(self) -> None:
+        """
+        Read again, for new requests, the files that boto3 takes credentials and trusted certificates from.
+
+        Raises StorageDown if there are no credentials in them; then nothing changes.
+        """
+        try:
+            session = boto3.session.Session()
+            found = self._settings.access_key is not None or session.get_credentials() is not None
+        except BotoCoreError as error:
+            raise StorageDown(f"the credentials for S3 can't be read: {error}") from error
+        if not found:
+            raise StorageDown("the credentials for S3 can't be read: boto3 finds none, see MYPYPI_S3_ACCESS_KEY")
+        with self._lock:
+            self._session, self._clients = session, {}
+
     def _connect(self, seconds: int, tries: int) -> Any:
         settings = self._settings
         # Over TLS, and with a checksum, a signature of the content would only make boto3 read the file once more.
@@ -124,20 +160,36 @@ class S3Bucket:
 
         Its digest comes from the object's metadata. Some providers do not keep metadata. Then it is the MD5, if the
         provider gives one as the ETag; most do so for objects that were uploaded in one piece.
+
+        Raises StorageRefused if the object is missing or forbidden.
         """
-        try:
-            found = self._head(self._asking, key)
-        except (ClientError, BotoCoreError) as error:
-            raise _down(error) from error
+        found = self._ask(key)
         digest = _digest_of(found)
         return None if digest is None else StoredFile(key, int(found["ContentLength"]), digest)
 
-    def _head(self, client: Any, key: str) -> dict[str, Any]:
-        """Return S3's description of an object; empty if it is missing."""
+    def has(self, key: str) -> bool:
+        """Whether there is an object under this key. Raises StorageRefused if it is missing or forbidden."""
+        return bool(self._ask(key))
+
+    def _ask(self, key: str) -> dict[str, Any]:
+        """Return S3's description of an object, for a caller who waits; empty if it is missing."""
+        began = time.monotonic()
+        try:
+            try:
+                return self._head(self._asking, key, _MISSING)
+            except (ClientError, ConnectionClosedError) as error:
+                if not _may_pass(error) or time.monotonic() - began > _FAST:
+                    raise
+                return self._head(self._asking, key, _MISSING)
+        except (ClientError, BotoCoreError) as error:
+            raise _down(error) from error
+
+    def _head(self, client: Any, key: str, missing: tuple[str, ...]) -> dict[str, Any]:
+        """Return S3's description of an object; empty if S3 answers with one of the error codes in `missing`."""
         try:
             found: dict[str, Any] = client.head_object(**self._target(key))
         except ClientError as error:
-            if error_code(error) in _MISSING:
+            if error_code(error) in missing:
                 return {}
             raise
         return found
@@ -154,14 +206,20 @@ class S3Bucket:
         size = path.stat().st_size
         stored = StoredFile(key, size, digest)
         try:
-            if size <= self._uploader.part_bytes or self.head(key) != stored:
+            if size <= self._uploader.part_bytes or not self._is_there(stored):
                 self._uploader.upload(self._uploading, self._target(key), path, key, digest, cancelled)
-            there = self._head(self._uploading, key)
+            there = self._head(self._uploading, key, _MISSING + _REFUSED)
         except (ClientError, BotoCoreError) as error:
             raise _down(error) from error
         if there.get("ContentLength") != size:
             raise StorageDown("the bucket does not have the complete file after its upload")
         return stored
+
+    def _is_there(self, stored: StoredFile) -> bool:
+        """Whether the bucket has this file already. One that is refused is uploaded."""
+        with suppress(StorageRefused):
+            return self.head(stored.key) == stored
+        return False
 
     def link(self, key: str) -> str:
         """
@@ -225,8 +283,27 @@ def _digest_of(found: dict[str, Any]) -> Digest | None:
         return Digest.strongest({"md5": found.get("ETag", "").strip('"')})
 
 
-def _down(error: Exception) -> StorageDown:
+def _may_pass(error: Exception) -> bool:
+    """Whether the same request may succeed at once: S3 failed, or closed a connection that was kept open."""
+    if not isinstance(error, ClientError):
+        return True
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) >= _SERVER_ERROR
+
+
+def _down(error: Exception) -> TemporarilyUnavailable:
     """Convert boto3's error. S3's own message is left out: for a refused signature, it contains the access key."""
+    if is_shortage(error):
+        return OutOfDescriptors(f"S3 can't be asked: {NONE_LEFT}; try again")
     if isinstance(error, ClientError):
-        return StorageDown(f"S3 answered {error_code(error) or 'with an error'} to {error.operation_name}")
-    return StorageDown(f"S3 can't be reached: {type(error).__name__}")
+        kind = StorageRefused if error_code(error) in _REFUSED else StorageDown
+        return kind(f"S3 answered {error_code(error) or 'with an error'} to {error.operation_name}")
+    name = type(error).__name__
+    if isinstance(error, (NotConnected, HTTPClientError)):
+        why = explain_chain(error, urlsplit(str(error.kwargs.get("endpoint_url", ""))).hostname or "S3")
+        return StorageDown(f"S3 can't be reached: {why or name}")
+    if isinstance(error, (NoCredentialsError, PartialCredentialsError)):
+        return StorageDown(
+            "S3 can't be used without credentials: set MYPYPI_S3_ACCESS_KEY and MYPYPI_S3_SECRET_KEY, or give boto3 "
+            f"others, such as an instance role or a profile ({name})"
+        )
+    return StorageDown(f"S3 can't be used: {name}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +15,12 @@ from unittest import mock
 from botocore.exceptions import ClientError
 
 from mypypi.digests import Digest
-from mypypi.errors import StorageDown
+from mypypi.errors import OutOfDescriptors, StorageDown
 from mypypi.settings.loading import load_settings
 from mypypi.storage import s3
 from mypypi.storage.s3 import BucketSettings
 from mypypi.storage.s3_upload import UploadCancelled
+from tests.rig.descriptors import few_descriptors
 from tests.rig.faults import Fault, Status
 from tests.rig.s3 import ACCESS_KEY, SECRET_KEY, Refuse, Swallow
 from tests.support.buckets import KEY, LARGE, PART, BucketTestCase, StopAfter
@@ -99,6 +101,16 @@ class BucketTest(BucketTestCase):
             self.assert_down("S3 can't be reached: EndpointConnectionError")
         self.assert_back()
 
+    def test_no_descriptor_is_left(self) -> None:
+        """A process that can't open a connection to S3 says so. S3 has not failed, and is asked again at once."""
+        assert self.bucket._asking  # boto3 reads its files
+        with few_descriptors([os.getpid()], 0):
+            error = self.failing(self.storage._reads.look_up(KEY), OutOfDescriptors)
+        self.assertIn("S3 can't be asked: this server has run out of file descriptors", str(error))
+        self.assertEqual(0, self.asked("HEAD"))
+        self.assertIsNone(self.now(self.storage.find(KEY)))
+        self.assertEqual(1, self.asked("HEAD"))
+
     def test_bucket_that_denies_access(self) -> None:
         """The error names S3's code, but not its message with keys and signatures."""
         self.keep(WHEEL)
@@ -116,10 +128,10 @@ class BucketTest(BucketTestCase):
             self.assert_back()
 
     def test_limits_are_short_where_a_client_waits(self) -> None:
-        """A look-up with all its tries ends about when pip times out. Uploads have more time."""
+        """A look-up ends after a few seconds, and boto3 does not repeat it. Uploads have more time."""
         asking = self.bucket._asking.meta.config
-        self.assertEqual((3, 4), (asking.connect_timeout, asking.read_timeout))
-        self.assertEqual((2, "standard"), (asking.retries["total_max_attempts"], asking.retries["mode"]))
+        self.assertEqual((3, 3), (asking.connect_timeout, asking.read_timeout))
+        self.assertEqual((1, "standard"), (asking.retries["total_max_attempts"], asking.retries["mode"]))
         self.assertEqual(30, self.bucket._uploading.meta.config.read_timeout)
 
     def test_single_failure_is_retried(self) -> None:
@@ -298,12 +310,14 @@ class BucketTest(BucketTestCase):
         self.assertEqual(["PUT", "HEAD"], [request.method for request in self.proxy.requests])
 
     def test_bucket_without_credentials(self) -> None:
-        """The error says that there are no credentials. Neither the settings nor boto3's own sources have any."""
+        """The error names the settings for credentials. Neither they nor boto3's own sources have any."""
         with mock.patch("botocore.credentials.CredentialResolver.load_credentials", return_value=None):
             self.storage = self.make_storage(self.make_bucket(access_key=None, secret_key=None))
             waiting = self.keep(WHEEL)
             for work in (self.storage.check(), self.storage.upload(KEY), self.storage.link(waiting)):
-                self.assertEqual("S3 can't be reached: NoCredentialsError", str(self.failing(work, StorageDown)))
+                error = str(self.failing(work, StorageDown))
+                self.assertIn("S3 can't be used without credentials: set MYPYPI_S3_ACCESS_KEY and MYPYPI_S3_SEC", error)
+                self.assertNotIn("reached", error)
 
     def test_deleting_while_s3_is_down(self) -> None:
         """Deleting fails while S3 is down, since the object stays."""

@@ -13,11 +13,12 @@ from unittest import mock
 from zope.interface.verify import verifyObject
 
 from mypypi.digests import Digest
-from mypypi.errors import CatalogDown, StorageDown, StorageFull
+from mypypi.errors import CatalogDown, NotFound, StorageDown, StorageFull
 from mypypi.file_keys import key_of
 from mypypi.interfaces import IStorage
 from mypypi.model import Link, StoredFile, fetch_lease
 from mypypi.storage.bucket import BucketStorage
+from mypypi.storage.bucket_breaker import FIRST_PAUSE
 from mypypi.storage.disk import DiskStorage
 from tests.rig.http import get, head
 from tests.rig.s3 import ACCESS_KEY, SECRET_KEY, RcloneServer, Refuse
@@ -450,17 +451,13 @@ class BucketPromises(StoragePromises, BucketTestCase):
         self.assertEqual([False, True, True], [self.now(self.catalog.stored(key)) is not None for key in keys])
         self.assertIsNone(self.find())
 
-    def test_forgotten_file_is_not_found(self) -> None:
-        """
-        `forget` deletes the record and the link of a file.
-
-        A client was sent to the bucket, and found nothing there.
-        """
+    def test_file_that_is_read_and_missing_is_forgotten(self) -> None:
+        """The record and the link of a file are deleted after a client has found nothing behind its link."""
         stored = self.commit(b"a wheel")
         self.now(self.storage.link(stored))
         self.server.delete(self.name())
         self.assertIsNotNone(self.find())
-        self.now(self.storage.forget(KEY))
+        self.assertFalse(self.now(self.storage.note_read(stored, self.clock.seconds(), NotFound("gone"))))
         self.assertEqual((None, None), (self.find(), self.now(self.catalog.link(KEY))))
 
     def test_missing_bucket(self) -> None:
@@ -583,31 +580,31 @@ class MotoStorageTest(BucketPromises):
 
     def test_look_up_in_a_bucket_that_does_not_answer(self) -> None:
         """
-        A look-up ends after five seconds, independent of S3's own limits.
+        A look-up ends after three seconds, independent of S3's own limits.
 
-        The file counts as missing. Look-ups then pause for ten seconds.
+        The file counts as missing. Look-ups then pause.
         """
         self.server.put(self.name(), b"a wheel", Metadata={"digest": str(sha256(b"a wheel"))})
         threads = WhenTold()
         storage = self.make_storage(self.bucket, threads)
         finding = self.start(storage.find(KEY))
-        self.clock.advance(4.9)
+        self.clock.advance(2.9)
         self.assertNoResult(finding)
         self.clock.advance(0.2)
         self.assertIsNone(self.successResultOf(finding))
         self.assertEqual((None, 1), (self.now(storage.find(KEY)), len(threads.waiting)))
         threads.waiting.clear()
-        self.clock.advance(10)
+        self.clock.advance(FIRST_PAUSE)
         finding = self.start(storage.find(KEY))
         threads.finish()
         self.assertIsNotNone(self.successResultOf(finding))
 
     def test_check_of_a_bucket_that_does_not_answer(self) -> None:
-        """The check fails after five seconds without an answer."""
+        """The check fails after three seconds without an answer."""
         checking = self.start(self.make_storage(self.bucket, WhenTold()).check())
-        self.clock.advance(5.1)
+        self.clock.advance(3.1)
         error = self.failureResultOf(checking, StorageDown)
-        self.assertEqual("S3 did not answer within 5 s", str(error.value))
+        self.assertEqual("S3 did not answer within 3 s", str(error.value))
 
     def test_check_reports_a_failed_upload(self) -> None:
         """The check reports a failed upload until one succeeds. A failed look-up is not reported."""

@@ -100,7 +100,9 @@ class BucketTestCase(MemoryTestCase):
         }
         return S3Bucket(BucketSettings(**(defaults | settings)), part_bytes=PART)
 
-    def make_storage(self, bucket: S3Bucket, threads: Threads | None = None, *, public: bool = False) -> BucketStorage:
+    def make_storage(
+        self, bucket: S3Bucket, threads: Threads | None = None, *, public: bool = False, proxied: bool = False
+    ) -> BucketStorage:
         """
         Make a storage over this bucket.
 
@@ -116,6 +118,7 @@ class BucketTestCase(MemoryTestCase):
             disk=DISK,
             public=public,
             link_seconds=600,
+            proxied=proxied,
         )
 
     def read(self, stored: StoredFile) -> bytes:
