@@ -6,6 +6,7 @@ Knows nothing but them. Must never know what a job does, or how it is queued.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping
+from hashlib import sha256
 
 from attrs import field, frozen
 from zope.interface import Interface
@@ -50,16 +51,33 @@ class DeadJob:
 
 
 @frozen
+class LaterJob:
+    """A job that failed and waits for its next try, `at` a time in seconds since the epoch."""
+
+    job: Job
+    at: float
+    #: The job as the queue holds it.
+    entry: str = field(default="", repr=False)
+
+    @property
+    def id(self) -> str:
+        """Identifies the job among those that wait. There is one of each kind, name and disk."""
+        return sha256(repr((self.job.kind, self.job.name, self.job.disk)).encode()).hexdigest()[:12]
+
+
+@frozen
 class QueueState:
     """The number of jobs by state.
 
-    `waiting` are queued or running, `later` wait for their next try, `dead` were set aside. `oldest` is the
-    age in seconds of the oldest of `waiting`, 0 without one.
+    `waiting` are queued or running, `later` wait for their next try, `dead` were set aside. Of `waiting` and `later`,
+    `unattended` are jobs that no running worker can do. `oldest` is the age in seconds of the oldest of `waiting`, 0
+    without one.
     """
 
     waiting: int
     later: int
     dead: int
+    unattended: int = field(default=0, eq=False)  # changes when a worker has ended, as time passes
     oldest: float = field(default=0.0, eq=False)  # changes at every look
 
 
@@ -111,6 +129,20 @@ class IQueue(Interface):
 
         It has all its tries again. If the same job is queued already, it is only removed from the list. Returns False
         if it is not in the list any more.
+        """
+
+    def later() -> Awaitable[list[LaterJob]]:
+        """
+        Return the jobs that wait for their next try, on all disks, soonest first.
+
+        It is slow if Redis holds many keys: use it only for an operator's command.
+        """
+
+    def hurry(later: LaterJob) -> Awaitable[bool]:
+        """
+        Queue a job at once that waits for its next try. It has all its tries again.
+
+        Returns False if it does not wait any more.
         """
 
     def drop(dead: DeadJob) -> Awaitable[bool]:

@@ -19,6 +19,7 @@ import msgspec
 from attrs import define, field, frozen
 from twisted.logger import Logger
 
+from mypypi.clock import MOST_SKEW
 from mypypi.errors import MyPyPiError
 from mypypi.files.content import Content
 from mypypi.files.room import Room, Share
@@ -251,11 +252,21 @@ def _locked(fd: int) -> bool:
 
 
 def _changed_at(path: Path) -> float:
-    """Return the time of a file's last change. In seconds since the epoch; 0 if there is no such file."""
+    """
+    Return the time of a file's last change. In seconds since the epoch; 0 if there is no such file.
+
+    A time that lies in the future, since the clock was ahead then, is set to now. Otherwise it would seem new for as
+    long as the clock was ahead.
+    """
+    now = time.time()
     try:
-        return path.stat().st_mtime
+        changed_at = path.stat().st_mtime
+        if changed_at <= now + MOST_SKEW:
+            return changed_at
+        os.utime(path, (now, now))
     except FileNotFoundError:
         return 0.0
+    return now
 
 
 def _sweep_abandoned(note: Path, before: float) -> bool:

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from attrs import evolve
 from twisted.internet.task import deferLater
 
-from mypypi.model import Page, PageId
+from mypypi.model import Page, PageId, Pause
 from mypypi.observability import metrics
+from mypypi.redis_budget import renew_redis_budget
 from mypypi.upstream.backoff import error_of
 
 if TYPE_CHECKING:
@@ -98,11 +100,12 @@ class Fleet:
             ):
                 return current
             pause = await self._backoff.read(name_of(page), anew=True)
-            if pause is not None and pause != pause_before:
+            if pause is not None and _is_new(pause, pause_before):
                 raise error_of(pause, self._clock.seconds())
             if acquired or self._clock.seconds() >= until:
                 return None
             await deferLater(self._clock, POLL_INTERVAL)
+            renew_redis_budget()
 
     def _is_fresh_update(self, current: Page | None, cached: Page | None) -> bool:
         """Whether the page was fetched or confirmed after `cached`, and is fresh."""
@@ -117,4 +120,10 @@ def name_of(page: PageId) -> str:
 
 
 def _is_changed(current: Page, before: Page | None) -> bool:
-    return before is None or (current.version, current.checked_at) != (before.version, before.checked_at)
+    """Whether the page was fetched or confirmed since. If the clock of this host jumps meanwhile, its time is older."""
+    return before is None or current.version != before.version or current.checked_at > before.checked_at
+
+
+def _is_new(pause: Pause, before: Pause | None) -> bool:
+    """Whether this is another pause. If the clock of this host jumps meanwhile, the same pause has an earlier end."""
+    return before is None or pause.until > before.until or evolve(pause, until=before.until) != before

@@ -14,11 +14,13 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from mypypi.clock import remaining
 from mypypi.coalescing import Coalescer
-from mypypi.errors import MyPyPiError, UpstreamDown, UpstreamRefused, upstream_error
+from mypypi.errors import MyPyPiError, OutOfDescriptors, UpstreamDown, UpstreamRefused, upstream_error
 from mypypi.model import Form, Page, PageId, Part
 from mypypi.pages.page_store import CATALOG_INTERVAL, PageStore
 from mypypi.pages.revalidation import PageSource, Revalidator
+from mypypi.redis_budget import redis_budget
 from mypypi.rendering.listing import Listing
 
 if TYPE_CHECKING:
@@ -136,7 +138,7 @@ class PageCache:
         can't be asked; BadUpstreamResponse only where there is no cached page.
         """
         cached = await self._store.get(page)
-        if cached is not None and min(self._ttl(cached), cached.checked_at + RECHECK_AFTER - self._clock.seconds()) > 0:
+        if cached is not None and self._left_of(cached, min(RECHECK_AFTER, self._lifetime(cached))) > 0:
             return self._serve(cached, "").page
         held = cached is not None and not cached.missing
         if held and self._revalidator.is_backing_off(page):
@@ -144,7 +146,7 @@ class PageCache:
         try:
             fresh = await self._revalidator.revalidate(page, cached, client)
         except MyPyPiError as error:
-            if held and not isinstance(error, UpstreamRefused):
+            if held and not isinstance(error, (UpstreamRefused, OutOfDescriptors)):
                 raise UpstreamDown(_UNASKED, *([error.retry_after] if error.retry_after else [])) from error
             raise
         return self._serve(fresh, "").page
@@ -195,9 +197,16 @@ class PageCache:
         await self._revalidator.check()
 
     def _ttl(self, page: Page) -> float:
-        lifetime = self._negative_cache_time if page.missing else self._cache_time
-        left: float = page.checked_at + lifetime - self._clock.seconds()
-        return left
+        """Return the seconds of freshness left, negative for a stale page."""
+        return self._left_of(page, self._lifetime(page))
+
+    def _lifetime(self, page: Page) -> float:
+        return self._negative_cache_time if page.missing else self._cache_time
+
+    def _left_of(self, page: Page, seconds: float) -> float:
+        """Return what is left of these seconds since upstream last confirmed the page, negative if they are over."""
+        until, now = page.checked_at + seconds, float(self._clock.seconds())
+        return until - now if until <= now else remaining(until, now, seconds)
 
     def _serve(self, page: Page, why: str) -> CachedPage:
         if page.refusal is not None:
@@ -217,7 +226,9 @@ class PageCache:
             return
         kind = self._ecosystem.page_request(cached.id).kind
         if self._upstream.has_spare_capacity(kind) and not self._revalidator.is_backing_off(cached.id):
-            self._revalidator.revalidate(cached.id, cached, background=True).addErrback(self._log_unexpected, cached.id)
+            with redis_budget():  # that of the request may be used up
+                refresh = self._revalidator.revalidate(cached.id, cached, background=True)
+            refresh.addErrback(self._log_unexpected, cached.id)
 
     def _log_unexpected(self, failure: Failure, page: PageId) -> None:
         """Log an error that is not upstream's. The next request for the page tries again."""

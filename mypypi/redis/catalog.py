@@ -5,18 +5,21 @@ Knows Redis keys and commands. Must never know what a page means, nor requests o
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 import msgspec
+from attrs import evolve
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from mypypi.clock import MOST_SKEW, SharedClock
 from mypypi.digests import Digest
 from mypypi.interfaces import ICatalog
 from mypypi.model import FileCheck, HeldLease, Page, PageId, Pause, StoredFile
-from mypypi.redis.records import Lease, Stamp, Stored, decode_page, encode_page
+from mypypi.redis.records import Lease, PauseRecord, Stamp, Stored, decode_page, encode_page
+from mypypi.redis_budget import goes_on
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
@@ -50,11 +53,15 @@ redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ARGV[1])
 redis.call('EXPIRE', KEYS[1], ARGV[4])
 """
 
-#: Take a lease. KEYS lease; ARGV owner, the lease's record, milliseconds until it expires. If another owner holds the
-#: lease, returns that owner's record and the milliseconds that are left.
+#: Take a lease. KEYS lease; ARGV owner, the lease's record, milliseconds until it expires, milliseconds by which clocks
+#: may differ. If another owner holds the lease, returns that owner's record and the milliseconds that are left. If more
+#: are left than that owner asked for, Redis's own clock was ahead then, and the lease is over.
 _TAKE_LEASE = """
 local held = redis.call('GET', KEYS[1])
-if held and cjson.decode(held).owner ~= ARGV[1] then return {held, redis.call('PTTL', KEYS[1])} end
+if held then
+  local record, left = cjson.decode(held), redis.call('PTTL', KEYS[1])
+  if record.owner ~= ARGV[1] and left <= (record.ms or left) + ARGV[4] then return {held, left} end
+end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 """
 
@@ -65,6 +72,8 @@ if held and cjson.decode(held).owner == ARGV[1] then redis.call('DEL', KEYS[1]) 
 """
 
 _DAY = 86_400
+#: The longest time in seconds for which a signed link can be valid (AWS, Signature Version 4).
+_LONGEST_LINK = 7 * _DAY
 #: Seconds for which a back-off is kept after its end, so that the next one can be longer.
 _PAUSE_KEPT = 300
 #: Indexed links per command. A larger command would block the reactor, and other clients' commands, for too long.
@@ -74,7 +83,10 @@ _LINKS_PER_COMMAND = 500
 @implementer(ICatalog)
 class RedisCatalog:
     """
-    The catalog that all processes share. `clock` returns seconds since the epoch.
+    The catalog that all processes share.
+
+    `clock` is that of this process, on which its callers have their times. Redis has times of day, by `wall` (see
+    `SharedClock`). A time of day that can't be right counts as 0: a page is unconfirmed then, and a back-off is over.
 
     The keys in Redis:
 
@@ -90,11 +102,19 @@ class RedisCatalog:
 
     log = Logger()
 
-    def __init__(self, client: RedisClient, prefix: str, ecosystem: str, clock: IReactorTime) -> None:
+    def __init__(
+        self,
+        client: RedisClient,
+        prefix: str,
+        ecosystem: str,
+        clock: IReactorTime,
+        wall: Callable[[], float] | None = None,
+    ) -> None:
         self._client = client
         self._prefix = prefix
         self._ecosystem = ecosystem
         self._clock = clock
+        self._shared = SharedClock(clock, wall)
 
     async def get_page(self, page: PageId) -> Page | None:
         """See `ICatalog.get_page`."""
@@ -102,7 +122,8 @@ class RedisCatalog:
         if not reply:
             return None
         try:
-            return decode_page(page, dict(zip(reply[::2], reply[1::2], strict=True)))
+            kept = decode_page(page, dict(zip(reply[::2], reply[1::2], strict=True)))
+            return evolve(kept, checked_at=self._shared.to_own(kept.checked_at))
         except (KeyError, msgspec.MsgspecError) as error:
             self.log.warn("page {page} in Redis can't be read, and is fetched again: {error!r}", page=page, error=error)
             return None
@@ -114,8 +135,9 @@ class RedisCatalog:
             stamp = None if reply is None else msgspec.json.decode(reply, type=Stamp)
         except msgspec.MsgspecError:
             return None
-        return None if stamp is None else (stamp.version, stamp.checked_at)
+        return None if stamp is None else (stamp.version, self._shared.to_own(stamp.checked_at))
 
+    @goes_on
     async def put_page(self, page: Page, indexed_links: tuple[str, ...]) -> None:
         """See `ICatalog.put_page`. Writes the links first, so that a visible page has all its links indexed."""
         name = _name(page.id)
@@ -123,11 +145,13 @@ class RedisCatalog:
             batch = indexed_links[start : start + _LINKS_PER_COMMAND]
             await self._client.call("MSET", *(word for link in batch for word in (self._key("stray", link), name)))
         key, kept_for = self._key("page", name), _DAY if page.missing else 0
-        await self._client.call("EVAL", _PUT, 2, key, f"{key}:new", kept_for, *encode_page(page))
+        shared = evolve(page, checked_at=self._shared.to_shared(page.checked_at))
+        await self._client.call("EVAL", _PUT, 2, key, f"{key}:new", kept_for, *encode_page(shared))
 
+    @goes_on
     async def touch_page(self, page: PageId, version: str, checked_at: float) -> None:
         """See `ICatalog.touch_page`."""
-        stamp = msgspec.json.encode(Stamp(version, checked_at))
+        stamp = msgspec.json.encode(Stamp(version, self._shared.to_shared(checked_at)))
         await self._client.call("EVAL", _TOUCH, 1, self._key("page", _name(page)), version, stamp, _DAY)
 
     async def delete_page(self, page: PageId) -> None:
@@ -139,16 +163,18 @@ class RedisCatalog:
         reply = await self._client.call("GET", self._key("stray", link))
         return None if reply is None else PageId(*(unquote(part) for part in reply.decode().split("/")))
 
+    @goes_on
     async def withhold(self, page: PageId, link: str) -> None:
         """See `ICatalog.withhold`."""
-        now = self._clock.seconds()
+        now = self._shared.seconds()
         key = self._key("withheld", _name(page))
         await self._client.call("EVAL", _WITHHOLD, 1, key, repr(now), repr(now + _DAY), link, _DAY)
 
     async def withheld(self, page: PageId) -> frozenset[str]:
         """See `ICatalog.withheld`."""
-        after = f"({self._clock.seconds()!r}"
-        reply = await self._client.call("ZRANGEBYSCORE", self._key("withheld", _name(page)), after, "+inf")
+        now = self._shared.seconds()
+        key, after, latest = self._key("withheld", _name(page)), f"({now!r}", repr(now + _DAY + MOST_SKEW)
+        reply = await self._client.call("ZRANGEBYSCORE", key, after, latest)
         return frozenset(link.decode() for link in reply)
 
     async def stored(self, key: str) -> StoredFile | None:
@@ -160,11 +186,13 @@ class RedisCatalog:
         except (msgspec.MsgspecError, ValueError):
             return None
 
+    @goes_on
     async def put_stored(self, stored: StoredFile) -> None:
         """See `ICatalog.put_stored`."""
         noted = msgspec.json.encode(Stored(stored.size, str(stored.digest)))
         await self._client.call("SET", self._key("stored", stored.key), noted)
 
+    @goes_on
     async def forget_stored(self, key: str) -> None:
         """See `ICatalog.forget_stored`."""
         await self._client.call("DEL", self._key("stored", key), self._key("link", key))
@@ -179,19 +207,23 @@ class RedisCatalog:
         """See `ICatalog.file_check`."""
         reply = await self._client.call("GET", self._key("check", key))
         try:
-            return None if reply is None else msgspec.json.decode(reply, type=FileCheck)
+            check = None if reply is None else msgspec.json.decode(reply, type=FileCheck)
         except msgspec.MsgspecError:
             return None
+        return None if check is None else evolve(check, at=self._shared.to_own(check.at))
 
+    @goes_on
     async def put_file_check(self, key: str, check: FileCheck) -> None:
         """See `ICatalog.put_file_check`."""
-        await self._client.call("SET", self._key("check", key), msgspec.json.encode(check))
+        shared = evolve(check, at=self._shared.to_shared(check.at))
+        await self._client.call("SET", self._key("check", key), msgspec.json.encode(shared))
 
     async def key_of_link(self, link: str) -> str | None:
         """See `ICatalog.key_of_link`."""
         reply = await self._client.call("GET", self._key("key", link))
         return None if reply is None else str(reply.decode(errors="replace"))
 
+    @goes_on
     async def put_key_of_link(self, link: str, key: str) -> None:
         """See `ICatalog.put_key_of_link`."""
         await self._client.call("SET", self._key("key", link), key)
@@ -202,22 +234,28 @@ class RedisCatalog:
         if reply is None:
             return None
         until, _, url = reply.decode().partition(" ")
-        return url, float(until)
+        return url, self._shared.to_own(float(until), _LONGEST_LINK)
 
+    @goes_on
     async def put_link(self, key: str, url: str, until: float) -> None:
         """See `ICatalog.put_link`."""
         seconds = max(1, int(until - self._clock.seconds()))
-        await self._client.call("SET", self._key("link", key), f"{until!r} {url}", "EX", seconds)
+        await self._client.call(
+            "SET", self._key("link", key), f"{self._shared.to_shared(until)!r} {url}", "EX", seconds
+        )
 
     async def take_lease(self, name: str, owner: str, seconds: float, about: str = "") -> HeldLease | None:
         """See `ICatalog.take_lease`."""
-        lease, key = msgspec.json.encode(Lease(owner, about)), self._key("lease", name)
-        reply = await self._client.call("EVAL", _TAKE_LEASE, 1, key, owner, lease, max(1, int(seconds * 1000)))
+        milliseconds, key = max(1, int(seconds * 1000)), self._key("lease", name)
+        lease = msgspec.json.encode(Lease(owner, about, milliseconds))
+        skew = int(MOST_SKEW * 1000)
+        reply = await self._client.call("EVAL", _TAKE_LEASE, 1, key, owner, lease, milliseconds, skew)
         if reply is None:
             return None
         held = msgspec.json.decode(reply[0], type=Lease)
         return HeldLease(held.owner, max(0.0, int(reply[1]) / 1000), held.about)
 
+    @goes_on
     async def release_lease(self, name: str, owner: str) -> None:
         """See `ICatalog.release_lease`."""
         await self._client.call("EVAL", _RELEASE_LEASE, 1, self._key("lease", name), owner)
@@ -226,15 +264,23 @@ class RedisCatalog:
         """See `ICatalog.pause`."""
         reply = await self._client.call("GET", self._key("pause", name))
         try:
-            return None if reply is None else msgspec.json.decode(reply, type=Pause)
+            record = None if reply is None else msgspec.json.decode(reply, type=PauseRecord)
         except msgspec.MsgspecError:
             return None
+        if record is None:
+            return None
+        until = self._shared.to_own(record.until, record.seconds)
+        return Pause(until, record.why, record.failures, record.status)
 
+    @goes_on
     async def put_pause(self, name: str, pause: Pause) -> None:
         """See `ICatalog.put_pause`."""
-        seconds = max(1, int(pause.until - self._clock.seconds()) + _PAUSE_KEPT)
-        await self._client.call("SET", self._key("pause", name), msgspec.json.encode(pause), "EX", seconds)
+        seconds, until = pause.until - self._clock.seconds(), self._shared.to_shared(pause.until)
+        record = msgspec.json.encode(PauseRecord(until, pause.why, pause.failures, pause.status, seconds))
+        kept_for = max(1, int(seconds) + _PAUSE_KEPT)
+        await self._client.call("SET", self._key("pause", name), record, "EX", kept_for)
 
+    @goes_on
     async def end_pause(self, name: str) -> None:
         """See `ICatalog.end_pause`."""
         await self._client.call("DEL", self._key("pause", name))

@@ -17,8 +17,10 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from mypypi.errors import CatalogDown
-from mypypi.redis.connection import Connection, ConnectionAttempt, endpoint_of
+from mypypi.errors import CatalogDown, RedisTooSlow
+from mypypi.redis.connection import Connection, ConnectionAttempt
+from mypypi.redis.trouble import Trouble
+from mypypi.redis_budget import REQUEST_BUDGET, within_budget
 
 if TYPE_CHECKING:
     from mypypi.settings.types import RedisUrl
@@ -30,10 +32,9 @@ Reply: TypeAlias = Any
 
 #: Seconds before the first try to reconnect; the pause doubles with each failure, up to the second value.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
-#: Seconds between two log lines about commands that fail although Redis can be reached.
-_WARN_EVERY = 60.0
-#: Seconds between two probes for the end of such failures.
-_PROBE_EVERY = 2.0
+#: Seconds after which an answer to the probe is slow: a page that is not cached takes seven round trips, and would use
+#: up the budget of its request.
+_SLOW = REQUEST_BUDGET / 7
 #: The longest reason in a log line or an error message, in characters.
 _REASON_LENGTH = 200
 
@@ -73,7 +74,6 @@ class RedisClient:
         self._url = url
         self._timeout = timeout
         self._size = connections
-        self._endpoint = endpoint_of(reactor, url, timeout)
         self._open: set[Connection] = set()
         self._usable: list[Connection] = []
         self._attempt: Deferred[Connection] | None = None
@@ -84,14 +84,14 @@ class RedisClient:
         self._started = False
         self._down_because = "not started"
         self._probe = probe
-        self._warned_at = float("-inf")
-        self._next_probe: IDelayedCall | None = None
+        self._trouble = Trouble(self.check, str(url), reactor)
 
     def start(self) -> None:
         """Begin to connect. If Redis is down, this raises nothing: the client retries until it can connect."""
         self._started = True
         self._down_because = ""
         self._pause = _FIRST_PAUSE
+        self._trouble.start()
         self._fill_up(0.0)
 
     def stop(self) -> Deferred[None]:
@@ -101,9 +101,7 @@ class RedisClient:
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
-        if self._next_probe is not None and self._next_probe.active():
-            self._next_probe.cancel()
-        self._next_probe = None
+        self._trouble.stop()
         if self._attempt is not None:
             self._attempt.cancel()
         for connection in list(self._open):
@@ -115,8 +113,13 @@ class RedisClient:
         return stopped
 
     async def check(self) -> None:
-        """Send the probe. Raises CatalogDown, with the reason, if it fails."""
-        await self.call(*self._probe)
+        """Send the probe. Raises CatalogDown with the reason if it fails, and RedisTooSlow if it takes long."""
+        await self._connection()  # a connection that is being made says nothing about commands
+        sent_at = self._reactor.seconds()
+        await self._send(*self._probe)
+        took = self._reactor.seconds() - sent_at
+        if took > _SLOW:
+            raise RedisTooSlow(f"Redis takes {took:.1f} s to answer")
 
     async def call(self, *command: str | bytes | int) -> Reply:
         """
@@ -125,8 +128,17 @@ class RedisClient:
         Strings are returned as bytes, exactly as they were stored. Do not send blocking commands: they delay the other
         commands on the same connection.
 
-        Raises CatalogDown if there is no connection, the command times out, or Redis answers with an error.
+        Raises CatalogDown if there is no connection, the command times out, or Redis answers with an error. Raises
+        RedisTooSlow if the budget of the request is used up; the command may be executed later.
         """
+        try:
+            return await within_budget(self._send(*command), self._reactor)
+        except RedisTooSlow:
+            if not self._down_because:
+                self._trouble.suspect()
+            raise
+
+    async def _send(self, *command: str | bytes | int) -> Reply:
         connection = await self._connection()
         sent_at = self._reactor.seconds()
         try:
@@ -137,11 +149,11 @@ class RedisClient:
             if connection.heard_at <= sent_at:
                 self._abort_silent(sent_at)
             else:
-                self._warn(f"is too slow: {error}")
+                self._trouble.report(f"is too slow: {error}")
             raise CatalogDown(f"Redis: {error}") from None
         except txredisapi.ResponseError as error:
             reason = self._reason(error)
-            self._warn(f"refused a command: {reason}")
+            self._trouble.report(f"refused a command: {reason}")
             raise CatalogDown(f"Redis answered with an error: {reason}") from None
         except Exception as error:  # noqa: BLE001 - after any error, the caller continues without Redis
             raise CatalogDown(f"Redis: {self._reason(error)}") from None
@@ -191,7 +203,7 @@ class RedisClient:
         A connection that was only accepted may still fail: Redis may refuse the password, or never answer.
         """
         attempt = ConnectionAttempt(self._reactor, self._url)
-        connection = cast("Connection", await self._endpoint.connect(attempt))
+        connection = cast("Connection", await attempt.connect(self._timeout))
         self._open.add(connection)
         connection.whenDisconnected().addCallback(self._lost)
         try:
@@ -257,30 +269,6 @@ class RedisClient:
         waiting, self._waiting = self._waiting, []
         for outcome in waiting:
             outcome.callback(None)
-
-    def _warn(self, what: str) -> None:
-        """Log that commands fail although Redis can be reached. Then probe it until they succeed."""
-        now = self._reactor.seconds()
-        if self._started and self._next_probe is None and now - self._warned_at >= _WARN_EVERY:
-            self._warned_at = now
-            self.log.warn("Redis at {where} {what}", where=str(self._url), what=what)
-            self._next_probe = self._reactor.callLater(_PROBE_EVERY, self._probe_again)
-
-    def _probe_again(self) -> None:
-        """Send the probe. Other commands that succeed prove nothing: Redis may answer reads while writes fail."""
-        probing = Deferred.fromCoroutine(self.check())
-        probing.addCallbacks(self._probe_succeeded, self._probe_failed)
-        probing.addErrback(lambda failure: self.log.failure("Redis could not be probed", failure))
-
-    def _probe_succeeded(self, _: None) -> None:
-        if self._started:
-            self._next_probe = None
-            self.log.info("Redis at {where} executes commands again", where=str(self._url))
-
-    def _probe_failed(self, failure: Failure) -> None:
-        failure.trap(CatalogDown)
-        if self._started:
-            self._next_probe = self._reactor.callLater(_PROBE_EVERY, self._probe_again)
 
     def _with_timeout(self, deferred: Deferred[T]) -> Deferred[T]:
         return deferred.addTimeout(self._timeout, self._reactor, self._raise_timeout)

@@ -11,21 +11,15 @@ from typing import TYPE_CHECKING, Any
 import txredisapi
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, wrapClientTLS
-from twisted.internet.interfaces import IAddress, IReactorTime, IStreamClientEndpoint
+from twisted.internet.interfaces import IAddress, IProtocol, IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.internet.ssl import optionsForClientTLS
 from twisted.python.failure import Failure
 
+from mypypi.tls import ExplainedTLS
+
 if TYPE_CHECKING:
     from mypypi.settings.types import RedisUrl
-
-
-def endpoint_of(reactor: Any, url: RedisUrl, timeout: float) -> IStreamClientEndpoint:
-    """Return the endpoint for a Redis URL, with TLS for ``rediss://``. `timeout` limits connecting, in seconds."""
-    if url.kind == "unix":
-        return UNIXClientEndpoint(reactor, url.path, timeout=timeout)
-    endpoint = HostnameEndpoint(reactor, url.host, url.port, timeout=timeout)
-    return wrapClientTLS(optionsForClientTLS(url.host), endpoint) if url.kind == "tls" else endpoint
 
 
 class Connection(txredisapi.RedisProtocol):  # type: ignore[misc] # txredisapi has no types
@@ -61,10 +55,24 @@ class ConnectionAttempt(Factory):
     noisy = False
     isLazy = False
 
-    def __init__(self, reactor: IReactorTime, url: RedisUrl) -> None:
+    def __init__(self, reactor: Any, url: RedisUrl) -> None:
         self.ready: Deferred[None] = Deferred()
         self._reactor = reactor
         self._url = url
+        # Made for each connection, since it reads the trusted certificates, which may have changed meanwhile.
+        self._tls = ExplainedTLS(url.host, optionsForClientTLS(url.host)) if url.kind == "tls" else None
+
+    def connect(self, timeout: float) -> Deferred[IProtocol]:
+        """Connect to the URL, with TLS for ``rediss://``, within `timeout` seconds."""
+        url = self._url
+        endpoint: IStreamClientEndpoint
+        if url.kind == "unix":
+            endpoint = UNIXClientEndpoint(self._reactor, url.path, timeout=timeout)
+        else:
+            endpoint = HostnameEndpoint(self._reactor, url.host, url.port, timeout=timeout)
+        if self._tls is not None:
+            endpoint = wrapClientTLS(self._tls, endpoint)
+        return endpoint.connect(self)
 
     def buildProtocol(self, addr: IAddress | None) -> Connection:
         connection = Connection(self._reactor, self._url)
@@ -90,5 +98,6 @@ class ConnectionAttempt(Factory):
             return
         if error is None:
             self.ready.callback(None)
-        else:
-            self.ready.errback(error)
+            return
+        explained = self._tls.explain(error) if self._tls is not None else None
+        self.ready.errback(error if explained is None else ConnectionError(explained))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.task import LoopingCall
 
-from mypypi.errors import CatalogDown
+from mypypi.errors import CatalogDown, RedisTooSlow
 
 if TYPE_CHECKING:
     from mypypi.interfaces import ICatalog
@@ -36,6 +36,8 @@ class Leases:
         self._clock = clock
         self._seconds = seconds
         self._renewals: dict[str, LoopingCall] = {}
+        #: Leases that Redis may have given to this owner after the caller had gone on without.
+        self._unsure: set[str] = set()
 
     async def take(self, name: str, about: Callable[[], str] = str) -> HeldLease | None:
         """
@@ -44,7 +46,11 @@ class Leases:
         Returns None if this owner has the lease now, else the lease of the other owner. `about` returns the text that
         other owners see; it is called again for each renewal. Raises CatalogDown.
         """
-        held = await self._catalog.take_lease(name, self._owner, self._seconds, about())
+        try:
+            held = await self._catalog.take_lease(name, self._owner, self._seconds, about())
+        except RedisTooSlow:
+            self._unsure.add(name)
+            raise
         if held is None and name not in self._renewals:
             renewal = self._renewals[name] = LoopingCall(self._renew, name, about)
             renewal.clock = self._clock
@@ -52,8 +58,8 @@ class Leases:
         return held
 
     async def release_if_held(self, name: str) -> None:
-        """Release a lease, if this object renews it."""
-        if name in self._renewals:
+        """Release a lease, if this object renews it or may have it."""
+        if name in self._renewals or name in self._unsure:
             await self.release(name)
 
     async def release(self, name: str) -> None:
@@ -73,6 +79,7 @@ class Leases:
                 await self._catalog.take_lease(name, self._owner, seconds)
 
     def _end_renewal(self, name: str) -> bool:
+        self._unsure.discard(name)
         renewal = self._renewals.pop(name, None)
         if renewal is not None:
             renewal.stop()

@@ -3,20 +3,24 @@
 Jobs are entries of a Redis stream with a consumer group. One worker claims a job, and renews the claim while the job
 runs. A job that fails is queued again after a delay that grows. A job that has failed too often is set aside with the
 reason, for an operator to inspect and queue again. A job for one host's disk is only claimed by workers with access to
-that disk. Needs Redis 6.2 or Valkey (XAUTOCLAIM). Knows `Job` and streams. Must never know what a job does.
+that disk. A worker that takes jobs, or renews a claim, also renews a key that shows that it runs; the key expires as a
+claim does. Needs Redis 6.2 or Valkey (XAUTOCLAIM). Knows `Job` and streams. Must never know what a job does.
 """
 
 from __future__ import annotations
 
 import random
 import secrets
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
 from attrs import evolve
 from zope.interface import implementer
 
-from mypypi.job import ClaimedJob, DeadJob, IQueue, Job, QueueState
+from mypypi.clock import MOST_SKEW, SharedClock
+from mypypi.job import ClaimedJob, DeadJob, IQueue, Job, LaterJob, QueueState
+from mypypi.redis import queue_scripts as scripts
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
@@ -27,8 +31,10 @@ _GROUP = "workers"
 #: Milliseconds until a claim expires: if it was not renewed, another worker takes the job over.
 CLAIM_MS = 15_000
 #: Seconds until a failed job is tried again: doubled after each failure, up to the second value.
-_FIRST_PAUSE = 2.0
-_LONGEST_PAUSE = 600.0
+_FIRST_PAUSE, _LAST_PAUSE = 2.0, 600.0
+#: How much longer or shorter each pause is at random, as a share of it; and the longest that a pause can be.
+_SPREAD = 0.25
+LONGEST_PAUSE = _LAST_PAUSE * (1 + _SPREAD)
 #: The number of tries before a job is set aside. With the pauses above, they take about three hours.
 MOST_TRIES = 24
 #: About this many jobs that were set aside are kept; the oldest are dropped.
@@ -39,84 +45,6 @@ _LONGEST_WHY = 1_000
 WAIT_MS = 2_000
 #: The kind under which an entry that is not a job is set aside.
 UNREADABLE = "unreadable"
-
-#: Queue a job, unless its marker shows that it is queued already. KEYS stream, marker; ARGV the job, _MARKER_SECONDS.
-_PUT = """
-if redis.call('SET', KEYS[2], '1', 'NX', 'EX', ARGV[2]) then redis.call('XADD', KEYS[1], '*', 'job', ARGV[1]) end
-"""
-
-#: Remove a job that succeeded. KEYS stream, marker; ARGV group, id.
-_DONE = """
-redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
-redis.call('XDEL', KEYS[1], ARGV[2])
-redis.call('DEL', KEYS[2])
-"""
-
-#: Queue a failed job for a later try. KEYS stream, later (a sorted set of jobs by the time of their next try); ARGV
-#: group, id, that time in seconds since the epoch, the job with this try counted.
-_LATER = """
-if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 1 then redis.call('ZADD', KEYS[2], ARGV[3], ARGV[4]) end
-redis.call('XDEL', KEYS[1], ARGV[2])
-"""
-
-#: Set a job aside. KEYS stream, dead (the stream of such jobs), marker; ARGV group, id, the job, the reason, the time
-#: in seconds since the epoch, the number of such jobs to keep.
-_BURY = """
-if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 1 then
-  redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[6], '*', 'job', ARGV[3], 'why', ARGV[4], 'at', ARGV[5])
-end
-redis.call('XDEL', KEYS[1], ARGV[2])
-redis.call('DEL', KEYS[3])
-"""
-
-#: Hand a job back. KEYS stream; ARGV group, id, the job.
-_HAND_BACK = """
-if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 1 then redis.call('XADD', KEYS[1], '*', 'job', ARGV[3]) end
-redis.call('XDEL', KEYS[1], ARGV[2])
-"""
-
-#: Claim jobs. KEYS stream, later; ARGV group, consumer, count, now, claim, the id to search from for expired claims.
-#: Creates the group, which a Redis that is new or has lost its data does not have; moves jobs whose next try is due
-#: into the stream; takes over jobs whose claim has expired; then reads new ones.
-_TAKE = """
-if redis.call('EXISTS', KEYS[1]) == 0 or #redis.call('XINFO', 'GROUPS', KEYS[1]) == 0 then
-  redis.call('XGROUP', 'CREATE', KEYS[1], ARGV[1], '0', 'MKSTREAM')
-end
-for _, job in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[4], 'LIMIT', 0, 100)) do
-  redis.call('XADD', KEYS[1], '*', 'job', job)
-  redis.call('ZREM', KEYS[2], job)
-end
-local claimed = redis.call('XAUTOCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[5], ARGV[6], 'COUNT', ARGV[3])
-local entries, count = claimed[2], tonumber(ARGV[3])
-if #entries < count then
-  local read = redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', count - #entries, 'STREAMS', KEYS[1], '>')
-  for _, entry in ipairs(read and read[1][2] or {}) do entries[#entries + 1] = entry end
-end
-return {claimed[1], entries}
-"""
-
-#: Queue a job again that was set aside. KEYS dead, stream, marker; ARGV id, the job, _MARKER_SECONDS.
-_REVIVE = """
-if redis.call('XDEL', KEYS[1], ARGV[1]) == 0 then return 0 end
-if redis.call('SET', KEYS[3], '1', 'NX', 'EX', ARGV[3]) then redis.call('XADD', KEYS[2], '*', 'job', ARGV[2]) end
-return 1
-"""
-
-#: Count the jobs. KEYS dead, then streams; each stream has its own set `later`. An entry's id begins with the time when
-#: it was added, in milliseconds on Redis's clock. The age is computed on that clock, so that no other clock matters.
-_STATE = """
-local waiting, later, oldest = 0, 0, -1
-for i = 2, #KEYS do
-  waiting = waiting + redis.call('XLEN', KEYS[i])
-  later = later + redis.call('ZCARD', KEYS[i] .. ':later')
-  local first = redis.call('XRANGE', KEYS[i], '-', '+', 'COUNT', 1)[1]
-  local added = first and tonumber(string.match(first[1], '^%d+'))
-  if added and (oldest < 0 or added < oldest) then oldest = added end
-end
-local time = redis.call('TIME')
-local age = oldest < 0 and 0 or time[1] * 1000 + math.floor(time[2] / 1000) - oldest
-return {waiting, later, redis.call('XLEN', KEYS[1]), age}
-"""
 
 #: Seconds until the marker of a queued job expires.
 _MARKER_SECONDS = 86_400
@@ -129,7 +57,8 @@ class RedisQueue:
 
     `take` returns the jobs for any disk, and those for the disk with the id `disk` (empty: without access to a disk).
     `reader` is the client that waits for jobs. Waiting blocks its connection for other commands, so a worker passes a
-    separate client, with a timeout longer than `wait`. `claim` and `wait` are in milliseconds.
+    separate client, with a timeout longer than `wait`. `claim` and `wait` are in milliseconds. `clock` tells the time
+    of day, which all processes share.
     """
 
     def __init__(
@@ -138,7 +67,7 @@ class RedisQueue:
         prefix: str,
         ecosystem: str,
         disk: str,
-        clock: IReactorTime,
+        clock: IReactorTime | SharedClock,
         *,
         reader: RedisClient | None = None,
         claim: int = CLAIM_MS,
@@ -147,6 +76,7 @@ class RedisQueue:
         self._client = client
         self._reader = reader or client
         self._base = f"{prefix}:queue:{ecosystem}"
+        self._workers = f"{prefix}:worker:{ecosystem}"
         self._disk = disk
         self._clock = clock
         self._claim = claim
@@ -157,7 +87,7 @@ class RedisQueue:
     async def put(self, job: Job) -> None:
         """See `IQueue.put`."""
         stream = self._stream(job)
-        await self._client.call("EVAL", _PUT, 2, stream, self._marker(job), _encode(job), _MARKER_SECONDS)
+        await self._client.call("EVAL", scripts.PUT, 2, stream, self._marker(job), _encode(job), _MARKER_SECONDS)
 
     async def take(self, count: int) -> list[ClaimedJob]:
         """See `IQueue.take`."""
@@ -169,11 +99,14 @@ class RedisQueue:
 
     async def renew(self, taken: ClaimedJob) -> None:
         """See `IQueue.renew`."""
-        await self._client.call("XCLAIM", taken.stream, _GROUP, self._consumer, 0, taken.id, "JUSTID")
+        keys = self._keys_to_take_from(taken.stream)
+        await self._client.call(
+            "EVAL", scripts.RENEW, len(keys), *keys, self._claim, _GROUP, self._consumer, taken.id
+        )  # fmt: skip
 
     async def done(self, taken: ClaimedJob) -> None:
         """See `IQueue.done`."""
-        await self._client.call("EVAL", _DONE, 2, taken.stream, self._marker(taken.job), _GROUP, taken.id)
+        await self._client.call("EVAL", scripts.DONE, 2, taken.stream, self._marker(taken.job), _GROUP, taken.id)
 
     async def failed(self, taken: ClaimedJob, why: str) -> bool:
         """See `IQueue.failed`."""
@@ -183,13 +116,13 @@ class RedisQueue:
             return False
         when = self._clock.seconds() + pause_after(job.tries)
         await self._client.call(
-            "EVAL", _LATER, 2, taken.stream, f"{taken.stream}:later", _GROUP, taken.id, repr(when), _encode(job)
+            "EVAL", scripts.LATER, 2, taken.stream, f"{taken.stream}:later", _GROUP, taken.id, repr(when), _encode(job)
         )
         return True
 
     async def hand_back(self, taken: ClaimedJob) -> None:
         """See `IQueue.hand_back`."""
-        await self._client.call("EVAL", _HAND_BACK, 1, taken.stream, _GROUP, taken.id, _encode(taken.job))
+        await self._client.call("EVAL", scripts.HAND_BACK, 1, taken.stream, _GROUP, taken.id, _encode(taken.job))
 
     async def dead(self) -> list[DeadJob]:
         """See `IQueue.dead`."""
@@ -204,10 +137,29 @@ class RedisQueue:
         """See `IQueue.revive`."""
         job = evolve(dead.job, tries=0)
         revived = await self._client.call(
-            "EVAL", _REVIVE, 3, f"{self._base}:dead", self._stream(job), self._marker(job),
+            "EVAL", scripts.REVIVE, 3, f"{self._base}:dead", self._stream(job), self._marker(job),
             dead.id, _encode(job), _MARKER_SECONDS,
         )  # fmt: skip
         return bool(revived)
+
+    async def later(self) -> list[LaterJob]:
+        """See `IQueue.later`."""
+        found = []
+        for stream in await self._all_streams():
+            reply = await self._client.call("ZRANGE", f"{stream}:later", 0, -1, "WITHSCORES")
+            for entry, at in zip(reply[::2], reply[1::2], strict=True):
+                with suppress(msgspec.MsgspecError):  # it is set aside when it is due
+                    found.append(LaterJob(msgspec.json.decode(entry, type=Job), float(at), entry.decode()))
+        return sorted(found, key=lambda each: each.at)
+
+    async def hurry(self, later: LaterJob) -> bool:
+        """See `IQueue.hurry`."""
+        job, stream = evolve(later.job, tries=0), self._stream(later.job)
+        hurried = await self._client.call(
+            "EVAL", scripts.HURRY, 3, stream, f"{stream}:later", self._marker(job),
+            later.entry, _encode(job), _MARKER_SECONDS,
+        )  # fmt: skip
+        return bool(hurried)
 
     async def drop(self, dead: DeadJob) -> bool:
         """See `IQueue.drop`."""
@@ -216,10 +168,12 @@ class RedisQueue:
     async def state(self, *, everywhere: bool = False) -> QueueState:
         """See `IQueue.state`."""
         streams = await self._all_streams() if everywhere else self._streams()
-        waiting, later, dead, age = await self._client.call(
-            "EVAL", _STATE, 1 + len(streams), f"{self._base}:dead", *streams
-        )
-        return QueueState(int(waiting), int(later), int(dead), max(0.0, int(age) / 1000))
+        keys = [f"{self._base}:dead"]
+        for stream in streams:
+            keys += [stream, f"{stream}:later", self._worker_key(stream)]
+        counts = await self._client.call("EVAL", scripts.STATE, len(keys), *keys)
+        waiting, later, dead, unattended, age = map(int, counts)
+        return QueueState(waiting, later, dead, unattended, max(0.0, age / 1000))
 
     async def check(self) -> None:
         """See `IQueue.check`."""
@@ -237,6 +191,14 @@ class RedisQueue:
     def _stream(self, job: Job) -> str:
         return f"{self._base}:{job.disk}" if job.disk else self._base
 
+    def _worker_key(self, stream: str) -> str:
+        """Return the key that exists while a worker runs that takes jobs of this stream."""
+        return self._workers + stream.removeprefix(self._base)
+
+    def _keys_to_take_from(self, stream: str) -> list[str]:
+        """Return the keys of a script for this stream that also records that this worker runs."""
+        return [stream, f"{stream}:later", *map(self._worker_key, self._streams())]
+
     def _marker(self, job: Job) -> str:
         return f"{self._stream(job)}:queued:{job.kind}:{job.name}"
 
@@ -247,9 +209,10 @@ class RedisQueue:
         Jobs whose claim has expired come first, then new ones. Each call searches only a part of the stream for expired
         claims, and the next call continues there.
         """
+        keys, now = self._keys_to_take_from(stream), self._clock.seconds()
         self._looked_until[stream], entries = await self._client.call(
-            "EVAL", _TAKE, 2, stream, f"{stream}:later", _GROUP, self._consumer, count,
-            repr(self._clock.seconds()), self._claim, self._looked_until.get(stream, b"0-0"),
+            "EVAL", scripts.TAKE, len(keys), *keys, self._claim, _GROUP, self._consumer, count,
+            repr(now), self._looked_until.get(stream, b"0-0"), repr(now + LONGEST_PAUSE + MOST_SKEW),
         )  # fmt: skip
         return await self._readable(stream, entries)
 
@@ -285,14 +248,14 @@ class RedisQueue:
     async def _set_aside(self, taken: ClaimedJob, job: Job, why: str) -> None:
         reason = why[:_LONGEST_WHY].encode(errors="replace")
         await self._client.call(
-            "EVAL", _BURY, 3, taken.stream, f"{self._base}:dead", self._marker(job),
+            "EVAL", scripts.BURY, 3, taken.stream, f"{self._base}:dead", self._marker(job),
             _GROUP, taken.id, _encode(job), reason, repr(self._clock.seconds()), _MOST_DEAD,
         )  # fmt: skip
 
 
 def pause_after(tries: int) -> float:
     """Return the seconds until the next try. They double after each failure, give or take a quarter."""
-    return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** (tries - 1)) * random.uniform(0.75, 1.25)  # noqa: S311
+    return min(_LAST_PAUSE, _FIRST_PAUSE * 2.0 ** (tries - 1)) * random.uniform(1 - _SPREAD, 1 + _SPREAD)  # noqa: S311
 
 
 def _encode(job: Job) -> bytes:

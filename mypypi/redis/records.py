@@ -53,10 +53,22 @@ class Stored:
 
 @frozen
 class Lease:
-    """The record of a lease. Its expiry is that of its Redis key."""
+    """The record of a lease. Its expiry is that of its Redis key, which was set to `ms` milliseconds."""
 
     owner: str
     about: str
+    ms: int = 0  # leases of earlier versions do not have it
+
+
+@frozen
+class PauseRecord:
+    """The record of a `Pause`. `seconds` is its length when it was written."""
+
+    until: float
+    why: str
+    failures: int = 1
+    status: int = 503
+    seconds: float = 75.0  # pauses of earlier versions, where upstream told no other length
 
 
 def encode_page(page: Page) -> list[str | bytes]:

@@ -1,4 +1,4 @@
-"""Tests of ``mypypi``: jobs set aside are shown, retried and dropped; a failure is one line."""
+"""Tests of ``mypypi``: jobs that failed are shown, retried and dropped; a failure is one line."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from twisted.logger import formatTime
 
 from mypypi.cli import main as cli
 from mypypi.daemon.embedded_redis import EmbeddedRedis
-from mypypi.job import Job
+from mypypi.job import Job, LaterJob
 from mypypi.redis.queue import MOST_TRIES
 from mypypi.settings.loading import load_settings
 from tests.conftest import DaemonFactory
@@ -48,6 +49,13 @@ class JobsTests(MemoryTestCase):
         self.now(self.queue.failed(taken, why))
         return self.now(self.queue.dead())[-1].id
 
+    def postpone(self, job: Job) -> LaterJob:
+        """Let a job fail for the first time, and return it as it waits for its next try."""
+        self.now(self.queue.put(job))
+        (taken,) = self.now(self.queue.take(1))
+        self.now(self.queue.failed(taken, WHY))
+        return next(each for each in self.now(self.queue.later()) if each.job.name == job.name)
+
     def output(self, *arguments: str) -> list[str]:
         """Return the lines that a command prints. It must succeed."""
         options = cli._parser().parse_args(arguments)
@@ -69,26 +77,28 @@ class JobsTests(MemoryTestCase):
         """Without any job, one line says so."""
         assert self.output("jobs") == ["0 waiting or being done, 0 to be tried again later, 0 set aside"]
 
-    def test_jobs_that_were_set_aside_have_a_line_each(self) -> None:
-        """Each job that was set aside has a line, in columns. The line before them counts the jobs on all disks."""
+    def test_jobs_that_failed_have_a_line_each(self) -> None:
+        """Each job that failed has a line, in columns. The line before them counts the jobs on all disks."""
         first, second = self.set_aside(UPLOAD), self.set_aside(FETCH, "no\n such\x1b[J host\r")
         self.now(self.queue.put(Job("upload", "elsewhere", disk="d2")))
-        self.now(self.queue.put(Job("fetch", "again")))
-        (taken,) = self.now(self.queue.take(1))
-        self.now(self.queue.failed(taken, WHY))
+        later = self.postpone(Job("fetch", "again"))
+        name, at = "again".ljust(len(UPLOAD.name)), formatTime(later.at)
         assert self.output("jobs") == [
             "1 waiting or being done, 1 to be tried again later, 2 set aside",
-            f"{first}  upload  {UPLOAD.name}  24 tries  {formatTime(NOW)}  {WHY}",
-            f"{second}  fetch   {FETCH.name}      24 tries  {formatTime(NOW)}  no such\ufffd[J host",
+            f"{later.id}  fetch   {name}  1 try     {at}  is tried again then",
+            f"{first:12}  upload  {UPLOAD.name}  24 tries  {formatTime(NOW)}  {WHY}",
+            f"{second:12}  fetch   {FETCH.name}      24 tries  {formatTime(NOW)}  no such\ufffd[J host",
         ]
 
     def test_jobs_for_programs(self) -> None:
         """``--json`` prints the same as JSON."""
-        identity = self.set_aside(UPLOAD)
+        identity, later = self.set_aside(UPLOAD), self.postpone(FETCH)
         (line,) = self.output("jobs", "--json")
-        expected: dict[str, Any] = {"id": identity, "kind": "upload", "name": UPLOAD.name, "disk": "d1"}
-        expected |= {"tries": MOST_TRIES, "at": formatTime(NOW), "why": WHY}
-        assert json.loads(line) == {"waiting": 0, "later": 0, "set_aside": [expected]}
+        aside: dict[str, Any] = {"id": identity, "kind": "upload", "name": UPLOAD.name, "disk": "d1"}
+        aside |= {"tries": MOST_TRIES, "at": formatTime(NOW), "why": WHY}
+        again: dict[str, Any] = {"id": later.id, "kind": "fetch", "name": FETCH.name, "disk": ""}
+        again |= {"tries": 1, "at": formatTime(later.at)}
+        assert json.loads(line) == {"waiting": 0, "later": 1, "tried_again": [again], "set_aside": [aside]}
 
     def test_retry_queues_a_job_again(self) -> None:
         """``retry`` queues the named job with all its tries, and prints it. The other jobs stay set aside."""
@@ -103,14 +113,22 @@ class JobsTests(MemoryTestCase):
         self.set_aside(UPLOAD)
         assert [line.split()[3] for line in self.output("jobs", "retry", "--all")] == ["fetch", "upload"]
         assert self.waiting() == [FETCH, UPLOAD]
-        assert self.output("jobs", "retry", "--all") == ["no job is set aside"]
+        assert self.output("jobs", "retry", "--all") == ["no job is set aside or to be tried again"]
+
+    def test_retry_reaches_jobs_that_wait_for_their_next_try(self) -> None:
+        """``retry`` queues a job at once that waits for its next try, and gives it all its tries again."""
+        first, second = self.postpone(UPLOAD), self.postpone(FETCH)
+        assert self.output("jobs", "retry", first.id) == [f"queued again: {first.id}  upload  {UPLOAD.name}"]
+        assert self.waiting() == [UPLOAD]
+        assert self.output("jobs", "retry", "--all") == [f"queued again: {second.id}  fetch  {FETCH.name}"]
+        assert self.waiting() == [FETCH]
 
     def test_retry_of_unknown_ids(self) -> None:
         """Each unknown id has a line in the error message. The known ones are queued all the same, once each."""
         identity = self.set_aside(FETCH)
         lines, error = self.output_and_error("jobs", "retry", "7-0", identity, "8-0", identity)
         assert lines == [f"queued again: {identity}  fetch  {FETCH.name}"]
-        assert error == "mypypi: no job 7-0 is set aside\nmypypi: no job 8-0 is set aside"
+        assert error == "\n".join(f"mypypi: no job {each} is set aside or to be tried again" for each in ("7-0", "8-0"))
         assert self.waiting() == [FETCH]
 
     def test_drop(self) -> None:
@@ -223,11 +241,29 @@ class TestBesideDaemons:
         assert (kind, cluster.name + "/" + name, tries) == ("upload", cluster.object_name(wheel), "24")
         assert "403" in why
         absent = mypypi("jobs", "retry", "1-1", env=worker._env)
-        assert (absent.returncode, absent.stdout, absent.stderr) == (1, "", "mypypi: no job 1-1 is set aside\n")
+        assert (absent.returncode, absent.stdout) == (1, "")
+        assert absent.stderr == "mypypi: no job 1-1 is set aside or to be tried again\n"
         cluster.proxy.mend()
         assert run_beside(server, "jobs", "retry", "--all") == [f"queued again: {identity}  upload  {name}"]
         cluster.wait_uploaded(wheel)
-        assert run_beside(server, "jobs", "retry", "--all") == ["no job is set aside"]
+        assert run_beside(server, "jobs", "retry", "--all") == ["no job is set aside or to be tried again"]
+
+    def test_an_upload_that_waits_for_its_next_try_can_be_hurried(self, cluster: Cluster) -> None:
+        """An upload that waits for ten minutes is listed, and is done at once after a retry."""
+        wheel = cluster.publish(50_000)
+        refused = cluster.proxy.fault(cluster.put_of(wheel), Status(403))
+        server, worker = cluster.server(), cluster.worker()
+        assert cluster.get(server, wheel).status == 200
+        worker.wait_for_log("upload .* is tried again")
+        assert refused.served > 0
+        (name, _) = the_job_that_waits(cluster, at=int(time.time()) + 600)
+        cluster.proxy.mend()
+        counts, line = run_beside(server, "jobs")
+        assert counts.endswith(" 1 to be tried again later, 0 set aside")
+        identity, kind, key = line.split()[:3]
+        assert (kind, line.endswith("is tried again then"), name.endswith(":later")) == ("upload", True, True)
+        assert run_beside(server, "jobs", "retry", identity) == [f"queued again: {identity}  upload  {key}"]
+        cluster.wait_uploaded(wheel)
 
     def test_the_embedded_redis_is_found(self, daemon_factory: DaemonFactory) -> None:
         """Without MYPYPI_REDIS_URL, the embedded Redis of the data directory is found."""
@@ -242,15 +278,21 @@ class TestBesideDaemons:
         assert run_beside(daemon, "jobs", "drop", "--all") == ["no job is set aside"]
 
 
-def leave_one_try(cluster: Cluster) -> None:
-    """Leave the failed upload one try, which is due now. Its back-off would take hours."""
+def the_job_that_waits(cluster: Cluster, at: int) -> tuple[str, str]:
+    """Let the job that waits for its next try wait until `at`. Return its set's name, and the job as stored there."""
 
     def later() -> list[tuple[str, str]]:
         names = cluster.redis.keys(f"{cluster.name}:queue:*:later")
-        return [(name, job) for name in names for job in cluster.redis.call("ZRANGE", name, 0, -1)]
+        waiting = [(name, job) for name in names for job in cluster.redis.call("ZRANGE", name, 0, -1)]
+        return [each for each in waiting if cluster.redis.call("ZADD", each[0], "XX", "CH", at, each[1])]
 
     (found,) = eventually(later, lambda found: len(found) == 1)
-    name, text = found
+    return found
+
+
+def leave_one_try(cluster: Cluster) -> None:
+    """Leave the failed upload one try, which is due now. Its back-off would take hours."""
+    name, text = the_job_that_waits(cluster, at=int(time.time()) + 600)
     job: dict[str, Any] = json.loads(text)
     cluster.redis.call("ZADD", name, 0, json.dumps(job | {"tries": MOST_TRIES - 1}))
     cluster.redis.call("ZREM", name, text)

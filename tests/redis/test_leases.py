@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from mypypi.errors import CatalogDown
+from unittest import mock
+
+from mypypi.errors import CatalogDown, RedisTooSlow
 from mypypi.redis.leases import LEASE_SECONDS, Leases
 from tests.support.fakes import MemoryCatalog
 from tests.support.memory import MemoryTestCase
@@ -74,3 +76,17 @@ class LeasesTest(MemoryTestCase):
         self.clock.advance(LEASE_SECONDS / 3)
         self.assertIsNotNone(self.now(self.yours.take(NAME)))
         self.now(self.mine.release_if_held(NAME))
+
+    def test_a_lease_that_came_too_late_is_released(self) -> None:
+        """A lease that Redis gives after its caller has gone on without it is released at the end of the work."""
+        taken = self.catalog.take_lease
+
+        async def too_late(*args: object) -> None:
+            await taken(*args)  # type: ignore[arg-type]
+            raise RedisTooSlow("Redis takes 1.9 s to answer")
+
+        with mock.patch.object(self.catalog, "take_lease", too_late):
+            self.failing(self.mine.take(NAME), RedisTooSlow)
+        self.assertIsNotNone(self.now(self.yours.take(NAME)))
+        self.now(self.mine.release_if_held(NAME))
+        self.assertIsNone(self.now(self.yours.take(NAME)))

@@ -384,6 +384,38 @@ class QueuePromises:
         await queue.done(await self.take_one(queue))
         assert (await queue.state()).oldest < AN_HOUR
 
+    async def test_state_counts_jobs_that_no_running_worker_can_do(self) -> None:
+        """
+        Jobs count as unattended while no worker takes them, also those that are due later.
+
+        A worker on another disk can do the jobs for any disk, but not those for this disk.
+        """
+        server, here, elsewhere = self.worker("d1"), self.worker("d1"), self.worker("d2")
+        for job in (FETCH, UPLOAD, evolve(UPLOAD, name="failing")):
+            await server.put(job)
+        assert (await server.state()).unattended == 3
+        taken = await self.take(elsewhere)
+        assert [each.job for each in taken] == [FETCH]
+        assert (await server.state()).unattended == 2
+        assert (await server.state(everywhere=True)).unattended == 2
+        _, failing = await self.take(here)
+        assert (await server.state()).unattended == 0
+        await here.failed(failing, "no luck")
+        await self.advance(CLAIM_SECONDS + 1)
+        assert await server.state() == QueueState(2, 1, 0)
+        assert (await server.state()).unattended == 3
+
+    async def test_worker_that_only_renews_claims_is_known_to_run(self) -> None:
+        """A worker with long jobs takes no further ones. It is known to run, for all its disks."""
+        queue = self.worker("d1")
+        for job in (FETCH, UPLOAD):
+            await queue.put(job)
+        taken = await self.take_one(queue)
+        for _ in range(3):
+            await self.advance(CLAIM_SECONDS - 1)
+            await queue.renew(taken)
+        assert (await queue.state()).unattended == 0
+
     async def test_two_hundred_jobs_survive_workers_that_vanish(self) -> None:
         """Two hundred jobs are all done although workers vanish now and then."""
         random_numbers = random.Random(4)  # noqa: S311 - every run has to be the same
@@ -488,8 +520,10 @@ class RedisQueueTests(QueuePromises, TestCase):
         return RedisQueue(self.client, prefix, ecosystem, disk, self.clock, reader=self.reader, wait=wait)
 
     async def advance(self, seconds: float) -> None:
-        """Let time pass. Redis has its own clock, so every claim is made older instead."""
+        """Let time pass. Redis has its own clock, so every claim and every worker's key is made older instead."""
         self.clock.advance(seconds)
+        for key in await self.client.call("KEYS", "test:worker:*"):
+            await self.client.call("PEXPIRE", key, await self.client.call("PTTL", key) - int(seconds * 1000))
         for stream in await self.client.call("KEYS", "test:queue:pypi*"):
             if await self.client.call("TYPE", stream) == b"stream" and await self.has_group(stream):
                 for identity, holder, idle, _ in await self.client.call("XPENDING", stream, "workers", "-", "+", 1000):
@@ -679,9 +713,25 @@ class RedisQueueTests(QueuePromises, TestCase):
             await queue.put(Job("upload", str(number), disk="d1" if number % 2 else ""))
         for taken in await self.take(queue, 20):
             await queue.done(taken)
-        left = sorted(await self.client.call("KEYS", "*"))
+        left = sorted(await self.client.call("KEYS", "test:queue:*"))
         assert left == [b"test:queue:pypi", b"test:queue:pypi:d1"]
+        workers = [key for key in await self.client.call("KEYS", "*") if key not in left]
+        assert sorted(workers) == [b"test:worker:pypi", b"test:worker:pypi:d1"]
+        assert all([0 < await self.client.call("TTL", key) <= CLAIM_SECONDS for key in workers])
         assert [await self.client.call("XLEN", key) for key in left] == [0, 0]
+
+    async def test_worker_takes_jobs_from_a_redis_that_is_out_of_memory(self) -> None:
+        """A worker empties the queue of a full Redis, and is known to run."""
+        queue = self.worker()
+        await queue.put(FETCH)
+        await self.take(self.worker())  # creates the group
+        await self.advance(CLAIM_SECONDS + 1)
+        await self.client.call("CONFIG", "SET", "maxmemory", "1")
+        assert "OOM" in await reason_why(lambda: queue.put(Job("fetch", "new")))
+        (taken,) = await self.take(queue)
+        assert (await queue.state()).unattended == 0
+        await queue.done(taken)
+        assert await queue.state() == QueueState(0, 0, 0)
 
     async def test_claim_has_the_requested_length(self) -> None:
         """A claim expires after the requested time, by Redis's clock."""
