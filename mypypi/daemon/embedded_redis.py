@@ -10,43 +10,21 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-import sys
-from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.defer import TimeoutError as DeferredTimeout
-from twisted.internet.endpoints import UNIXClientEndpoint
-from twisted.internet.error import ConnectError, ProcessExitedAlready
-from twisted.internet.interfaces import IDelayedCall, IProcessTransport, ITCPTransport
-from twisted.internet.protocol import Factory, ProcessProtocol, Protocol, connectionDone
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from mypypi.daemon.processes import LineBuffer, RestartDelay, how_it_ended
+from mypypi.daemon.processes import RestartDelay
+from mypypi.daemon.redis_process import ServerProcess, end_orphan
 from mypypi.daemon.redis_program import EmbeddedRedisError, NoRedisServer, arguments, find_server, socket_of, url_of
 
-#: Seconds for a server to stop, before it is killed or, if it is of an earlier run, the start fails.
-_STOP_TIMEOUT = 10.0
-
-#: The program that becomes the server. It leaves the terminal's process group, so that a Ctrl-C reaches only the
-#: daemon, which then stops the server in order. On Linux the kernel ends it when the daemon dies (prctl(2),
-#: PR_SET_PDEATHSIG is 1). If the daemon died before that call, the parent process is another one by now.
-_LAUNCH = """
-import os, signal, sys
-os.setsid()
-os.umask(0o077)
-if sys.platform == "linux":
-    import ctypes
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != int(sys.argv[1]):
-        sys.exit("the daemon is gone")
-os.execv(sys.argv[2], sys.argv[2:])
-"""
+#: Seconds between two looks whether the server's socket is still there.
+_LOOK_EVERY = 5.0
 
 
 class DirectoryInUse(EmbeddedRedisError):
@@ -55,9 +33,10 @@ class DirectoryInUse(EmbeddedRedisError):
 
 class EmbeddedRedis(Service):
     """
-    Runs a redis-server in `data_directory`/redis, and restarts it when it dies.
+    Runs a redis-server in `data_directory`/redis, and restarts it when it dies or its directory is removed.
 
-    `url` is valid from the start, in the form of MYPYPI_REDIS_URL. `when_ready` reports failures.
+    `url` is valid from the start, in the form of MYPYPI_REDIS_URL. `when_ready` reports a first start that fails. Later
+    ones are tried again and again, and the log has the reason.
     """
 
     _log = Logger()
@@ -68,13 +47,15 @@ class EmbeddedRedis(Service):
         self._directory = self._data_directory / "redis"
         self.socket = socket_of(self._data_directory)
         self.url = url_of(self.socket)
-        self._command: list[str] = []
         self._lock: IO[bytes] | None = None
         self._starting: Deferred[None] | None = None
-        self._server: _Server | None = None
+        self._server: ServerProcess | None = None
         self._restart: IDelayedCall | None = None
+        self._look: IDelayedCall | None = None
+        self._place: tuple[int, int] | None = None
         self._delay = RestartDelay()
-        self._was_ready = False
+        self._retries = False
+        self._logged = False
         self._error: BaseException | None = None
         self._waiting: list[Deferred[None]] = []
 
@@ -93,22 +74,39 @@ class EmbeddedRedis(Service):
         self._waiting.append(waiter)
         return waiter
 
+    def keep_trying(self) -> None:
+        """Try again from now on if the first start fails, since the daemon serves without Redis."""
+        self._retries = True
+
     def startService(self) -> None:
         super().startService()
-        self._error, self._was_ready, self._delay = None, False, RestartDelay()
-        self._starting = Deferred.fromCoroutine(self._start())
-        self._starting.addErrback(self._not_started)
+        self._error, self._retries, self._delay = None, False, RestartDelay()
+        self._begin()
 
     def stopService(self) -> Deferred[None]:
         """Stop the server and unlock the data directory. A server that takes too long is killed."""
         super().stopService()
         return Deferred.fromCoroutine(self._stop())
 
+    def _begin(self) -> None:
+        self._restart = None
+        self._starting = Deferred.fromCoroutine(self._start())
+        self._starting.addErrback(self._not_started)
+
     async def _start(self) -> None:
         server = find_server()
         if server is None:
             raise NoRedisServer
-        self._command = [str(server), *arguments(self._directory, self.socket)]
+        self._prepare_directory()
+        await end_orphan(self._reactor, self.socket)
+        if not self._retries:
+            self._log.info("starting {server} in {directory}", server=str(server), directory=str(self._directory))
+        process = ServerProcess(self._server_ready, self._server_ended)
+        process.start(self._reactor, [str(server), *arguments(self._directory, self.socket)])
+        self._server = process
+
+    def _prepare_directory(self) -> None:
+        """Create the directories that are missing, and lock the server's. Raises EmbeddedRedisError."""
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self.socket.parent != self._directory:
@@ -116,9 +114,6 @@ class EmbeddedRedis(Service):
             self._lock_directory()
         except OSError as error:
             raise EmbeddedRedisError(f"Redis can't be started in {self._directory}: {error}") from error
-        await _end_orphan(self._reactor, self.socket)
-        self._log.info("starting {server} in {directory}", server=str(server), directory=str(self._directory))
-        self._spawn()
 
     def _lock_directory(self) -> None:
         """
@@ -128,44 +123,78 @@ class EmbeddedRedis(Service):
         """
         path = self._directory / "lock"
         path.touch(mode=0o600)
+        if self._lock is not None and os.path.samestat(os.fstat(self._lock.fileno()), path.stat()):
+            return
         lock = path.open("wb")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.close()
             raise DirectoryInUse(f"another mypypi is using this data directory: {self._data_directory}") from None
+        self._release_directory()
         self._lock = lock
 
-    def _spawn(self) -> None:
-        self._restart = None
-        self._server = _Server(self._server_ready, self._server_ended)
-        launch = [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), *self._command]
-        self._reactor.spawnProcess(self._server, sys.executable, launch, env=None)
-
-    def _server_ready(self, server: _Server) -> None:
-        if self._was_ready:
+    def _server_ready(self, server: ServerProcess) -> None:
+        if self._retries:
             self._log.info("redis-server is back")
-        self._was_ready = True
+        self._retries, self._logged = True, False
         server.ready_at = self._reactor.seconds()
+        self._place = _identity(self.socket)
+        self._look = self._reactor.callLater(_LOOK_EVERY, self._look_at_socket, server)
         for waiter in self._take_waiting():
             waiter.callback(None)
 
-    def _server_ended(self, server: _Server, how: str) -> None:
+    def _look_at_socket(self, server: ServerProcess) -> None:
+        """
+        Stop the server if its socket was removed, so that it is started anew.
+
+        A server whose directory was removed answers on open connections only, and its data is lost when it ends.
+        """
+        self._look = None
+        if _identity(self.socket) != self._place:
+            try:
+                self._prepare_directory()
+            except EmbeddedRedisError as error:
+                self._log_failure(f"{self._directory} was removed: {error}")
+            else:
+                server.stopped_because = f"{self._directory} was removed, and is created again"
+                Deferred.fromCoroutine(server.stop(self._reactor)).addErrback(
+                    lambda failure: self._log.failure("redis-server could not be stopped", failure)
+                )
+                return
+        self._look = self._reactor.callLater(_LOOK_EVERY, self._look_at_socket, server)
+
+    def _server_ended(self, server: ServerProcess, how: str) -> None:
         self._server = None
+        self._stop_looking()
         said = server.last_output()
         if not self.running:
             return
-        if not self._was_ready:
-            self._fail(EmbeddedRedisError(f"redis-server ended before it was ready ({how}): {said}"))
+        if not server.ready:
+            self._not_started(Failure(EmbeddedRedisError(f"redis-server ended before it was ready ({how}): {said}")))
             return
-        if server.ready:  # else a restart failed, and the first end is in the log
-            self._log.error("redis-server ended ({how}) and is restarted; its last output: {said}", how=how, said=said)
-            self._delay.ran(self._reactor.seconds() - server.ready_at)
-        self._restart = self._reactor.callLater(self._delay.next(), self._spawn)
+        why = server.stopped_because or how
+        self._log.error("redis-server ended ({why}) and is restarted; its last output: {said}", why=why, said=said)
+        self._delay.ran(self._reactor.seconds() - server.ready_at)
+        self._restart = self._reactor.callLater(self._delay.next(), self._begin)
 
-    def _not_started(self, why: Failure) -> None:
-        if self.running and why.value is not None:  # else the start was cancelled
-            self._fail(why.value)
+    def _not_started(self, failure: Failure) -> None:
+        error = failure.value
+        if not self.running or error is None:  # the start was cancelled
+            return
+        if not self._retries:
+            self._fail(error)
+            return
+        if not isinstance(error, EmbeddedRedisError):
+            self._log.failure("redis-server could not be started", failure)
+        self._log_failure(str(error))
+        self._restart = self._reactor.callLater(self._delay.next(), self._begin)
+
+    def _log_failure(self, why: str) -> None:
+        """Log why Redis does not work. This is logged once, until it works again."""
+        if not self._logged:
+            self._logged = True
+            self._log.error("the embedded Redis can't be started again, this is tried until it can: {why}", why=why)
 
     def _fail(self, error: BaseException) -> None:
         """Report that the first start failed. A retry would not help: such a cause does not pass."""
@@ -182,11 +211,17 @@ class EmbeddedRedis(Service):
         if self._restart is not None:
             self._restart.cancel()
             self._restart = None
+        self._stop_looking()
         if self._server is not None:
             await self._server.stop(self._reactor)
         self._release_directory()
         for waiter in self._take_waiting():
             waiter.errback(EmbeddedRedisError("Redis was stopped before it was ready"))
+
+    def _stop_looking(self) -> None:
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
 
     def _release_directory(self) -> None:
         if self._lock is not None:
@@ -198,95 +233,13 @@ class EmbeddedRedis(Service):
         return waiting
 
 
-class _Server(ProcessProtocol):
-    """One run of the server: its output and its end."""
-
-    _log = Logger()
-    transport: IProcessTransport
-
-    def __init__(self, on_ready: Callable[[_Server], None], on_end: Callable[[_Server, str], None]) -> None:
-        self._on_ready = on_ready
-        self._on_end = on_end
-        self._output = LineBuffer(self._printed)
-        self._last: deque[str] = deque(maxlen=5)
-        self._ended: Deferred[None] = Deferred()
-        self.ready = False
-        self.ready_at = 0.0
-
-    def last_output(self) -> str:
-        """Return the last lines of output, as one line."""
-        return " / ".join(self._last)
-
-    async def stop(self, reactor: Any) -> None:
-        """Stop the server, with SIGTERM first, so that it writes its data to disk."""
-        self._signal("TERM")
-        kill_timer = reactor.callLater(_STOP_TIMEOUT, self._signal, "KILL")
-        await self._ended
-        if kill_timer.active():
-            kill_timer.cancel()
-
-    def _signal(self, name: str) -> None:
-        with suppress(ProcessExitedAlready):
-            self.transport.signalProcess(name)
-
-    def connectionMade(self) -> None:
-        self.transport.closeStdin()
-
-    def outReceived(self, data: bytes) -> None:
-        self._output.add(data)
-
-    def errReceived(self, data: bytes) -> None:
-        self.outReceived(data)
-
-    def _printed(self, line: str) -> None:
-        line = line.strip()
-        self._log.debug("{line}", line=line)
-        if line:
-            self._last.append(line)
-        # Redis 6: "The server is now ready to accept connections at …", 7: "Ready to accept connections unix".
-        if not self.ready and "ready to accept connections" in line.lower():
-            self.ready = True
-            self._on_ready(self)
-
-    def processEnded(self, reason: Failure) -> None:
-        self._on_end(self, how_it_ended(reason))
-        self._ended.callback(None)
-
-
-class _Shutdown(Protocol):
-    """Sends SHUTDOWN to a server; `gone` fires when the server has ended."""
-
-    transport: ITCPTransport
-
-    def __init__(self) -> None:
-        self.gone: Deferred[None] = Deferred()
-
-    def connectionMade(self) -> None:
-        self.transport.write(b"SHUTDOWN\r\n")
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self.gone.callback(None)
-
-
-async def _end_orphan(reactor: Any, socket: Path) -> None:
-    """
-    End a server that outlived its daemon.
-
-    There can be one where the kernel does not end it with the daemon. The caller must hold the lock of the directory.
-    Raises EmbeddedRedisError if the server does not end.
-    """
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells this file from a later one at the same path; None if there is none."""
     try:
-        endpoint = UNIXClientEndpoint(reactor, str(socket))
-        factory = Factory.forProtocol(_Shutdown)
-        factory.noisy = False
-        orphan = await endpoint.connect(factory)
-    except ConnectError:
-        return
-    try:
-        await orphan.gone.addTimeout(_STOP_TIMEOUT, reactor)
-    except DeferredTimeout:
-        orphan.transport.abortConnection()
-        raise EmbeddedRedisError(f"a redis-server of an earlier run answers at {socket} and can't be stopped") from None
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _make_private(directory: Path) -> None:

@@ -9,20 +9,19 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.interfaces import IListeningPort
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.web.resource import IResource
 
 from mypypi.daemon.announcement import ServerReady
-from mypypi.daemon.listening import adopt, listen
+from mypypi.daemon.listening import adopt, listen, listen_anew
 from mypypi.settings.settings import Settings
 from mypypi.web.site import WebSite
 
 
 class Server(Service):
     """
-    Serves an application at the endpoint in the settings, with or without Redis.
+    Serves an application at the endpoint in the settings, with or without Redis, from `accept` on.
 
     With `adopted`, it serves at the socket with that descriptor, which another process bound.
     """
@@ -34,7 +33,8 @@ class Server(Service):
         self._settings = settings
         self._reactor = reactor
         self._adopted = adopted
-        self._port: IListeningPort | None = None
+        self._port: Any = None
+        self._accepts = False
         self._site: WebSite | None = None
 
     def privilegedStartService(self) -> None:
@@ -60,6 +60,22 @@ class Server(Service):
         super().stopService()
         return Deferred.fromCoroutine(self._stop())
 
+    def reload(self) -> None:
+        """
+        Use the certificate that is on the disk by now, for new connections. Others go on as they are.
+
+        Raises CannotStart, with the reason, if a file can't be used; then the old certificate stays.
+        """
+        if self._port is not None and self._site is not None:
+            for certificate in listen_anew(self._reactor, self._port, self._settings.listen, self._site):
+                self.log.info("new connections get the certificate {certificate}", certificate=str(certificate))
+
+    def accept(self) -> None:
+        """Accept connections from now on. Until then, the clients that have connected wait."""
+        self._accepts = True
+        if self._port is not None:
+            self._port.startReading()
+
     def ready(self, redis: str) -> ServerReady:
         """Return the message for the operator; `redis` describes the Redis in use."""
         return ServerReady.of(self._settings, self._port, redis)
@@ -80,5 +96,7 @@ class Server(Service):
         count, seconds = site.abort(), self._settings.drain_time
         self.log.warn("{count} connections were broken: they did not end in {seconds} s", count=count, seconds=seconds)
 
-    def _listening(self, port: IListeningPort) -> None:
+    def _listening(self, port: Any) -> None:
         self._port = port
+        if not self._accepts:
+            port.stopReading()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import os
 import platform
@@ -26,11 +27,12 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectError, ProcessTerminated
 from twisted.internet.protocol import ClientFactory, ProcessProtocol
 from twisted.internet.task import Clock
-from twisted.logger import ILogObserver, LogEvent, LogLevel, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from mypypi.daemon import embedded_redis as embedded
+from mypypi.daemon import redis_process
 from mypypi.daemon.embedded_redis import DirectoryInUse, EmbeddedRedis
 from mypypi.daemon.redis_program import EmbeddedRedisError, NoRedisServer, arguments, find_server
 
@@ -109,6 +111,10 @@ class LogRecorder:
     def at(self, level: Any) -> list[str]:
         return [event["log_format"] for event in self.events if event["log_level"] is level]
 
+    def lines(self) -> list[str]:
+        """The errors in words."""
+        return [formatEvent(event) for event in self.events if event["log_level"] is LogLevel.error]
+
     def next(self, beginning: str) -> Deferred[None]:
         """Return a Deferred that fires at the next message that begins like this."""
         logged: Deferred[None] = Deferred()
@@ -116,7 +122,7 @@ class LogRecorder:
         return logged
 
     def _observe(self, event: LogEvent) -> None:
-        if event.get("log_namespace", "").startswith("mypypi.daemon.embedded_redis"):
+        if event.get("log_namespace", "").startswith(("mypypi.daemon.embedded_redis", "mypypi.daemon.redis_process")):
             self.events.append(event)
             for entry in [entry for entry in self._awaited if event["log_format"].startswith(entry[0])]:
                 self._awaited.remove(entry)
@@ -197,6 +203,70 @@ class RealServerTests(TestCase):
         await service.when_ready()
         assert ask(service.url, "GET key") == "value"
         assert len(self.logged.at(LogLevel.error)) == 1
+
+    async def assert_comes_back(self, service: EmbeddedRedis, removed: Path, *, killed: bool) -> None:
+        """Remove a directory that the server needs, and check that it is back in a new one."""
+        back = self.logged.next("redis-server is back")
+        process = process_id(service.url)
+        rmtree(removed)
+        if killed:
+            os.kill(process, signal.SIGKILL)
+        await back
+        assert ask(service.url, "SET key value") == "+OK"
+        assert process_id(service.url) != process
+        assert stat.S_IMODE(service.socket.parent.stat().st_mode) == 0o700
+        (line,) = self.logged.lines()
+        assert ("signal 9" if killed else "was removed, and is created again") in line
+
+    @asynchronous
+    async def test_it_comes_back_after_its_directory_was_removed_and_it_died(self) -> None:
+        """A server that ends after its data directory was removed is restarted in a new one."""
+        directory = self.directory / "data"
+        await self.assert_comes_back(await self.started(directory), directory, killed=True)
+
+    @asynchronous
+    async def test_it_comes_back_after_its_directory_was_removed(self) -> None:
+        """A server whose directory was removed is restarted in a new one, since no client could connect to it."""
+        self.patch(embedded, "_LOOK_EVERY", 0.05)
+        service = await self.started()
+        await self.assert_comes_back(service, service.socket.parent, killed=False)
+
+    @asynchronous
+    async def test_it_comes_back_after_a_cleaner_removed_its_socket(self) -> None:
+        """A socket in the directory for temporary files is made again if a program that cleans up there removes it."""
+        self.patch(embedded, "_LOOK_EVERY", 0.05)
+        service = await self.started(self.directory / ("d" * 120))
+        self.addCleanup(rmtree, service.socket.parent)
+        await self.assert_comes_back(service, service.socket.parent, killed=False)
+
+    @asynchronous
+    async def test_a_directory_that_can_not_be_created_again_is_reported_once(self) -> None:
+        """A server goes on if its directory was removed and can't be created again. The log says why, once."""
+        self.patch(embedded, "_LOOK_EVERY", 0.01)
+        directory = self.directory / "data"
+        service = await self.started(directory)
+        with connect(service.url) as client:
+            looks: list[None] = []
+            third: Deferred[None] = Deferred()
+
+            def prepare() -> None:
+                looks.append(None)
+                if len(looks) == 3:
+                    third.callback(None)
+                EmbeddedRedis._prepare_directory(service)
+
+            self.patch(service, "_prepare_directory", prepare)
+            rmtree(directory)
+            directory.touch()
+            await third
+            client.sendall(b"PING\r\n")
+            assert client.recv(7) == b"+PONG\r\n"
+            (line,) = self.logged.lines()
+            assert f"{directory}/redis was removed: " in line
+            back = self.logged.next("redis-server is back")
+            directory.unlink()
+            await back
+        assert ask(service.url, "PING") == "+PONG"
 
     @asynchronous
     async def test_when_ready_waits_for_a_restart(self) -> None:
@@ -280,7 +350,7 @@ class RealServerTests(TestCase):
     @asynchronous
     async def test_a_server_that_does_not_stop_is_killed(self) -> None:
         """A server that does not stop in time is killed. So the daemon's own stop has a limit."""
-        self.patch(embedded, "_STOP_TIMEOUT", 0.1)
+        self.patch(redis_process, "_STOP_TIMEOUT", 0.1)
         service = await self.started()
         process = process_id(service.url)
         os.kill(process, signal.SIGSTOP)
@@ -357,7 +427,7 @@ def test_it_is_not_started_for_a_dead_daemon() -> None:
 
     It may die before the kernel is asked to end the server with it.
     """
-    launch = [sys.executable, "-c", embedded._LAUNCH, "0", sys.executable, "-c", "print('started')"]
+    launch = [sys.executable, "-c", redis_process._LAUNCH, "0", sys.executable, "-c", "print('started')"]
     done = subprocess.run(launch, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "the daemon is gone\n")
 
@@ -371,6 +441,12 @@ class FakeProcess:
 
     def closeStdin(self) -> None:
         """Do nothing: this process reads nothing."""
+
+    def say(self, output: bytes) -> None:
+        self._protocol.outReceived(output)
+
+    def signalProcess(self, name: str) -> None:
+        self.die()
 
     def become_ready(self) -> None:
         self._protocol.outReceived(b"* Ready to acc")
@@ -386,11 +462,14 @@ class FakeReactor(Clock):
     def __init__(self) -> None:
         super().__init__()
         self.processes: list[FakeProcess] = []
+        self.trouble: OSError | None = None
 
     def connectUNIX(self, address: str, factory: ClientFactory, **options: object) -> None:
         factory.clientConnectionFailed(None, Failure(ConnectError()))  # type: ignore[arg-type]
 
     def spawnProcess(self, protocol: ProcessProtocol, *command: object, **options: object) -> None:
+        if self.trouble is not None:
+            raise self.trouble
         self.processes.append(FakeProcess(protocol))
 
 
@@ -426,7 +505,46 @@ class RestartTests(SynchronousTestCase):
             self.reactor.processes[-1].die()
             delays.append(round(self.next_delay(), 3))
         assert delays == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0]
-        assert len(self.logged.at(LogLevel.error)) == 1
+        assert len(self.logged.at(LogLevel.error)) == 2  # the end, and the first restart that failed
+
+    def test_the_log_says_why_a_restart_failed(self) -> None:
+        """A restart that fails is logged once with the server's own words, and again after a good one."""
+        for _ in range(2):
+            self.reactor.processes[-1].become_ready()
+            self.reactor.processes[-1].die()
+            for _ in range(3):
+                self.next_delay()
+                self.reactor.processes[-1].say(b"7:M 01 Feb 2030 10:00:00.123 # Can't chdir to '/x': No such file\n")
+                self.reactor.processes[-1].die()
+            self.next_delay()
+        failures = [line for line in self.logged.lines() if "can't be started again" in line]
+        assert len(failures) == 2
+        assert all(line.endswith("(signal 9): Can't chdir to '/x': No such file") for line in failures)
+
+    def test_a_process_that_can_not_be_started_is_tried_again(self) -> None:
+        """A restart that finds no free process or file descriptor is logged and tried again."""
+        self.reactor.processes[-1].die()
+        self.reactor.trouble = OSError(errno.EMFILE, "Too many open files")
+        self.next_delay()
+        self.next_delay()
+        assert len(self.reactor.processes) == 1
+        assert "Too many open files" in self.logged.lines()[-1]
+        self.reactor.trouble = None
+        self.next_delay()
+        self.reactor.processes[-1].become_ready()
+        assert self.successResultOf(self.service.when_ready()) is None
+
+    def test_a_first_start_that_fails_is_tried_again_on_request(self) -> None:
+        """A first start that fails is tried again if the daemon does not wait for it any longer."""
+        self.successResultOf(self.service.stopService())
+        self.service.startService()
+        ready = self.service.when_ready()
+        self.service.keep_trying()
+        self.reactor.processes[-1].die()
+        self.next_delay()
+        self.assertNoResult(ready)
+        self.reactor.processes[-1].become_ready()
+        assert self.successResultOf(ready) is None
 
     def test_a_good_run_resets_the_delay(self) -> None:
         """A good run resets the delay. So a server that dies once a day is back at once each time."""

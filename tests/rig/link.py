@@ -9,6 +9,8 @@ import socket
 import threading
 import time
 from contextlib import suppress
+from functools import partial
+from queue import Queue
 
 from typing_extensions import Self
 
@@ -21,7 +23,8 @@ class SlowLink:
     """
     Relays connections from one port of loopback to another, and delays the answers.
 
-    `delay` is in seconds. `delayed` counts the pieces of answers that were delayed. Use as a context manager.
+    Each piece of an answer arrives `delay` seconds later, whether others are under way or not. `delayed` counts the
+    pieces that were delayed. Use as a context manager.
     """
 
     def __init__(self, port: int) -> None:
@@ -50,14 +53,37 @@ class SlowLink:
                 client, _ = self._listener.accept()
                 server = socket.create_connection(("127.0.0.1", self._target))
                 self._sockets += [client, server]
-                for ends in ((client, server, False), (server, client, True)):
-                    threading.Thread(target=self._relay, args=ends, daemon=True).start()
+                answers: Queue[tuple[float, bytes]] = Queue()
+                for work in (
+                    partial(self._relay, client, server),
+                    partial(self._receive, server, answers),
+                    partial(self._deliver, answers, client),
+                ):
+                    threading.Thread(target=work, daemon=True).start()
 
-    def _relay(self, source: socket.socket, target: socket.socket, is_answer: bool) -> None:  # noqa: FBT001 - one of two directions
+    def _relay(self, client: socket.socket, server: socket.socket) -> None:
         with suppress(OSError):
-            while piece := source.recv(_PIECE):
-                if is_answer and self.delay:
-                    time.sleep(self.delay)  # simulates latency; no test waits here
-                    self.delayed += 1
-                target.sendall(piece)
-            target.shutdown(socket.SHUT_WR)
+            while piece := client.recv(_PIECE):
+                server.sendall(piece)
+            server.shutdown(socket.SHUT_WR)
+
+    def _receive(self, server: socket.socket, answers: Queue[tuple[float, bytes]]) -> None:
+        """Queue each piece of the answers with the time at which it is due; an empty one is the end."""
+        piece = b"-"
+        while piece:
+            try:
+                piece = server.recv(_PIECE)
+            except OSError:
+                piece = b""
+            self.delayed += bool(piece and self.delay)
+            answers.put((time.monotonic() + self.delay, piece))
+
+    def _deliver(self, answers: Queue[tuple[float, bytes]], client: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                due, piece = answers.get()
+                time.sleep(max(0.0, due - time.monotonic()))  # simulates latency; no test waits here
+                if not piece:
+                    break
+                client.sendall(piece)
+            client.shutdown(socket.SHUT_WR)
