@@ -1,6 +1,6 @@
 """The HTTP application: an index's routes, health and metrics, behind the validation of every request.
 
-Knows what health is made of. Must never know where the application is served.
+Knows the routes and what a scrape is made of. Must never know where the application is served.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from twisted.web.resource import IResource, Resource
 
 from mypypi.coalescing import RecentResult
 from mypypi.daemon.backends import Backends
+from mypypi.daemon.checks import make_checks
 from mypypi.daemon.index import Index
-from mypypi.errors import CatalogDown, JobsFailed
+from mypypi.errors import CatalogDown
 from mypypi.job import QueueState
 from mypypi.observability.metrics import CurrentState, are_in_files, render_metrics
+from mypypi.redis_budget import redis_budget
 from mypypi.web.about import About
-from mypypi.web.health import Check, Health, OperatorRoutes
+from mypypi.web.health import Health, OperatorRoutes
 from mypypi.web.validation import RequestValidator
 
 #: Seconds until the checks, and then the state of the queue, time out for a scrape. Prometheus gives up after ten.
@@ -36,7 +38,7 @@ def make_application(backends: Backends, index: Index) -> IResource:
     """The whole application as one resource."""
     settings = backends.settings
     about = About(settings.package_type, settings.upstream_url, index.addresses, index.ecosystem.example)
-    health = Health(_checks(backends, index), backends.reactor)
+    health = Health(make_checks(backends, index), backends.reactor)
     state = RecentResult(
         partial(_current_state, backends, health), backends.reactor, fresh=_STATE_FRESH, patience=_STATE_PATIENCE
     )
@@ -49,26 +51,6 @@ def make_application(backends: Backends, index: Index) -> IResource:
 
     remove_prefix = partial(index.addresses.remove_prefix, has_route=has_route)
     return RequestValidator(trunk, routes.methods, scoped=index.ecosystem.scoped, remove_prefix=remove_prefix)
-
-
-def _checks(backends: Backends, index: Index) -> dict[str, Check]:
-    """Return the checks by name; each raises an error while its backend is in trouble."""
-
-    async def check_storage() -> None:
-        await backends.storage.check()
-        await index.fetches.check()
-
-    async def check_queue() -> None:
-        state = await backends.queue.state()
-        if state.later:
-            raise JobsFailed(f"{state.later} jobs failed and will be retried; {state.dead} jobs failed for good so far")
-
-    return {
-        "redis": backends.catalog.check,
-        "storage": check_storage,
-        "upstream": index.pages.check,
-        "queue": check_queue,
-    }
 
 
 async def _metrics(backends: Backends, health: Health, state: RecentResult[CurrentState]) -> bytes:
@@ -102,7 +84,7 @@ async def _current_state(backends: Backends, health: Health) -> CurrentState:
         state = await Deferred.fromCoroutine(_state(backends)).addTimeout(_QUEUE_TIMEOUT, backends.reactor)
     except (CatalogDown, DeferredTimeout):
         return CurrentState(degraded)
-    jobs = {"waiting": state.waiting, "later": state.later, "dead": state.dead}
+    jobs = {"waiting": state.waiting, "later": state.later, "dead": state.dead, "unattended": state.unattended}
     return CurrentState(degraded, jobs, state.oldest)
 
 
@@ -115,7 +97,11 @@ async def _state(backends: Backends) -> QueueState:
 
 
 class _Trunk(Resource):
-    """Sends ``/-/``, ``/-/health`` and ``/-/metrics`` to the operator's routes, the rest to the index's."""
+    """
+    Sends ``/-/``, ``/-/health`` and ``/-/metrics`` to the operator's routes, the rest to the index's.
+
+    Each request waits for Redis for a limited time in all.
+    """
 
     isLeaf = True
 
@@ -126,7 +112,9 @@ class _Trunk(Resource):
         self._is_operators = is_operators
 
     def render(self, request: Any) -> Any:
+        routes = self._routes
         if self._is_operators([segment.decode() for segment in request.postpath]):
             request.prepath.append(request.postpath.pop(0))
-            return self._operator.render(request)
-        return self._routes.render(request)
+            routes = self._operator
+        with redis_budget():
+            return routes.render(request)

@@ -32,6 +32,10 @@ SMALL_SECONDS = 2.0
 #: Tasks that may wait, and their bytes; more are refused.
 _MOST_WAITING = 10_000
 _MOST_WAITING_BYTES = 512 * 1024 * 1024
+#: Processes that end in the middle of a task, one after the other, from which on the pages are not to blame; and the
+#: seconds for which that counts.
+_MANY_DEATHS = 3
+_RECENT = 60.0
 #: Seconds without a task after which all processes but one are ended.
 _IDLE = 300.0
 
@@ -78,6 +82,11 @@ class RenderPool(Service):
         self._large: deque[_Task] = deque()
         self._waiting_bytes = 0
         self._surplus: IDelayedCall | None = None
+        #: Why the last start of a process failed; empty if it did not.
+        self._start_error = ""
+        #: Processes that ended in the middle of a task, one after the other, and the time of the last one.
+        self._deaths = 0
+        self._died_at = 0.0
 
     def startService(self) -> None:
         """Start the first process, so that the first page does not wait for it."""
@@ -97,6 +106,22 @@ class RenderPool(Service):
             process.close()
         self._idle.clear()
         self._refuse_all(_STOPPED, 1)
+
+    def trouble(self) -> str:
+        """
+        Say what is wrong if no process can be started, or if one after the other ends in the middle of a task.
+
+        Where the last start failed, this tries again.
+        """
+        if self._start_error and self.running and len(self._idle) + len(self._busy) < self._size:
+            process = self._start_process()
+            if process is not None:
+                self._idle.append(process)
+        if self._deaths >= _MANY_DEATHS and self._clock.seconds() - self._died_at < _RECENT:
+            return f"the last {self._deaths} render processes ended in the middle of a page: the log has their output"
+        if self._start_error:
+            return f"no render process can be started, and new pages are refused: {self._start_error}"
+        return ""
 
     def run(self, data: bytes) -> Deferred[bytes]:
         """
@@ -157,12 +182,14 @@ class RenderPool(Service):
 
     def _start_process(self) -> RenderProcess | None:
         try:
-            return self._start()
+            process = self._start()
         except OSError as error:
-            self.log.error("no render process can be started: {why}", why=error)
+            self._start_error = error.strerror or str(error)
             if not self._busy:
-                self._refuse_all("no process can be started to render the page: try again")
+                self._refuse_all(f"no process can be started to render the page ({self._start_error}): try again")
             return None
+        self._start_error = ""
+        return process
 
     def _refuse_all(self, why: str, retry_after: int = 5) -> None:
         waiting = [*self._small, *self._large]
@@ -186,6 +213,11 @@ class RenderPool(Service):
             limit.cancel()
         del self._busy[process]
         failed = isinstance(result, Failure)
+        if not failed:
+            self._deaths = 0
+        elif not was_killed:
+            self._deaths += 1
+            self._died_at = self._clock.seconds()
         if not self.running:
             process.close()
         elif process.has_grown or failed or was_killed:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from mypypi.errors import BadUpstreamResponse
 
@@ -31,6 +31,8 @@ _COLLECT = 64 * 1024
 _SECRETS = ("MYPYPI_", "AWS_")
 #: Priority (nice) of a process that does large tasks.
 _LARGE_NICE = 10
+#: A Ctrl-C, or the end of the terminal, is for the daemon alone. Before Python 3.11, `_limit` is the first to do this.
+_OWN_GROUP: dict[str, Any] = {"process_group": 0} if sys.version_info >= (3, 11) else {}
 _HEADER = struct.Struct("!IB")
 #: prctl(2): the death of the parent kills the child. Linux only.
 _PR_SET_PDEATHSIG = 1
@@ -57,6 +59,7 @@ class RenderProcess:
             stdout=subprocess.PIPE,
             cwd=Path(__file__).parents[2],
             env={name: value for name, value in os.environ.items() if not name.startswith(_SECRETS)},
+            **_OWN_GROUP,
         )
 
     @property

@@ -93,7 +93,7 @@ class Breaker:
         self._origins: dict[str, _Origin] = {}
         self._trials: dict[str, Permit] = {}
         self._kinds = KindPauses(backoff, catalog, owner, clock)
-        self._gauge = PauseGauge(clock)
+        self.gauge = PauseGauge(clock)
 
     def remaining(self, url: str, kind: str, *, patient: bool = False) -> float:
         """
@@ -142,17 +142,17 @@ class Breaker:
         origin, now = origin_of(url), self._clock.seconds()
         kind_pause = await self._kinds.read(origin, kind)
         if kind_pause is not None and not (patient and await self._kinds.begin_trial(origin, kind)):
-            self._gauge.set(origin, kind, kind_pause)
+            self.gauge.set(origin, kind, kind_pause)
             raise self._paused(kind_pause)
         if kind_pause is None:
-            self._gauge.clear(origin, kind)  # another process may have ended the pause before its time
+            self.gauge.clear(origin, kind)  # another process may have ended the pause before its time
         pause = await self._backoff.read(origin)
         if pause is not None and pause.until <= now and origin not in self._trials:
             pause = await self._backoff.read(origin, anew=True)  # another process may have just ended it
         permit = Permit(origin, kind, url, self._clock.seconds(), pause is not None, kind_pause is not None)
         if pause is not None:
             if pause.until > now:
-                self._gauge.set(origin, _ALL, pause)
+                self.gauge.set(origin, _ALL, pause)
                 raise self._paused(pause)
             if not await self._begin_trial(permit):
                 raise self._paused(pause)
@@ -244,7 +244,7 @@ class Breaker:
         origin, kind = permit.origin, permit.kind
         pause = await self._kinds.note_refusal(origin, kind, permit.url, status, retry_after)
         if pause is not None:
-            self._gauge.set(origin, kind, pause)
+            self.gauge.set(origin, kind, pause)
             self._log_pause(origin, kind, pause)
 
     async def _hold_back(self, permit: Permit, why: str) -> None:
@@ -252,7 +252,7 @@ class Breaker:
         if before is not None and not self._is_trial(permit):
             return  # a request that was sent before the pause does not lengthen it
         pause = await self._backoff.begin(permit.origin, why)
-        self._gauge.set(permit.origin, _ALL, pause)
+        self.gauge.set(permit.origin, _ALL, pause)
         if before is None:
             self._log_pause(permit.origin, _ALL, pause)
 
@@ -264,7 +264,7 @@ class Breaker:
         )
 
     def _log_resumed(self, origin: str, kind: str) -> None:
-        self._gauge.clear(origin, kind)
+        self.gauge.clear(origin, kind)
         self.log.info("{what} to {origin} are resumed", what=_requests(kind), origin=origin)
 
     def _is_trial(self, permit: Permit) -> bool:

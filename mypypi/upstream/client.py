@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from attrs import evolve
 from twisted.web.iweb import IAgent, IResponse
 
-from mypypi.errors import BadUpstreamResponse, MyPyPiError, NotFound, UpstreamDown
+from mypypi.errors import BadUpstreamResponse, MyPyPiError, NotFound, UpstreamDown, UpstreamPaused
 from mypypi.model import PageRequest, SourceDocument
 from mypypi.observability import metrics
 from mypypi.upstream.backoff import PATIENCE
@@ -123,6 +123,17 @@ class Upstream:
         """Raise UpstreamPaused with the reason while such requests to upstream are held back."""
         if self._breaker is not None:
             await self._breaker.check(self.url, kind)
+
+    async def check_all(self) -> None:
+        """Raise UpstreamPaused with the reason while any requests of this process are held back, to any origin."""
+        if self._breaker is None:
+            return
+        origin = ""
+        try:
+            for origin, kind in self._breaker.gauge.open():
+                await self._breaker.check(origin, kind)
+        except UpstreamPaused as error:
+            raise UpstreamPaused(f"{origin}: {error}") from error
 
     async def page(
         self,

@@ -23,6 +23,10 @@ class PauseGauge:
         self._clock = clock
         self._timers: dict[tuple[str, str], IDelayedCall] = {}
 
+    def open(self) -> list[tuple[str, str]]:
+        """Return the origins and kinds for which the metric is set."""
+        return list(self._timers)
+
     def set(self, origin: str, kind: str, pause: Pause) -> None:
         """
         Set the metric until the pause ends.

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from mypypi.errors import NotFound
+from mypypi.errors import NotFound, UpstreamRefused
 from mypypi.job import Job
 from mypypi.model import PackageFile
 from mypypi.storage.bucket import UPLOAD, BucketStorage
@@ -62,7 +62,8 @@ class Jobs:
         file = file_of(job)
         stored = await self._storage.find(file.key)
         if stored is None or not file.accepts(stored.digest):  # a digest of another algorithm proves nothing
-            with suppress(NotFound):  # the log has it; a retry is of no use until a client requests the file again
+            # The log has it. A retry is of no use until a client requests the file again.
+            with suppress(NotFound, UpstreamRefused):
                 await self._fetches.fetch_and_store(file)
 
     async def _sweep(self, job: Job) -> None:

@@ -7,7 +7,6 @@ from typing import ParamSpec, TypeVar, cast
 from unittest import mock
 
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
-from twisted.logger import ILogObserver, LogEvent, LogLevel, globalLogPublisher
 
 from mypypi.errors import TemporarilyUnavailable
 from mypypi.rendering import pool as pool_module
@@ -157,18 +156,47 @@ class TestProcesses(PoolTestCase):
         """Without any process, tasks fail with a 503. The next one tries again to start a process."""
         self.processes[0].kill()
         self.missing = OSError("no memory")
-        events: list[LogEvent] = []
-        observer = cast("ILogObserver", events.append)
-        globalLogPublisher.addObserver(observer)
-        self.addCleanup(globalLogPublisher.removeObserver, observer)
         (page,) = self.run_tasks(small("a"))
         error = self.failureResultOf(page, TemporarilyUnavailable).value
         assert "no process can be started" in str(error)
-        assert [str(event["why"]) for event in events if event["log_level"] is LogLevel.error] == ["no memory"]
+        assert "no memory" in self.pool.trouble()
         self.missing = None
         (page,) = self.run_tasks(small("b"))
         self.threads.finish()
         assert self.successResultOf(page) == small("b")
+        assert self.pool.trouble() == ""
+
+    def test_the_pool_tries_to_start_a_process_while_none_can_be_started(self) -> None:
+        """The trouble ends without another task once a process can be started."""
+        self.processes[0].kill()
+        self.missing = OSError("no memory")
+        (page,) = self.run_tasks(small("a"))
+        self.failureResultOf(page, TemporarilyUnavailable)
+        assert [self.pool.trouble() != "" for _ in range(3)] == [True] * 3
+        self.missing = None
+        assert self.pool.trouble() == ""
+        assert len(self.alive) == 1
+
+    def test_processes_that_die_one_after_the_other_are_trouble(self) -> None:
+        """A page may end its process. Three in a row are trouble, until one succeeds."""
+        for number in range(3):
+            assert self.pool.trouble() == ""
+            (page,) = self.run_tasks(small(str(number)))
+            self.alive[0].kill()
+            self.threads.finish()
+            self.failureResultOf(page, RenderProcessEnded)
+        assert "the last 3 render processes ended" in self.pool.trouble()
+        self.clock.advance(61)
+        assert self.pool.trouble() == ""
+        (page,) = self.run_tasks(small("again"))
+        self.alive[0].kill()
+        self.threads.finish()
+        self.failureResultOf(page, RenderProcessEnded)
+        assert "the last 4 render processes ended" in self.pool.trouble()
+        (page,) = self.run_tasks(small("fine"))
+        self.threads.finish()
+        assert self.successResultOf(page) == small("fine")
+        assert self.pool.trouble() == ""
 
     def test_a_process_that_can_not_be_started_leaves_the_others_their_work(self) -> None:
         """While another process runs, tasks wait for that one."""

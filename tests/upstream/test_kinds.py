@@ -56,6 +56,19 @@ class RefusedKindTest(BreakerTestCase):
         self.failing(self.audit(), UpstreamPaused)
         self.assert_request_succeeds(kind="keys")
 
+    def test_check_of_all_tells_of_every_origin_and_kind(self) -> None:
+        """While files of another host are held back, the check of pages passes, and that of all gives the reason."""
+        self.now(self.upstream.check_all())
+        for number in range(5):
+            pending = self.file(f"https://files.example/{number}.whl")
+            self.wire.last.answer(429, b"", retry_after="30")
+            self.settle(pending)
+        self.now(self.upstream.check("page"))
+        error = self.failing(self.upstream.check_all(), UpstreamPaused)
+        self.assertIn("upstream answered 429 to several file requests", str(error))
+        self.clock.advance(30)
+        self.now(self.upstream.check_all())
+
     def test_other_origins_go_on(self) -> None:
         """Files of one host are held back, and those of another are not."""
         for path in paths(5):
