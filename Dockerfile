@@ -4,7 +4,8 @@
 #   docker build -t mypypi .
 #   docker run --init -p 8080:80 -e MYPYPI_REDIS_URL=redis://… -v mypypi:/data mypypi
 
-ARG PYTHON=3.13-slim
+# An exact version, so that each build is the same. Raise it for security updates, or name a digest (…@sha256:…).
+ARG PYTHON=3.13.14-slim-trixie
 
 FROM python:${PYTHON} AS build
 WORKDIR /src

@@ -54,6 +54,7 @@ setup(
         "attrs >= 23.2",
         "boto3 >= 1.36",
         "cachetools >= 5.3",
+        "cryptography >= 42",
         "environ-config >= 24.1",
         "hiredis >= 3.0",
         "klein >= 24.8",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -14,11 +16,14 @@ from twisted.plugin import getPlugins
 from mypypi import __version__
 from mypypi.ecosystems import ECOSYSTEMS
 from mypypi.settings.reference import as_rst_table, variables
+from tests.rig.daemon import _TWISTD, Daemon
 from tests.rig.index import FakeIndex
 from tests.rig.packages import make_wheel
+from tests.rig.redis import Redis
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.rst").read_text(encoding="utf-8")
+OPERATIONS = (ROOT / "docs" / "operations.rst").read_text(encoding="utf-8")
 SETUP = (ROOT / "setup.py").read_text(encoding="utf-8")
 
 #: The commands in the README, and the single steps of those joined by ``&&``.
@@ -44,9 +49,14 @@ def test_every_setting_that_is_mentioned_exists(page: str) -> None:
 
 
 def test_every_plugin_that_is_shown_exists() -> None:
-    """The README shows all plugins, and no other, after ``twistd -n``."""
-    shown = set(re.findall(r"\btwistd -n ([a-z-]+)", README))
+    """
+    The README shows all plugins, and no other.
+
+    No command writes a pid file: a second daemon in the directory would not start, nor one after a crash.
+    """
+    shown = set(re.findall(r"\btwistd -n --pidfile= ([a-z-]+)", README))
     assert shown == {maker.tapname for maker in getPlugins(IServiceMaker) if maker.tapname.startswith("mypypi")}
+    assert re.findall(r"\btwistd (?:-n|--nodaemon) (?!--pidfile= )", README + OPERATIONS) == []
 
 
 def test_every_extra_that_is_shown_exists() -> None:
@@ -103,3 +113,27 @@ def translated(text: str, command: list[str]) -> str:
 def test_the_version_is_named(page: str) -> None:
     """These pages name the current version."""
     assert __version__ in (ROOT / page).read_text(encoding="utf-8")
+
+
+def test_server_and_worker_run_in_one_directory(redis: Redis, index: FakeIndex, tmp_path: Path) -> None:
+    """The README's commands for server and worker work in one empty directory, and again after a ``kill -9``."""
+    commands = [step for step in STEPS if re.match(r"twistd .* mypypi-(server|worker)\b", step)]
+    assert len(commands) == 2
+    env = {"MYPYPI_REDIS_URL": redis.url, "MYPYPI_REDIS_PREFIX": "readme", "MYPYPI_UPSTREAM_URL": index.url}
+
+    def launch(command: str) -> Daemon:
+        daemon = Daemon(command.split()[3], tmp_path / "data", env)
+        words = ["tcp:0:interface=127.0.0.1" if word == "tcp:8080" else word for word in command.split()[1:]]
+        daemon._command = [sys.executable, "-c", _TWISTD, *words]
+        ending.callback(daemon.sweep)
+        daemon.launch()
+        ending.callback(daemon.stop)
+        return daemon
+
+    with ExitStack() as ending:
+        server, worker = [launch(command) for command in commands]
+        for daemon in (server, worker):
+            daemon.wait_for_log("ready: ")
+        server.kill()
+        launch(commands[0]).wait_for_log("ready: ")
+        assert [path.name for path in tmp_path.iterdir()] == ["data"]

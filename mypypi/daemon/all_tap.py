@@ -6,21 +6,30 @@ from typing import Any
 
 from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from mypypi.clock import use_steady_clock
+from mypypi.daemon.announcement import Announcement
 from mypypi.daemon.application import make_application
 from mypypi.daemon.backends import Backends
+from mypypi.daemon.directories import check_directories
 from mypypi.daemon.embedded_redis import EmbeddedRedis
 from mypypi.daemon.index import Index
 from mypypi.daemon.lifecycle import CannotStart, OrderedServices, stop_with_failure
 from mypypi.daemon.options import ServerOptions
 from mypypi.daemon.redis_program import EmbeddedRedisError, NoRedisServer, find_server
 from mypypi.daemon.server import Server
+from mypypi.daemon.signals import Signals
 from mypypi.daemon.supervisor import Supervisor
 from mypypi.daemon.worker_tap import make_worker
 from mypypi.settings.settings import Settings
 from mypypi.settings.types import RedisUrl
+
+#: Seconds for which a start waits for the embedded Redis, which may have much data to load. Then it serves without it.
+#: Clients that have connected wait as well; pip gives up after 15 s.
+_EMBEDDED_WAIT = 10.0
 
 
 class Options(ServerOptions):
@@ -45,6 +54,7 @@ class AllInOne(Service):
 
     def __init__(self, settings: Settings, reactor: Any, *, relay: bool = False) -> None:
         """With `relay`, several server processes log to this process's log."""
+        self._settings = settings
         self._reactor = reactor
         self._redis: EmbeddedRedis | None = None
         redis_url = settings.redis_url
@@ -52,7 +62,7 @@ class AllInOne(Service):
             self._redis = EmbeddedRedis(reactor, settings.data_directory)
             redis_url = RedisUrl.parse(self._redis.url)
         self._redis_words = (
-            f"{redis_url}" if self._redis is None else f"a private one, in {settings.data_directory / 'redis'}"
+            f"{redis_url}" if self._redis is None else f"a private one, in {settings.data_directory / 'redis'},"
         )
         backends = Backends(settings, redis_url, reactor)
         index = Index(backends)
@@ -65,12 +75,17 @@ class AllInOne(Service):
         both = MultiService()  # stops both at the same time: each waits for its own requests or jobs
         for service in (self._server, make_worker(backends, index)):
             service.setServiceParent(both)
-        self._rest = OrderedServices([backends, index, both])
+        # A supervisor's children wait for Redis themselves, and it says when all are ready.
+        announcement = [Announcement(backends.redis, reactor, self._serve)] if settings.workers == 1 else []
+        self._rest = OrderedServices([backends, index, both, *announcement])
+        #: What SIGHUP does.
+        self.reloads = [self._server.reload, backends.reload]
 
     def privilegedStartService(self) -> None:
         self._server.privilegedStartService()
 
     def startService(self) -> None:
+        check_directories(self._settings)
         super().startService()
         Deferred.fromCoroutine(self._start()).addErrback(self._failed)
 
@@ -78,11 +93,17 @@ class AllInOne(Service):
         if self._redis is not None:
             ready = self._redis.when_ready()  # before the start: without a waiter, a failure is logged there too
             self._redis.startService()
-            await ready
+            try:
+                await ready.addTimeout(_EMBEDDED_WAIT, self._reactor)
+            except DeferredTimeout:
+                self._redis.keep_trying()
         if self.running:
             self._rest.startService()
-            if isinstance(self._server, Server):  # a supervisor logs this itself, when all its children are ready
-                self.log.info("{record}", record=self._server.ready(self._redis_words))
+
+    def _serve(self, redis: str) -> None:
+        assert isinstance(self._server, Server)
+        self._server.accept()
+        self.log.info("{record}", record=self._server.ready(f"{self._redis_words} {redis}"))
 
     def _failed(self, failure: Failure) -> None:
         if not self.running:
@@ -108,7 +129,10 @@ def makeService(options: Options) -> IService:
     """Return the service of server, worker and Redis."""
     from twisted.internet import reactor  # noqa: PLC0415 - a composition root
 
-    return AllInOne(options.settings, reactor, relay=options.logs_elsewhere)
+    use_steady_clock(reactor)
+    daemon = AllInOne(options.settings, reactor, relay=options.logs_elsewhere)
+    Signals(reactor, daemon.reloads).install()
+    return daemon
 
 
 __all__ = ["Options", "makeService"]

@@ -6,18 +6,24 @@ Knows each of them by its class, and in which order they start and stop. Must ne
 from __future__ import annotations
 
 import os
+import time
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
-from twisted.internet.task import LoopingCall
-from twisted.logger import Logger
 
+from mypypi.clock import SharedClock
+from mypypi.daemon.directories import check_directories
+from mypypi.daemon.own_process import OwnProcess
+from mypypi.daemon.watch import Watch
 from mypypi.files.drafts import ABANDONED_SECONDS, Drafts
 from mypypi.files.room import Room
 from mypypi.interfaces import IStorage
+from mypypi.observability import metrics
+from mypypi.redis import eviction, time_of_day
 from mypypi.redis.catalog import RedisCatalog
 from mypypi.redis.client import RedisClient
 from mypypi.redis.queue import RedisQueue
@@ -39,8 +45,12 @@ _BUCKET_STOP_TIME = 2.0
 _RENDER_STOP_TIME = 2.0
 #: Timeout in seconds of the worker's reads from Redis; a blocking read for new jobs takes less.
 _QUEUE_TIMEOUT = 6.0
-#: Seconds between two measurements of the bytes that wait for upload.
+#: Seconds between two measurements of the bytes that wait for upload, and two looks at a bucket that fails.
 _MEASURE = 2.0
+#: Seconds between two looks at Redis's policy of eviction, at Redis's clock, and at what this process lacks.
+_POLICY = 60.0
+_CLOCK = 2.0
+_PROCESS = 1.0
 
 
 class Backends(Service):
@@ -49,8 +59,6 @@ class Backends(Service):
 
     A process that `renders` has a pool of render processes; a worker needs none.
     """
-
-    log = Logger()
 
     def __init__(self, settings: Settings, redis_url: RedisUrl, reactor: Any, *, renders: bool = True) -> None:
         self.settings = settings
@@ -70,20 +78,29 @@ class Backends(Service):
         #: The id of this process, which owns the leases of pages.
         self.process = uuid.uuid4().hex
         prefix, ecosystem = settings.redis_prefix, settings.package_type
-        self.catalog = RedisCatalog(self.redis, prefix, ecosystem, reactor)
-        self.queue = RedisQueue(self.redis, prefix, ecosystem, self.disk, reactor, reader=self._queue_redis)
+        self.catalog = RedisCatalog(self.redis, prefix, ecosystem, reactor, time.time)
+        shared = SharedClock(reactor, time.time)
+        self.queue = RedisQueue(self.redis, prefix, ecosystem, self.disk, shared, reader=self._queue_redis)
         self.storage = self._make_storage()
         room = Room(settings.data_directory / "room", settings.drafts_max_bytes, self._waiting_bytes)
         self.drafts = Drafts(settings.data_directory / "drafts", room)
-        self._measuring: LoopingCall | None = None
-        self._sweeping = LoopingCall(self._sweep)
+        #: What may be in trouble although this process serves. `mypypi.daemon.checks` asks them.
+        self.eviction = Watch(partial(eviction.eviction_trouble, self.redis), _POLICY, reactor, ended=eviction.ENDED)
+        look = partial(time_of_day.clock_trouble, self.redis, time.time)
+        self.time_of_day = Watch(look, _CLOCK, reactor, ended=time_of_day.ENDED)
+        self.sweep = Watch(self._sweep, ABANDONED_SECONDS, reactor, ended="the drafts can be swept again")
+        own = OwnProcess(self.disk_threads, self.render_pool)
+        self.own_process = Watch(own.look, _PROCESS, reactor, ended="this process has all it needs again")
+        bucket = Watch(self._look_at_bucket, _MEASURE, reactor, ended="")
+        self._watches = (self.eviction, self.time_of_day, self.sweep, self.own_process, bucket)
 
     def startService(self) -> None:
         """
-        Start the threads, the connections to Redis, and the regular sweep of abandoned drafts.
+        Start the threads, the connections to Redis, and the regular looks at what may be in trouble.
 
-        Redis need not be reachable yet.
+        Redis need not be reachable yet. Raises CannotStart if a directory can't be written.
         """
+        check_directories(self.settings)
         super().startService()
         for threads in (self.disk_threads, self.render_threads, self.bucket_threads):
             threads.startService()
@@ -91,12 +108,14 @@ class Backends(Service):
             self.render_pool.startService()
         self.redis.start()
         self._queue_redis.start()
-        if isinstance(self.storage, BucketStorage):
-            self._measuring = LoopingCall(self.storage.measure)
-            self._measuring.clock = self.reactor
-            self._measuring.start(_MEASURE)
-        self._sweeping.clock = self.reactor
-        self._sweeping.start(ABANDONED_SECONDS)
+        for watch in self._watches:
+            watch.startService()
+        metrics.PROCESSES.set(1)
+
+    async def reload(self) -> None:
+        """Read the files again that the bucket's credentials come from. Raises StorageDown if that fails."""
+        if isinstance(self.storage, BucketStorage) and self.running:
+            await self.bucket_threads.run(self.storage.reload)
 
     def stopService(self) -> Deferred[None]:
         """Stop in reverse order; fires once the connections are closed and the threads have ended."""
@@ -104,9 +123,8 @@ class Backends(Service):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
-        self._sweeping.stop()
-        if self._measuring is not None and self._measuring.running:
-            self._measuring.stop()
+        for watch in self._watches:
+            watch.stopService()
         if self._renders:
             self.render_pool.stopService()
         await self._queue_redis.stop()
@@ -132,17 +150,26 @@ class Backends(Service):
             disk=self.disk,
             public=settings.s3_public,
             link_seconds=settings.s3_key_ttl,
+            proxied=settings.s3_serve == "proxy",
         )
 
     def _waiting_bytes(self) -> int:
         """Return the bytes on disk that wait for upload."""
         return self.storage.waiting_bytes if isinstance(self.storage, BucketStorage) else 0
 
-    async def _sweep(self) -> None:
+    async def _look_at_bucket(self) -> str:
+        """Measure what waits for upload, and see whether a failure of the bucket has ended. The storage logs that."""
+        if isinstance(self.storage, BucketStorage):
+            await self.storage.look()
+        return ""
+
+    async def _sweep(self) -> str:
+        """Delete abandoned drafts, and say what is wrong if that fails."""
         try:
             await self.disk_threads.run(self.drafts.sweep)
         except OSError as error:
-            self.log.error("the drafts can't be swept: {why}", why=error)
+            return f"abandoned drafts can't be deleted: {error}"
+        return ""
 
 
 def disk_id(directory: Path) -> str:

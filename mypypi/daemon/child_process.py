@@ -23,7 +23,8 @@ from twisted.logger import FileLogObserver, ILogObserver, Logger, eventFromJSON,
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from mypypi.daemon.processes import LineBuffer, how_it_ended
+from mypypi.daemon.lifecycle import stop
+from mypypi.daemon.processes import LineBuffer, how_it_ended, terminal_signals_blocked
 from mypypi.observability.logs import PROCESS, for_supervisor, marked
 from mypypi.observability.multiprocess import DIRECTORY
 
@@ -33,12 +34,23 @@ if TYPE_CHECKING:
 #: The child's descriptors: a pipe that ends with the supervisor, the listening socket, a pipe for the "ready" line.
 LIFELINE, LISTENING, REPORT = 0, 3, 4
 
+#: The environment variable with the number of server processes. Only the supervisor's child processes have it.
+PROCESSES = "_MYPYPI_PROCESSES"
+
 #: Seconds for a child to get ready, and seconds beyond MYPYPI_DRAIN_TIME for it to end.
 _START_TIME = 60.0
 _END_TIME = 10.0
 
-#: Runs twistd. ``-c`` puts the working directory first in sys.path; this removes it again.
-_TWISTD = "import sys; sys.path = [*filter(None, sys.path)]; from twisted.scripts.twistd import run; run()"
+#: Runs twistd. A signal of the terminal, or to the group of its processes, reaches the supervisor alone, which reloads
+#: or stops all children in order. ``-c`` puts the working directory first in sys.path; this removes it again.
+_TWISTD = """
+import sys
+sys.path = [*filter(None, sys.path)]
+from mypypi.daemon.processes import leave_group
+leave_group()
+from twisted.scripts.twistd import run
+run()
+"""
 
 
 class ChildProcess(ProcessProtocol):
@@ -85,7 +97,8 @@ class ChildProcess(ProcessProtocol):
         env = {**environment, PROCESS: str(self.number)}
         command += ["mypypi-server"]
         try:
-            self._reactor.spawnProcess(self, sys.executable, command, env=env, childFDs=descriptors)
+            with terminal_signals_blocked():
+                self._reactor.spawnProcess(self, sys.executable, command, env=env, childFDs=descriptors)
         except OSError as error:  # no process or descriptor is available
             self._reactor.callLater(0, self._ended, f"not started: {error}")
 
@@ -153,6 +166,7 @@ def child_environment(settings: Settings, redis_url: str | None) -> dict[str, st
         "MYPYPI_FILE_STORAGE_DIRECTORY": str(settings.file_storage_directory),
         "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path),  # noqa: PTH100 - "" is a path here
         "WORKERS": "1",
+        PROCESSES: str(settings.workers),
     }
     if redis_url is not None:
         own["MYPYPI_REDIS_URL"] = redis_url
@@ -179,8 +193,6 @@ class Lifeline(Service):
 
     def startService(self) -> None:
         super().startService()
-        with suppress(PermissionError):  # it leads a group already
-            os.setpgid(0, 0)  # a Ctrl-C reaches the supervisor alone, which stops all children in order
         self._reactor.addReader(self)
 
     def stopService(self) -> None:
@@ -212,7 +224,7 @@ class Lifeline(Service):
             self.log.error("this server process ends: its supervisor is gone")
             if DIRECTORY in os.environ:  # the supervisor can't remove it any more
                 atexit.register(rmtree, os.environ[DIRECTORY], ignore_errors=True)
-            self._reactor.stop()
+            stop(self._reactor)
 
 
 def log_to_supervisor() -> ILogObserver:

@@ -7,7 +7,7 @@ know what a daemon does.
 from __future__ import annotations
 
 import os
-import re
+import signal
 import socket
 import ssl
 import sys
@@ -16,6 +16,7 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
+from mypypi.daemon.description import Description
 from mypypi.errors import CatalogDown
 from mypypi.settings.loading import SettingsError, load_settings
 from mypypi.settings.settings import Settings
@@ -24,6 +25,8 @@ from mypypi.settings.types import RedisUrl
 _ALIVE = "/-/health/live"
 #: Seconds for each step of a check: connecting, and waiting for the answer.
 _TIMEOUT = 4.0
+#: The kinds of endpoints at a port, and the port that Twisted takes if none is given.
+_PORTS = {"tcp": "", "tcp6": "", "ssl": "", "tls": "443"}
 #: Where to reach a server in this container that listens on all interfaces.
 _LOOPBACK = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - looked up, not bound
 
@@ -32,8 +35,10 @@ def run(settings: Settings) -> None:
     """
     Replace this process by the daemon, which then gets all signals itself.
 
-    Raises OSError if there is no twistd.
+    Raises OSError if there is no twistd. A SIGHUP that comes before the daemon handles signals is ignored: it reads all
+    files afterwards anyway.
     """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     twistd = Path(sys.executable).with_name("twistd")
     os.execv(twistd, [str(twistd), "--nodaemon", "--pidfile=", f"mypypi-{settings.mode}"])  # noqa: S606 - on purpose
 
@@ -67,28 +72,25 @@ def _check_server(listen: str) -> None:
 
 
 def _connect(listen: str) -> Any:
-    """
-    Connect to the server at this Twisted endpoint description.
-
-    The description is split as Twisted splits it. Raises OSError.
-    """
-    kind, *parts = [part.replace("\\", "") for part in re.split(r"(?<!\\):", listen)]
-    named = dict(part.split("=", 1) for part in parts if "=" in part)
-    place = parts[0] if parts and "=" not in parts[0] else named.get("address", named.get("port", ""))
-    if kind == "unix":
+    """Connect to the server at this Twisted endpoint description. Raises OSError."""
+    description = Description.parse(listen)
+    kind, named = description.kind, description.arguments
+    if kind == "unix" and not description.proxied:
         local = socket.socket(socket.AF_UNIX)
         local.settimeout(_TIMEOUT)
         try:
-            local.connect(place)
+            local.connect(named.get("address", ""))
         except OSError:
             local.close()
             raise
         return local
-    if kind not in ("tcp", "tcp6", "ssl"):
+    if kind not in _PORTS or description.proxied:
+        kind = "haproxy" if description.proxied else kind
         raise OSError(f"a server at {kind}: can't be asked for its health; give the container its own health check")
-    interface = named.get("interface", "::" if kind == "tcp6" else "")
-    plain = socket.create_connection((_LOOPBACK.get(interface, interface), int(place)), _TIMEOUT)
-    if kind != "ssl":
+    interface = named.get("interface", "::" if kind in ("tcp6", "tls") else "")
+    port = int(named.get("port", _PORTS[kind]))
+    plain = socket.create_connection((_LOOPBACK.get(interface, interface), port), _TIMEOUT)
+    if not description.has_tls:
         return plain
     context = ssl.create_default_context()  # the certificate is for other names than localhost
     context.check_hostname = False

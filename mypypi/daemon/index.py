@@ -18,6 +18,7 @@ from mypypi.files.fetches import Fetches
 from mypypi.pages.fleet import PAGE_LEASE
 from mypypi.pages.memory_cache import MemoryCache
 from mypypi.pages.page_cache import PageCache
+from mypypi.proxy.bucket_reader import BucketReader
 from mypypi.proxy.cold_files import ColdFilePolicy, ColdFiles
 from mypypi.proxy.file_checks import FileChecks
 from mypypi.proxy.proxy import Proxy
@@ -36,8 +37,8 @@ from mypypi.web.pypi import PyPIRoutes
 
 #: Seconds for the fast retries of a request, before a last attempt with the full timeout.
 _RETRIES_TIME = 5.0
-#: Seconds to connect to the bucket, and seconds without a byte, when files are streamed from it.
-_BUCKET_TIMEOUT = 30
+#: Seconds until the bucket's first byte when files are streamed from it; after that, they are fetched from upstream.
+_BUCKET_TIMEOUT = 3
 #: Requests to the bucket at once. All are for files, and one kind has at most half of the places.
 _BUCKET_CONCURRENCY = 128
 #: Concurrent fetches for each concurrent request to upstream.
@@ -60,14 +61,15 @@ class Index(Service):
         breaker_lease = settings.upstream_timeout + _RETRIES_TIME
         breaker = Breaker(backoff, backends.catalog, backends.process, reactor, breaker_lease)
         self.upstream = _upstream(settings, reactor, breaker)
-        #: Streams files from the bucket, for clients that can't be redirected there.
-        self._bucket_reader = Upstream(
+        links = Upstream(
             reactor,
             settings.s3_endpoint_url or "",
             concurrency=_BUCKET_CONCURRENCY,
             timeout=_BUCKET_TIMEOUT,
             metered=False,
         )
+        #: Streams files from the bucket, for clients that can't be redirected there.
+        self._bucket_reader = BucketReader(links, backends.storage, reactor)
         self.pages = self._make_pages(backoff)
         tools = FetchTools(
             self.upstream,

@@ -9,10 +9,12 @@ import atexit
 import gc
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.error import ReactorNotRunning
 
 
 class CannotStart(SystemExit, Exception):
@@ -57,4 +59,10 @@ def stop_with_failure(reactor: Any) -> None:
     """Stop the daemon with exit status 1. The caller has logged the reason."""
     # twistd has no exit code of its own for this. By then it has removed its pid file and closed its log.
     atexit.register(os._exit, 1)
-    reactor.callWhenRunning(reactor.stop)  # a failure during the start comes before the reactor runs
+    reactor.callWhenRunning(lambda: stop(reactor))  # a failure during the start comes before the reactor runs
+
+
+def stop(reactor: Any) -> None:
+    """Stop a running reactor. This does nothing if it stops already, for another reason."""
+    with suppress(ReactorNotRunning):
+        reactor.stop()

@@ -12,12 +12,14 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.unix import Port as UNIXPort
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
+from mypypi.daemon.certificates import BadCertificate, Certificate, certificates_of
+from mypypi.daemon.description import Description
 from mypypi.daemon.lifecycle import CannotStart
 
 if TYPE_CHECKING:
@@ -45,11 +47,33 @@ def listen(
         listening(port)
 
     try:
+        certificates_of(Description.parse(description))  # its errors name the file
         serverFromString(reactor, description).listen(factory).addCallback(listens).addErrback(problems.append)
         if problems:
             problems[0].raiseException()
     except Exception as error:  # each kind of endpoint has its own errors: no such certificate, no such socket
         raise CannotStart(f"can't listen at {description}: {error}") from error
+
+
+def listen_anew(reactor: Any, port: Any, description: str, factory: IProtocolFactory) -> list[Certificate]:
+    """
+    Read the files again that `description` names, for new connections to this port. Others keep what they have.
+
+    Returns the certificates in use from now on. Raises CannotStart with the reason if a file can't be used; then
+    nothing changes.
+    """
+    certificates = check(description)
+    if certificates:
+        listen(_Catching(reactor, port), _without_systemd(description), factory, lambda _: None)
+    return certificates
+
+
+def check(description: str) -> list[Certificate]:
+    """Return the certificates that this endpoint names; none without TLS. Raises CannotStart with the reason."""
+    try:
+        return certificates_of(Description.parse(description))
+    except BadCertificate as error:
+        raise CannotStart(f"the certificate can't be used: {error}") from error
 
 
 def adopt(
@@ -65,34 +89,62 @@ def adopt(
     `fd` is a descriptor of the socket. The other process still owns the socket: this one does not shut it down, and
     does not delete the file of a unix socket.
     """
-    # systemd passes its descriptors to the other process only. Here only the wrappers around them matter, such as TLS.
-    listen(_Adopting(reactor, fd), re.sub("systemd:.*", "tcp:0:backlog=0", description), factory, listening)
+    listen(_Adopting(reactor, fd), _without_systemd(description), factory, listening)
 
 
-class _Adopting:
+def _without_systemd(description: str) -> str:
+    """Replace an endpoint of systemd, which passes its descriptors to one process only, by one that needs none."""
+    return re.sub("systemd:.*", "tcp:0:backlog=0", description)
+
+
+class _Listening:
     """
-    A reactor for endpoints: listening on anything adopts the given socket.
+    A reactor for endpoints that binds nothing: listening on anything calls `_listen` with the factory.
 
-    So TLS, and any wrapper of a Twisted plugin, is the same here as in the process that bound the socket.
+    So TLS, and any wrapper of a Twisted plugin, is the same there as in the process that bound the socket.
     """
 
-    def __init__(self, reactor: Any, fd: int) -> None:
+    def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
-        self._fd = fd
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reactor, name)
 
-    def listenTCP(self, port: int, factory: IProtocolFactory, **_: object) -> IListeningPort:
-        return self._adopt(factory)
+    def listenTCP(self, port: int, factory: IProtocolFactory, *_: object, **__: object) -> IListeningPort:
+        return self._listen(factory)
 
     def listenSSL(self, port: int, factory: IProtocolFactory, contextFactory: Any, **_: object) -> IListeningPort:  # noqa: N803 - the interface's name
-        return self._adopt(TLSMemoryBIOFactory(contextFactory, False, factory))
+        return self._listen(TLSMemoryBIOFactory(contextFactory, False, factory))
 
     def listenUNIX(self, address: str, factory: IProtocolFactory, **_: object) -> IListeningPort:
-        return self._adopt(factory)
+        return self._listen(factory)
 
-    def _adopt(self, factory: IProtocolFactory) -> IListeningPort:
+    def _listen(self, factory: IProtocolFactory) -> IListeningPort:
+        raise NotImplementedError
+
+
+class _Catching(_Listening):
+    """Gives the factory to a port that listens already, for its next connections."""
+
+    def __init__(self, reactor: Any, port: Any) -> None:
+        super().__init__(reactor)
+        self._port = port
+
+    def _listen(self, factory: IProtocolFactory) -> IListeningPort:
+        factory.doStart()
+        self._port.factory.doStop()
+        self._port.factory = factory
+        return self._port  # type: ignore[no-any-return]
+
+
+class _Adopting(_Listening):
+    """Adopts the given socket."""
+
+    def __init__(self, reactor: Any, fd: int) -> None:
+        super().__init__(reactor)
+        self._fd = fd
+
+    def _listen(self, factory: IProtocolFactory) -> IListeningPort:
         with socket.socket(fileno=os.dup(self._fd)) as bound:
             family = bound.family
         port: Any
@@ -132,12 +184,19 @@ def _socket_of(port: Any) -> socket.socket:
     return socket.socket(fileno=os.dup(port.fileno()))
 
 
-def address_of(port: IListeningPort, description: str) -> str:
-    """Return the URL of a listening TCP port; for another port, Twisted's name for it."""
+def url_of(port: IListeningPort, description: Description, name: str | None = None) -> str | None:
+    """Return the URL of a listening TCP port, with this host name or else its address; None for another port."""
     host = port.getHost()
     if not isinstance(host, IPv4Address | IPv6Address):
-        return str(host)
-    name = f"[{host.host}]" if ":" in host.host else host.host
-    if name in ("0.0.0.0", "[::]"):  # noqa: S104 - compared, not bound
-        name = "127.0.0.1"
-    return f"{'https' if description.startswith('ssl:') else 'http'}://{name}:{host.port}/"
+        return None
+    address = f"[{host.host}]" if ":" in host.host else host.host
+    if address in ("0.0.0.0", "[::]"):  # noqa: S104 - compared, not bound
+        address = "127.0.0.1"
+    return f"{'https' if description.has_tls else 'http'}://{name or address}:{host.port}/"
+
+
+def socket_path_of(port: IListeningPort) -> str:
+    """Return the path of a listening unix socket; empty for another port. An abstract socket's begins with "@"."""
+    host = port.getHost()
+    name = os.fsdecode(host.name or b"") if isinstance(host, UNIXAddress) else ""
+    return f"@{name[1:]}" if name.startswith("\0") else name

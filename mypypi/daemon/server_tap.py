@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 from typing import Any
 
 from twisted.application.service import IService
 from twisted.logger import Logger
 
+from mypypi.clock import use_steady_clock
 from mypypi.daemon.announcement import Announcement
 from mypypi.daemon.application import make_application
 from mypypi.daemon.backends import Backends
@@ -16,6 +16,7 @@ from mypypi.daemon.index import Index
 from mypypi.daemon.lifecycle import OrderedServices
 from mypypi.daemon.options import ServerOptions as Options
 from mypypi.daemon.server import Server
+from mypypi.daemon.signals import Signals
 from mypypi.daemon.supervisor import Supervisor
 from mypypi.settings.settings import Settings
 
@@ -26,22 +27,34 @@ def makeService(options: Options) -> IService:
     """Return the services of a single server, of a supervisor, or of its child."""
     from twisted.internet import reactor  # noqa: PLC0415 - a composition root
 
+    use_steady_clock(reactor)
     settings = options.settings
     if child_number() is not None:
+        Signals(reactor, None).install()
         return _child(settings, reactor)
     if settings.workers > 1:
-        return Supervisor(settings, reactor, relay=options.logs_elsewhere)
+        supervisor = Supervisor(settings, reactor, relay=options.logs_elsewhere)
+        Signals(reactor, [supervisor.reload]).install()
+        return supervisor
     backends, index, server = _server(settings, reactor)
-    signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(_log_sighup))  # type: ignore[attr-defined] # any reactor has it
-    announcement = Announcement(backends.redis, lambda redis: _say_ready(server, f"{settings.redis_url} {redis}"))
-    return OrderedServices([backends, index, server, announcement])
+    Signals(reactor, [server.reload, backends.reload]).install()
+
+    def start_serving(redis: str) -> None:
+        server.accept()
+        log.info("{record}", record=server.ready(f"{settings.redis_url} {redis}"))
+
+    return OrderedServices([backends, index, server, Announcement(backends.redis, reactor, start_serving)])
 
 
 def _child(settings: Settings, reactor: Any) -> IService:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # SIGHUP is for the supervisor, even where children get it as well
     backends, index, server = _server(settings, reactor, adopted=LISTENING)
     lifeline = Lifeline(reactor)
-    return OrderedServices([backends, index, server, lifeline, Announcement(backends.redis, lifeline.say_ready)])
+
+    def start_serving(redis: str) -> None:
+        server.accept()
+        lifeline.say_ready(redis)
+
+    return OrderedServices([backends, index, server, lifeline, Announcement(backends.redis, reactor, start_serving)])
 
 
 def _server(settings: Settings, reactor: Any, adopted: int | None = None) -> tuple[Backends, Index, Server]:
@@ -49,15 +62,6 @@ def _server(settings: Settings, reactor: Any, adopted: int | None = None) -> tup
     backends = Backends(settings, settings.redis_url, reactor)
     index = Index(backends)
     return backends, index, Server(make_application(backends, index), settings, reactor, adopted)
-
-
-def _say_ready(server: Server, redis: str) -> None:
-    log.info("{record}", record=server.ready(redis))
-
-
-def _log_sighup() -> None:
-    """Warn about a SIGHUP. Without a handler, it would end the server at once."""
-    log.warn("SIGHUP was ignored: there are no server processes to replace, since WORKERS is 1; restart the server")
 
 
 __all__ = ["Options", "makeService"]

@@ -5,7 +5,6 @@ Decides when a child starts and ends. Must never accept a connection, or know wh
 
 from __future__ import annotations
 
-import signal
 from typing import TYPE_CHECKING, Any
 
 from attrs import Factory as Default
@@ -18,15 +17,14 @@ from twisted.logger import Logger
 
 from mypypi.daemon.announcement import ServerReady
 from mypypi.daemon.child_process import ChildProcess, child_environment
-from mypypi.daemon.lifecycle import CannotStart, stop_with_failure
-from mypypi.daemon.listening import listen
+from mypypi.daemon.directories import check_directories
+from mypypi.daemon.lifecycle import stop_with_failure
+from mypypi.daemon.listening import check, listen
 from mypypi.daemon.processes import RestartDelay
 from mypypi.observability import metrics
-from mypypi.observability.multiprocess import DIRECTORY, make_directory
+from mypypi.observability.multiprocess import DIRECTORY, MetricsDirectory, NoRoom, places
 
 if TYPE_CHECKING:
-    from tempfile import TemporaryDirectory
-
     from twisted.internet.interfaces import IListeningPort
 
     from mypypi.settings.settings import Settings
@@ -46,7 +44,7 @@ class Supervisor(Service):
     """
     Runs `settings.workers` server processes.
 
-    SIGHUP replaces them one by one. No request is lost, since each one stops only when its replacement is ready.
+    `reload` replaces them one by one. No request is lost, since each one stops only when its replacement is ready.
 
     `redis_url` is the Redis for the children if the settings name none. With `relay`, the children log to this
     process's log, else straight to its standard output.
@@ -65,9 +63,8 @@ class Supervisor(Service):
         self._children: set[ChildProcess] = set()
         self._failures = 0
         self._announced = self._reloading = self._reload_again = False
-        self._counts: TemporaryDirectory[str] | None = None
+        self._counts: MetricsDirectory | None = None
         self._gone: Deferred[None] | None = None
-        self._old_handler: Any = None
 
     def privilegedStartService(self) -> None:
         """Bind the port, before twistd drops privileges. Raises CannotStart with the reason."""
@@ -80,15 +77,17 @@ class Supervisor(Service):
         self._port.stopReading()  # connections are for the children
 
     def startService(self) -> None:
+        check_directories(self._settings)  # one message, in place of one of each child
         super().startService()
         if self._port is None:
             self.privilegedStartService()
+        # While children are replaced, there are twice as many.
         try:
-            self._counts = make_directory()
-        except OSError as error:
-            raise CannotStart(f"can't create a directory for the metrics of the server processes: {error}") from error
-        self._environment[DIRECTORY] = self._counts.name
-        self._old_handler = signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self.reload))
+            self._counts = MetricsDirectory.in_first(places(self._settings.data_directory), 2 * self._settings.workers)
+        except NoRoom as error:
+            self.log.warn("each server process reports its own metrics, not those of all: {why}", why=error)
+        else:
+            self._environment[DIRECTORY] = str(self._counts.path)
         for slot in self._slots:
             self._start(slot)
 
@@ -98,8 +97,6 @@ class Supervisor(Service):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
-        if self._old_handler is not None:
-            signal.signal(signal.SIGHUP, self._old_handler)
         for slot in self._slots:
             if slot.start is not None:
                 slot.start.cancel()
@@ -113,7 +110,7 @@ class Supervisor(Service):
             self._gone = Deferred()
             await self._gone
         if self._counts is not None:
-            self._counts.cleanup()
+            self._counts.remove()
 
     # Start and end of a child
 
@@ -122,10 +119,19 @@ class Supervisor(Service):
         slot.child = self._spawn(slot)
 
     def _spawn(self, slot: _Slot) -> ChildProcess:
+        self._restore_counts()
         child = ChildProcess(slot.number, self._reactor, self._settings.drain_time, self._ready, self._ended)
         self._children.add(child)
         child.start(self._environment, self._port.fileno(), relay=self._relay)
         return child
+
+    def _restore_counts(self) -> None:
+        """Make the directory of the metrics again if another program has removed it."""
+        try:
+            if self._counts is not None and self._counts.restore():
+                self.log.warn("{path} was removed; metrics of older processes are lost", path=str(self._counts.path))
+        except OSError as error:
+            self.log.error("the directory of the metrics can't be created again: {why}", why=error)
 
     def _ready(self, child: ChildProcess, words: str) -> None:
         """Note that a child serves; announce the server once all do."""
@@ -140,7 +146,7 @@ class Supervisor(Service):
         """Note that a child has ended; restart it unless it was replaced or stopped."""
         self._children.discard(child)
         if self._counts is not None and child.pid is not None:
-            metrics.forget_process(child.pid, self._counts.name)
+            metrics.forget_process(child.pid, self._counts.path)
         if not self.running:
             if self._gone is not None and not self._children:
                 self._gone.callback(None)
@@ -186,7 +192,12 @@ class Supervisor(Service):
     # Reload
 
     def reload(self) -> None:
-        """Replace every child, so that the current program and certificate are used."""
+        """
+        Replace every child, so that the current program and certificate are used.
+
+        Raises CannotStart, with the reason, if no child could use the certificate; then none is replaced.
+        """
+        check(self._settings.listen)
         if self._reloading:
             self._reload_again = True
         elif self.running:
@@ -198,8 +209,10 @@ class Supervisor(Service):
     async def _reload(self) -> None:
         self.log.info("the children are being replaced")
         for slot in self._slots:
-            if slot.child is None or not slot.child.ready:
-                continue  # its child is starting anyway, and so is new
+            if slot.child is None or not (slot.child.ready or await slot.child.settled):
+                continue  # its child will be started anew anyway
+            if not self.running:
+                return
             new = self._spawn(slot)
             serves = await new.settled
             if not self.running:

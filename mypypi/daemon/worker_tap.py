@@ -5,11 +5,13 @@ from __future__ import annotations
 from twisted.application.service import IService
 from twisted.logger import Logger
 
+from mypypi.clock import use_steady_clock
 from mypypi.daemon.announcement import Announcement
 from mypypi.daemon.backends import Backends
 from mypypi.daemon.index import Index
 from mypypi.daemon.lifecycle import OrderedServices
 from mypypi.daemon.options import SettingsOptions as Options
+from mypypi.daemon.signals import Signals
 from mypypi.settings.settings import Settings
 from mypypi.worker.jobs import Jobs
 from mypypi.worker.worker import Worker
@@ -21,11 +23,13 @@ def makeService(options: Options) -> IService:
     """Return the services of a worker."""
     from twisted.internet import reactor  # noqa: PLC0415 - a composition root
 
+    use_steady_clock(reactor)
     settings = options.settings
     assert settings.redis_url is not None
     backends = Backends(settings, settings.redis_url, reactor, renders=False)
     index = Index(backends)
-    announcement = Announcement(backends.redis, lambda redis: _say_ready(settings, redis))
+    Signals(reactor, [backends.reload]).install()
+    announcement = Announcement(backends.redis, reactor, lambda redis: _say_ready(settings, redis))
     return OrderedServices([backends, index, make_worker(backends, index), announcement])
 
 

@@ -1,14 +1,18 @@
 """Formats log lines: text, or one JSON object per event.
 
-twistd and its options decide where the lines go (standard output, a file and its rotation). Knows events and twistd's
-loggers. Must never know what is logged.
+twistd and its options decide where the lines go: standard output, syslog, or a file. Knows events, twistd's loggers and
+the log file. Must never know what is logged.
 """
 
 from __future__ import annotations
 
+import os
+import stat
+import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
@@ -23,13 +27,18 @@ from twisted.logger import (
     formatEventAsClassicLogText,
     formatTime,
 )
+from twisted.python.logfile import LogFile
 from twisted.scripts._twistd_unix import UnixAppLogger
 
 #: The environment variable with a server process's number, from 1 on. Only the supervisor's child processes have it.
 PROCESS = "_MYPYPI_PROCESS"
 _OWN_NAMESPACE = "mypypi."
-#: Twisted's messages at level info are for its own developers, except for these.
-_TWISTED_LINES = ("Received SIG", "Server Shut Down.")
+#: Twisted's messages at level info are for its own developers, except for this one.
+_TWISTED_LINE = "Server Shut Down."
+#: Seconds for which health tells that lines were lost: it may be long until the next line.
+_LOST_SECONDS = 60.0
+#: Bytes of a log file from which on it is rotated, and how many older ones are kept. A logrotate should come first.
+_FILE_BYTES, _OLD_FILES = 100_000_000, 5
 
 
 class CannotLog(ValueError):
@@ -60,11 +69,12 @@ class ConfiguredLogger:
     Builds the log observer from the command line and the settings.
 
     twistd's ``--logger`` is the name of a function without arguments that returns an observer. So this class holds the
-    observer's arguments, once per process.
+    observer's arguments and the log file, once per process.
     """
 
     NAME = f"{__name__}.ConfiguredLogger.make"
-    _make: ClassVar[Callable[[], ILogObserver]]
+    _make: ClassVar[Callable[[], FileLogObserver]]
+    _file: ClassVar[LogFile | None] = None
 
     @classmethod
     def name(cls, options: Mapping[str, Any], log_format: LogFormat) -> str | None:
@@ -85,24 +95,79 @@ class ConfiguredLogger:
     @classmethod
     def make(cls) -> ILogObserver:
         """Return the observer; twistd calls this."""
-        return cls._make()
+        observer = cls._make()
+        out = observer._outFile  # noqa: SLF001 - there is no public way
+        if isinstance(out, LogFile):
+            cls._file, out.rotateLength, out.maxRotatedFiles = out, _FILE_BYTES, _OLD_FILES
+        return observer
+
+    @classmethod
+    def trouble(cls) -> str:
+        """Say why lines were lost in the last minute, if some were and none has been written since."""
+        why, at = _Observer.lost
+        return f"lines of the log are lost: {why}" if why and time.monotonic() - at < _LOST_SECONDS else ""
+
+    @classmethod
+    def reopen(cls) -> None:
+        """
+        Open the log file again, if there is one: another program has moved it away.
+
+        Raises OSError with its path if it can't be opened; lines then go on to the file that is open.
+        """
+        if cls._file is None:
+            return
+        # The descriptor stays the same, since any thread may be writing to it. `LogFile.reopen` would close it first.
+        written = cls._file._file.fileno()  # noqa: SLF001
+        mode = stat.S_IMODE(os.fstat(written).st_mode)
+        opened = os.open(cls._file.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, mode)
+        os.dup2(opened, written, inheritable=False)
+        os.close(opened)
+        cls._file.size = os.fstat(written).st_size
+
+    @classmethod
+    def rotate(cls) -> None:
+        """Rotate the log file, if there is one; open it again if another program has moved it away. Raises OSError."""
+        if cls._file is None:
+            return
+        try:
+            there = Path(cls._file.path).stat()
+            in_place = os.path.samestat(there, os.fstat(cls._file._file.fileno()))  # noqa: SLF001
+        except FileNotFoundError:
+            in_place = False
+        if in_place:
+            cls._file.rotate()
+        else:
+            cls.reopen()
 
 
-def _observer(options: Mapping[str, Any], log_format: LogFormat) -> ILogObserver:
-    """
-    Return twistd's own observer, with our line format.
+class _Observer(FileLogObserver):
+    """Writes lines, and remembers why the last one was lost, and when."""
 
-    It handles the log file, its rotation and SIGUSR1.
-    """
-    observer: FileLogObserver = UnixAppLogger(options)._getLogObserver()  # noqa: SLF001 - there is no public way
-    observer.formatEvent = log_format.line
-    return observer
+    lost: ClassVar[tuple[str, float]] = ("", 0.0)
+
+    def __call__(self, event: LogEvent) -> None:
+        line = self.formatEvent(event)
+        if not line:
+            return
+        try:
+            self._outFile.write(line if self._encoding is None else line.encode(self._encoding))
+            self._outFile.flush()
+        except OSError as error:
+            _Observer.lost = error.strerror or str(error), time.monotonic()
+        else:
+            _Observer.lost = "", 0.0
+
+
+def _observer(options: Mapping[str, Any], log_format: LogFormat) -> FileLogObserver:
+    """Return twistd's own observer, with our line format."""
+    made: FileLogObserver = UnixAppLogger(options)._getLogObserver()  # noqa: SLF001 - there is no public way
+    return _Observer(made._outFile, log_format.line)  # noqa: SLF001
 
 
 def _is_own(event: LogEvent) -> bool:
-    """Whether the event is this project's, or one of Twisted's that are treated alike."""
+    """Whether the event is this project's, or the one of Twisted's that is treated alike."""
     own = event.get("log_namespace", "-").startswith(_OWN_NAMESPACE)
-    return own or (event.get("log_format") or "").startswith(_TWISTED_LINES)
+    return own or (event.get("log_format") or "").startswith(_TWISTED_LINE)
 
 
 def _level(event: LogEvent) -> LogLevel:

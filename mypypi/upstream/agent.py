@@ -1,4 +1,4 @@
-"""Twisted agents beneath treq: persistent connections and raw encodings.
+"""Twisted agents beneath treq: persistent connections, raw encodings, and the reasons of failed TLS.
 
 Knows Twisted's agents. Must never know what is requested, or from which host.
 """
@@ -6,15 +6,21 @@ Knows Twisted's agents. Must never know what is requested, or from which host.
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlsplit
 
 from attrs import define, field, frozen
+from cachetools import LRUCache
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IConsumer
-from twisted.web.client import HTTPConnectionPool, _HTTP11ClientFactory
+from twisted.web.client import BrowserLikePolicyForHTTPS, HTTPConnectionPool, _HTTP11ClientFactory
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
+from mypypi.tls import ExplainedTLS, explain
+
+#: The hosts whose last TLS connection is remembered.
+_HOSTS = 64
 #: The header that hides a response's Content-Encoding from treq, which would decode the body.
 RAW_ENCODING = "X-Raw-Content-Encoding"
 
@@ -83,6 +89,29 @@ class Content:
 
     def stopProducing(self) -> None:
         """See `IBodyProducer.stopProducing`."""
+
+
+class ExplainingPolicy(BrowserLikePolicyForHTTPS):
+    """Twisted's own policy for TLS, which can also say why it failed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._creators: LRUCache[str, ExplainedTLS] = LRUCache(_HOSTS)
+
+    def creatorForNetloc(self, hostname: bytes, port: int) -> Any:
+        """See `IPolicyForHTTPS`."""
+        host = hostname.decode("ascii")
+        self._creators[host] = creator = ExplainedTLS(host, super().creatorForNetloc(hostname, port))
+        return creator
+
+    def explain(self, error: BaseException, url: str) -> str | None:
+        """Say why TLS to this URL's host failed; None if the error has nothing to do with TLS."""
+        try:
+            host = urlsplit(url).hostname or ""
+        except ValueError:  # an invalid URL, so there was no connection
+            return None
+        creator = self._creators.get(host)
+        return explain(error, host) if creator is None else creator.explain(error)
 
 
 class _QuietFactory(_HTTP11ClientFactory):

@@ -12,6 +12,7 @@ from twisted.python.failure import Failure
 from twisted.web._newclient import RequestNotSent
 from twisted.web.client import RequestTransmissionFailed, ResponseNeverReceived
 
+from mypypi.descriptors import are_used_up, is_shortage
 from mypypi.errors import UpstreamUnreachable
 
 #: Errors of a request whose connection ended before a byte of the answer came, for example because TLS failed.
@@ -33,13 +34,20 @@ def is_closed_unanswered(error: UpstreamUnreachable) -> bool:
     return isinstance(error.__cause__, _UNANSWERED) and isinstance(cause_of(error), (RequestNotSent, ConnectionClosed))
 
 
+def lacks_descriptors(error: BaseException) -> bool:
+    """
+    Whether the error is that this process has no file descriptor left, which says nothing about upstream.
+
+    The resolver of names and TLS, which opens certificates, do not tell that: they only fail.
+    """
+    return is_shortage(error) or (isinstance(error, (DNSLookupError, SSL.Error)) and are_used_up())
+
+
 def reason_of(error: BaseException) -> str:
-    """Describe a failed request, without an address or a secret."""
+    """Describe a failed request, apart from TLS, without an address or a secret."""
     if isinstance(error, ConnectionClosed):
         return "it closed the connection"
     if isinstance(error, (ConnectingCancelledError, ConnectTimedOut)):
         return "connecting timed out"
-    if isinstance(error, SSL.Error) and error.args and isinstance(error.args[0], list):
-        return f"TLS failed: {', '.join(str(each[-1]) for each in error.args[0])}"
     words = (type(error).__doc__ or type(error).__name__).strip().splitlines()[0]
     return words.rstrip(".").lower()

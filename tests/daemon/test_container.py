@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import ssl
 import subprocess
 import sys
@@ -96,13 +97,16 @@ def redis_url() -> Iterator[Callable[[str], str]]:
 def test_the_mode_selects_the_daemon(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     MYPYPI_MODE selects the daemon that replaces the process. twistd is that of the same environment, and gets no pid
-    file: the working directory is read-only.
+    file: the working directory is read-only. A SIGHUP does not end it before it handles signals.
     """
     became: list[tuple[Path, list[str]]] = []
+    handled: list[tuple[int, object]] = []
+    monkeypatch.setattr(signal, "signal", lambda number, handler: handled.append((number, handler)))
     monkeypatch.setattr(os, "execv", lambda path, arguments: became.append((path, arguments)))
     container.run(load_settings({"MYPYPI_MODE": mode}))
     twistd = Path(sys.executable).with_name("twistd")
     assert became == [(twistd, [str(twistd), "--nodaemon", "--pidfile=", f"mypypi-{mode}"])]
+    assert handled == [(signal.SIGHUP, signal.SIG_IGN)]
 
 
 def test_a_running_server_is_healthy_and_an_ended_one_is_not(daemon_factory: DaemonFactory) -> None:
@@ -148,6 +152,7 @@ def test_the_check_accepts_any_certificate(tmp_path: Path) -> None:
     server.socket = context.wrap_socket(server.socket, server_side=True)
     with served(server):
         check_server(f"ssl:{server.server_port}:privateKey={pem}")
+        check_server(f"tls:{tmp_path}:port={server.server_port}:interface=127.0.0.1")
 
 
 def test_the_check_uses_no_proxy(fake_server: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,10 +169,11 @@ def test_a_server_that_answers_with_an_error_is_not_healthy(fake_server: int, mo
         check_server(f"tcp:{fake_server}")
 
 
-def test_an_endpoint_that_can_not_be_checked_is_reported() -> None:
-    """A systemd endpoint fails the check, since its address is unknown."""
-    with pytest.raises(OSError, match="systemd: can't be asked"):
-        check_server("systemd:domain=INET6:name=http")
+@pytest.mark.parametrize("listen", ["systemd:domain=INET6:name=http", "haproxy:tcp:80", "haproxy:unix:/run/x.sock"])
+def test_an_endpoint_that_can_not_be_checked_is_reported(listen: str) -> None:
+    """An endpoint fails the check if its address is unknown, or if it expects a proxy."""
+    with pytest.raises(OSError, match=f"{listen.partition(':')[0]}: can't be asked"):
+        check_server(listen)
 
 
 def test_a_worker_is_healthy_while_redis_answers(redis_url: Callable[[str], str]) -> None:

@@ -6,7 +6,6 @@ They cover serving, replacing, ending, sockets and logs.
 
 from __future__ import annotations
 
-import datetime as dt
 import http.client
 import json
 import os
@@ -24,12 +23,9 @@ from typing import Any
 
 import psutil
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from tests.conftest import DaemonFactory
+from tests.rig.certificates import Certificate, name_at
 from tests.rig.daemon import _TWISTD, Daemon
 from tests.rig.faults import Gate
 from tests.rig.http import Answer, SlowReader, eventually, get
@@ -187,7 +183,7 @@ class TestServing:
         assert "hit" in again.headers["Cache-Status"]
         assert fetch(daemon, "/-/health/ready").json() == {
             "status": "ok",
-            "checks": {"redis": "ok", "storage": "ok", "upstream": "ok", "queue": "ok"},
+            "checks": {"redis": "ok", "storage": "ok", "upstream": "ok", "queue": "ok", "process": "ok"},
         }
         daemon.stop()
         assert daemon.ended_in_order
@@ -399,6 +395,8 @@ def refused(port: int) -> bool:
         socket.create_connection(("127.0.0.1", port), 5).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:
+        pass  # the port was closed while this connection was made
     return False
 
 
@@ -448,7 +446,7 @@ class TestSockets:
 
     def test_children_serve_tls(self, index: FakeIndex, tmp_path: Path) -> None:
         """Children serve TLS with the certificate that the endpoint names. After a reload they use a new one."""
-        make_certificate(tmp_path, "first.example")
+        Certificate.make("first.example").write(tmp_path)
         endpoint = f"ssl:0:privateKey={tmp_path}/key.pem:certKey={tmp_path}/cert.pem:interface=127.0.0.1"
         env = {**TWO, "MYPYPI_UPSTREAM_URL": index.url, "MYPYPI_LISTEN": endpoint}
         with Daemon(
@@ -458,7 +456,7 @@ class TestSockets:
                 with only_child(daemon, number):
                     assert certificate_of(daemon.port) == "first.example"
             with idle_tls(daemon.port) as idle:
-                make_certificate(tmp_path, "second.example")
+                Certificate.make("second.example").write(tmp_path)
                 os.kill(daemon.pid, signal.SIGHUP)
                 daemon.wait_for_log(r"has ended[\s\S]*has ended")  # an idle client does not delay it
                 assert idle.fileno() >= 0
@@ -474,27 +472,6 @@ def response_at(path: Path) -> bytes:
         return client.recv(4096)
 
 
-def make_certificate(directory: Path, name: str) -> None:
-    """Write a key and a self-signed certificate for it."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = dt.datetime.now(dt.timezone.utc)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .sign(key, hashes.SHA256())
-    )
-    plain = serialization.NoEncryption()
-    pem = serialization.Encoding.PEM
-    (directory / "key.pem").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
-    (directory / "cert.pem").write_bytes(certificate.public_bytes(pem))
-
-
 @contextmanager
 def idle_tls(port: int) -> Iterator[ssl.SSLSocket]:
     """A client that has its response and keeps the connection."""
@@ -507,12 +484,9 @@ def idle_tls(port: int) -> Iterator[ssl.SSLSocket]:
 
 
 def certificate_of(port: int) -> str:
-    """Return the name in the certificate of the server on this port. The server has answered a request with it."""
-    with idle_tls(port) as client:
-        der = client.getpeercert(binary_form=True)
-    assert der is not None
-    (name,) = x509.load_der_x509_certificate(der).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    return str(name.value)
+    """Return the name in the certificate of the server on this port, which answers a request with it."""
+    with idle_tls(port):
+        return name_at(port)
 
 
 class TestLogs:

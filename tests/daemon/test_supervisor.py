@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 
 from mypypi.daemon import supervisor
 from mypypi.daemon.child_process import LIFELINE, LISTENING, REPORT, ChildProcess, log_to_supervisor
+from mypypi.daemon.lifecycle import CannotStart
 from mypypi.daemon.supervisor import Supervisor
 from mypypi.observability.logs import PROCESS
 from mypypi.settings.loading import load_settings
@@ -266,6 +267,28 @@ class SupervisionTests(MemoryTestCase):
             self.alive[-1].report_ready()
         assert len(self.reactor.spawned) == 6
         assert [process.number for process in self.alive if not process.signals] == ["1", "2"]
+
+    def test_a_reload_replaces_children_that_are_still_starting(self) -> None:
+        """A child that starts during a reload is replaced when it is ready: it may have read the old certificate."""
+        first, second = self.alive
+        self.service.reload()
+        assert len(self.alive) == 2
+        self.make_all_ready()
+        self.alive[-1].report_ready()
+        self.alive[-1].report_ready()
+        assert [process.signals for process in (first, second)] == [["TERM"], ["TERM"]]
+        assert [process.number for process in self.alive if not process.signals] == ["1", "2"]
+
+    def test_a_reload_without_a_usable_certificate_replaces_no_child(self) -> None:
+        """If the certificate can't be used, no child is started in vain. The error has the reason."""
+        self.make_all_ready()
+        before = self.alive
+        unusable = load_settings({"WORKERS": "2", "MYPYPI_LISTEN": "ssl:0:privateKey=/no/such/key.pem"})
+        self.patch(self.service, "_settings", unusable)
+        with self.assertRaisesRegex(CannotStart, "/no/such/key.pem: No such file or directory"):
+            self.service.reload()
+        assert self.alive == before
+        assert [process.signals for process in before] == [[], []]
 
     def test_a_child_that_dies_during_its_replacement_is_replaced_once(self) -> None:
         """A child that dies while its replacement starts gets no second one. The replacement keeps the slot."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pwd
 import re
+import shlex
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -12,12 +16,16 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from twisted.internet.address import IPv4Address, IPv6Address
 
 from mypypi import __version__
 from mypypi.daemon import all_tap
+from mypypi.daemon.announcement import ServerReady
 from mypypi.daemon.redis_program import NoRedisServer, find_server
+from mypypi.settings.loading import load_settings
 from mypypi.settings.reference import variables
 from tests.conftest import DaemonFactory
+from tests.rig.certificates import Certificate
 from tests.rig.daemon import Daemon
 from tests.rig.faults import Stall
 from tests.rig.http import SlowReader, eventually, get
@@ -27,7 +35,7 @@ from tests.support.redis_server import redis_binary
 
 DAEMONS = ["mypypi", "mypypi-server", "mypypi-worker"]
 SERVERS = ["mypypi", "mypypi-server"]
-ALL_WELL = {"status": "ok", "checks": {"redis": "ok", "storage": "ok", "upstream": "ok", "queue": "ok"}}
+ALL_WELL = {"status": "ok", "checks": dict.fromkeys(("redis", "storage", "upstream", "queue", "process"), "ok")}
 
 
 @pytest.fixture
@@ -135,6 +143,16 @@ class TestCommandLine:
         assert "option --no-such-option not recognized" in daemon.log
 
 
+class FakePort:
+    """A listening port that has the number 1."""
+
+    def __init__(self, host: str) -> None:
+        self._host = host
+
+    def getHost(self) -> IPv4Address | IPv6Address:
+        return IPv6Address("TCP", self._host, 1) if ":" in self._host else IPv4Address("TCP", self._host, 1)
+
+
 class TestStart:
     """The start of a daemon, and the reasons for which it fails."""
 
@@ -147,7 +165,7 @@ class TestStart:
         assert [row.split(maxsplit=1) for row in rows] == [
             ["serves", f"{index.url} (pypi)"],
             ["data", str(daemon.data)],
-            ["Redis", f"a private one, in {daemon.data}/redis"],
+            ["Redis", f"a private one, in {daemon.data}/redis, answers"],
             ["try", f"pip install --index-url {daemon.url}/simple/ flask"],
         ]
 
@@ -156,7 +174,7 @@ class TestStart:
         daemon = daemon_factory()
         daemon.stop()
         starts = re.findall(r"^\S+ \[.*?\] (\S+ ?\S*)", daemon.log, re.MULTILINE)
-        assert starts == [f"starting {find_server()}", "ready: MyPyPi", "Received SIGTERM,", "Server Shut"]
+        assert starts == [f"starting {find_server()}", "ready: MyPyPi", "received SIGTERM,", "Server Shut"]
 
     def test_debug_shows_everything(self, daemon_factory: DaemonFactory) -> None:
         """MYPYPI_LOG_LEVEL=debug shows the output of Redis and Twisted."""
@@ -195,20 +213,95 @@ class TestStart:
         assert line.startswith(f"can't listen at {listen}: ")
         assert reason in line
 
-    def test_an_unusable_data_directory_is_reported_in_one_line(self, tmp_path: Path) -> None:
-        """
-        A file in place of the data directory is reported in one line.
-
-        The line has path and reason, and the exit code is 1.
-        """
-        data = tmp_path / "data"
-        data.write_text("in the way")
-        daemon = Daemon("mypypi", data)
+    @pytest.mark.parametrize(
+        ("plugin", "env", "in_the_way"),
+        [
+            ("mypypi", {}, "data"),
+            ("mypypi-server", {}, "data"),
+            ("mypypi-server", {"WORKERS": "2"}, "data"),
+            ("mypypi-server", {"MYPYPI_FILE_STORAGE_DIRECTORY": "elsewhere"}, "data/elsewhere"),
+            ("mypypi-worker", {}, "data"),
+            ("mypypi-worker", {"MYPYPI_FILE_STORAGE_DRIVER": "s3", "MYPYPI_S3_BUCKET": "wheels"}, "data/waiting"),
+        ],
+    )
+    def test_a_directory_that_is_none_is_reported_in_one_line(
+        self, plugin: str, env: dict[str, str], in_the_way: str, tmp_path: Path
+    ) -> None:
+        """A file in place of a directory is reported with path, reason and setting, and the exit code is 1."""
+        path = tmp_path / in_the_way
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("in the way")
+        daemon = Daemon(plugin, tmp_path / "data", env)
         assert run(daemon) == 1
         (line,) = errors_of(daemon)
-        assert line.startswith(f"Redis can't be started in {data}/redis: ")
-        assert "Not a directory" in line
+        assert line.startswith(f"the directory {path} can't be written by user ")
+        assert re.search(
+            ": Not a directory; let this user write there, or set MYPYPI_(DATA|FILE_STORAGE)_DIRECTORY", line
+        )
         assert daemon.complaints == []
+
+    @pytest.mark.parametrize("plugin", DAEMONS)
+    def test_a_directory_that_can_not_be_written_is_reported_in_one_line(self, plugin: str, tmp_path: Path) -> None:
+        """A data directory of another user is reported with the name of the daemon's own, in one line."""
+        data = tmp_path / "data"
+        data.mkdir(mode=0o500)
+        options = ["--uid", "nobody"] if os.geteuid() == 0 else []
+        daemon = Daemon(plugin, data, options=options)
+        assert run(daemon) == 1
+        (line,) = errors_of(daemon)
+        name = "nobody" if options else pwd.getpwuid(os.geteuid()).pw_name
+        assert line.startswith(
+            f"the directory {data} can't be written by user {name}: Permission denied; let this user"
+        )
+        assert daemon.complaints == []
+
+    def test_a_server_on_a_unix_socket_says_what_works(self, short_path: Path, tmp_path: Path) -> None:
+        """The message of a server on a unix socket has a command that works, and says that clients need a proxy."""
+        path = short_path / "server.sock"
+        env = {"MYPYPI_LISTEN": f"unix:{path}", "MYPYPI_UPSTREAM_URL": "http://127.0.0.1:1"}
+        daemon = Daemon("mypypi", tmp_path / "data", env)
+        with ExitStack() as ending:
+            daemon.launch()
+            ending.callback(daemon.sweep)
+            ending.callback(daemon.stop)
+            first, *_, last = daemon.wait_for_log(r"ready: .*(\n\t.*){4}").group().splitlines()
+            assert first.endswith(f" listens at unix:{path}, for a proxy in front of it, which package clients need")
+            command = last.removeprefix("\t  try ").strip()
+            assert command == f"curl --unix-socket {path} http://localhost/-/health/ready"
+            if shutil.which("curl") is not None:
+                answer = subprocess.run(shlex.split(command), capture_output=True, text=True, timeout=20, check=True)
+                assert json.loads(answer.stdout)["checks"]["redis"] == "ok"
+
+    @pytest.mark.parametrize(
+        ("listen", "settings", "address", "example"),
+        [
+            ("ssl:0:{files}:interface=127.0.0.1", {}, "https://127.0.0.1:1/", "https://here.example:1/simple/ flask"),
+            ("tls:{directory}:port=0", {}, "https://127.0.0.1:1/", "https://here.example:1/simple/ flask"),
+            (
+                "haproxy:tcp:0:interface=127.0.0.1",
+                {},
+                ", for a proxy in front",
+                "--haproxy-protocol http://127.0.0.1:1/-/",
+            ),
+            (
+                "haproxy:tcp:0",
+                {"MYPYPI_PUBLIC_URL": "https://a.example/x"},
+                ", for a proxy",
+                "https://a.example/x/simple/",
+            ),
+            ("tcp6:0:interface=\\:\\:1", {}, "http://[::1]:1/", "--index-url http://[::1]:1/simple/ flask"),
+        ],
+    )
+    def test_the_message_fits_the_endpoint(
+        self, listen: str, settings: dict[str, str], address: str, example: str, tmp_path: Path
+    ) -> None:
+        """The command to copy has a host that the certificate names, and is of a client that can connect."""
+        files = Certificate.make("here.example").write(tmp_path)
+        loaded = load_settings(settings | {"MYPYPI_LISTEN": listen.format(files=files, directory=tmp_path)})
+        port = FakePort("::1" if listen.startswith("tcp6") else "127.0.0.1")
+        ready = ServerReady.of(loaded, port, "answers")  # type: ignore[arg-type]
+        assert address in ready.address
+        assert example in ready.example
 
     def test_a_second_daemon_on_the_same_data_is_refused(self, daemon_factory: DaemonFactory) -> None:
         """A second daemon on the same data ends, and the first goes on. Both would write to the same files."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,61 @@ class TestLines:
         assert ConfiguredLogger.name({"logger": print}, LogFormat(json=True)) is None
         with pytest.raises(CannotLog):
             ConfiguredLogger.name({"syslog": True}, LogFormat(json=True))
+
+
+@pytest.fixture
+def log_file(tmp_path: Path) -> Iterator[Path]:
+    """The file that this process's logger writes, with one line in it."""
+    path = tmp_path / "logs" / "log"
+    path.parent.mkdir()
+    handler = signal.getsignal(signal.SIGUSR1)
+    ConfiguredLogger.name({"logfile": str(path)}, LogFormat())
+    ConfiguredLogger.make()(event_of("first"))
+    signal.signal(signal.SIGUSR1, handler)
+    yield path
+    assert ConfiguredLogger._file is not None
+    ConfiguredLogger._file.close()
+    ConfiguredLogger._file = None
+
+
+def write(text: str) -> None:
+    assert ConfiguredLogger._file is not None
+    ConfiguredLogger._file.write(text)
+
+
+class TestFile:
+    """The log file, which is bounded, and which other programs move."""
+
+    def test_it_is_bounded(self, log_file: Path) -> None:
+        """A log file is rotated, and older ones are deleted."""
+        file = ConfiguredLogger._file
+        assert file is not None
+        assert (file.rotateLength, file.maxRotatedFiles) == (100_000_000, 5)
+        for number in range(8):
+            write(f"{number}\n")
+            ConfiguredLogger.rotate()
+        names = sorted(path.name for path in log_file.parent.iterdir())
+        assert names == ["log", *(f"log.{number}" for number in range(1, 6))]
+
+    @pytest.mark.parametrize("reopen", [ConfiguredLogger.reopen, ConfiguredLogger.rotate])
+    def test_a_file_that_was_moved_is_opened_again(self, reopen: Callable[[], None], log_file: Path) -> None:
+        """After another program has moved the file, lines go to a new one. Its size counts from the start."""
+        moved = log_file.rename(log_file.with_suffix(".old"))
+        write("second\n")
+        reopen()
+        write("third\n")
+        assert moved.read_text().endswith("second\n")
+        assert log_file.read_text() == "third\n"
+        assert ConfiguredLogger._file is not None
+        assert ConfiguredLogger._file.size == len("third\n")
+
+    def test_a_file_that_can_not_be_opened_again_is_written_on(self, log_file: Path) -> None:
+        """If the new file can't be created, the error names it, and lines go to the old one."""
+        moved = log_file.parent.rename(log_file.parent.with_name("moved")) / "log"
+        with pytest.raises(FileNotFoundError, match=re.escape(str(log_file))):
+            ConfiguredLogger.reopen()
+        write("second\n")
+        assert moved.read_text().endswith("second\n")
 
 
 class TestDaemons:

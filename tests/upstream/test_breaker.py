@@ -135,7 +135,7 @@ class ConnectionFailureTest(BreakerTestCase):
             (error.DNSLookupError("no such host"), "dns lookup failed"),
             (error.TimeoutError(), "connecting timed out"),
             (error.ConnectError(), "an error occurred while connecting"),
-            (ResponseNeverReceived([Failure(tls)]), "TLS failed: certificate verify failed"),
+            (ResponseNeverReceived([Failure(tls)]), "the certificate of index.example can't be verified"),
         ):
             with self.subTest(type(reason).__name__):
                 self.wire, self.catalog = Unreachable(self.clock, reason), MemoryCatalog(self.clock)

@@ -183,10 +183,10 @@ class NoConnectionTest(ConnectionTestCase):
         server = self.serve({}, "https")
         for _ in range(5):
             error = await self.failing(self.page(), UpstreamUnreachable)
-            assert "TLS failed: wrong version number" in str(error)
+            assert "TLS failed: 127.0.0.1 does not speak TLS at this port" in str(error)
         assert len(server.connections) == 5
         error = await self.failing(self.audit(), UpstreamPaused)
-        assert "TLS failed: wrong version number" in str(error)
+        assert "TLS failed: 127.0.0.1 does not speak TLS at this port" in str(error)
 
     async def test_port_without_a_server(self) -> None:
         """A refused connection is a failure to connect, with its reason."""
