@@ -123,7 +123,14 @@ def cluster(redis: Redis, s3: S3Server, tmp_path: Path) -> Iterator[Cluster]:
 
 
 #: Modules with slow tests, which mostly wait. They start first, so that the run does not end with one slow test.
-_SLOW_MODULES = ("test_strict_clients", "test_chaos", "test_fleet_files", "test_bucket", "test_processes")
+_SLOW_MODULES = (
+    "test_strict_clients",
+    "test_chaos",
+    "test_fleet_files",
+    "test_bucket",
+    "test_processes",
+    "test_signals",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,7 +1,8 @@
 """Kills processes and injects faults while clients install packages and check every byte.
 
 Run ``python -m tests.chaos --seconds 180 --seed 1``. Server processes, workers and Redis are killed, upstream and the
-bucket fail in each known way, and the disk becomes full and is freed.
+bucket fail in each known way, the disk becomes full and is freed, file descriptors are used up and given back, Redis is
+slow, and clocks are put a day ahead and back.
 
 It prints how often each fault happened and which answers clients received. It exits with 1 if a client received a wrong
 answer, if anything is left over, if a file is not stored exactly once, or if a kind of fault never happened.
@@ -11,13 +12,15 @@ from __future__ import annotations
 
 import argparse
 import random
+import re
 import resource
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
 
@@ -25,12 +28,14 @@ import psutil
 from attrs import define, field
 
 from tests.chaos.clients import Client, SharedState, count_lines
+from tests.rig.clock import DAY, WallClock
 from tests.rig.daemon import Daemon
+from tests.rig.descriptors import few_descriptors
 from tests.rig.faults import CloseEarly, Fault, Gzipped, Hang, Stall, Status, Trickle, WrongBytes, WrongLength
-from tests.rig.http import eventually, get
+from tests.rig.http import Session, eventually, get
 from tests.rig.packages import Artifact, make_wheel
 from tests.rig.redis import Redis
-from tests.rig.s3 import S3Server
+from tests.rig.s3 import Refuse, S3Server, Swallow
 from tests.support.cluster import Cluster, cluster_of
 
 CLIENTS = 6
@@ -38,7 +43,12 @@ PROCESSES = 3
 #: Seconds to wait until a client meets a fault, and until the cluster has recovered at the end.
 _FAULT_TIMEOUT = 8.0
 _END_TIMEOUT = 90.0
+#: Seconds within which a server process has started.
+_START_TIME = 5.0
 _DISK_FULL_LOG = r"files can't be stored|can't be read|was not stored: (a draft|a file|no room)"
+_BUCKET_LOG = "files in S3 can't be read"
+#: What health says of a process that lacks file descriptors, and of another process that is in trouble.
+_SHORTAGE_HEALTH = r"file descriptors|server processes are in trouble"
 
 #: Upstream's faults by name, each for files and for pages.
 UPSTREAM: dict[str, Callable[[random.Random, int], Fault]] = {
@@ -53,6 +63,14 @@ UPSTREAM: dict[str, Callable[[random.Random, int], Fault]] = {
     "gzip": lambda *_: Gzipped(),
     "trickle": lambda _, size: Trickle(5 * size, size // 10),
 }
+#: The bucket's faults by name; None stands for refused connections.
+BUCKET: dict[str, Callable[[], Fault | None]] = {
+    "403": lambda: Refuse(403, "AccessDenied"),
+    "500": lambda: Status(500),
+    "503": lambda: Status(503),
+    "refusing": lambda: None,
+    "silent": Swallow,
+}
 #: Faults for files only, since a page has no digest or size to be checked against.
 _FILES_ONLY = {"wrong bytes", "wrong length", "gzip"}
 
@@ -66,6 +84,7 @@ class Chaos:
     rng: random.Random
     server: Daemon = field(init=False)
     workers: list[Daemon] = field(init=False)
+    clocks: list[WallClock] = field(init=False)
     shared: SharedState = field(init=False)
     fault_counts: Counter[str] = field(factory=Counter)
 
@@ -78,7 +97,10 @@ class Chaos:
             "UPSTREAM_TIMEOUT": "3",
             "DRAIN_TIME": "3",
         }
+        self.clocks = [WallClock(self.cluster.place / name) for name in ("server-clock", "worker-clock")]
+        self.cluster.clock, workers_clock = self.clocks
         self.server = self.cluster.server(WORKERS=str(PROCESSES))
+        self.cluster.clock = workers_clock
         self.workers = self.cluster.workers(2)
         self.shared = SharedState(self.server.url, self.cluster.index.url)
         for _ in range(3):
@@ -125,10 +147,14 @@ class Chaos:
             "server process killed": self.kill_server,
             "worker killed": self.kill_worker,
             "redis killed": self.kill_redis,
+            "redis slow": self.slow_redis,
             "disk full": self.fill_disk,
-            "bucket 503": self.bucket_fails,
+            "descriptors used up": self.use_up_descriptors,
+            "clock a day ahead": self.shift_clocks,
             "upstream refusing": self.upstream_refuses,
         }
+        for name in BUCKET:
+            kinds[f"bucket {name}"] = partial(self.bucket_fails, name)
         for name, make in UPSTREAM.items():
             kinds[f"upstream {name}, file"] = self.upstream_fails(f"upstream {name}, file", "/packages/", make, 2_000)
             if name not in _FILES_ONLY:
@@ -179,14 +205,40 @@ class Chaos:
         self.shared.redis_back_at = time.monotonic()
         self.fault_counts["redis killed"] += 1
 
-    def bucket_fails(self) -> None:
-        fault = self.cluster.proxy.fault("/", Status(503))
-        deadline = time.monotonic() + _FAULT_TIMEOUT
-        while not fault.served and time.monotonic() < deadline:
+    def slow_redis(self) -> None:
+        """Let Redis answer every 1.5 s only, until health has told of it twice."""
+        self.shared.redis_back_at = float("inf")
+        until, deadline = self.fault_counts["redis slow"] + 2, time.monotonic() + _FAULT_TIMEOUT
+        while self.fault_counts["redis slow"] < until and time.monotonic() < deadline:
             self.publish()
-            self.shared.stopped.wait(0.3)
+            self.redis.call("CLIENT", "PAUSE", 1500, "ALL")
+            health = get(f"{self.server.url}/-/health/ready").text
+            self.fault_counts["redis slow"] += re.search(r"Redis (takes [\d.]+ s|is too slow)", health) is not None
+        self.shared.redis_back_at = time.monotonic()
+
+    def bucket_fails(self, name: str) -> None:
+        """
+        Let the bucket fail in this way while files are read from it and while others wait for their upload.
+
+        It ends once a server has told, in its log and by its health, that files can't be read.
+        """
+        before, fault, health = count_lines(self.server.log, _BUCKET_LOG), BUCKET[name](), ""
+        deadline = time.monotonic() + _FAULT_TIMEOUT
+        self.shared.bucket_failed_at = time.monotonic()
+        with self.cluster.proxy.refusing() if fault is None else nullcontext():
+            if fault is not None:
+                self.cluster.proxy.fault("/", fault)
+            while time.monotonic() < deadline:
+                self.publish()
+                self.shared.stopped.wait(0.3)
+                health = get(f"{self.server.url}/-/health/ready").text
+                if "S3" in health and count_lines(self.server.log, _BUCKET_LOG) > before:
+                    break
         self.cluster.proxy.mend()
-        self.fault_counts["bucket 503"] += fault.served
+        self.shared.bucket_failed_at = float("inf")
+        self.fault_counts[f"bucket {name}"] += count_lines(self.server.log, _BUCKET_LOG) - before
+        if "S3" not in health:
+            self.shared.add_violation(f"health does not tell that the bucket fails ({name}): {health}")
 
     def fill_disk(self) -> None:
         before = count_lines(self.server.log, _DISK_FULL_LOG)
@@ -196,6 +248,61 @@ class Chaos:
                 self.publish()
                 self.shared.stopped.wait(0.3)
         self.fault_counts["disk full"] += count_lines(self.server.log, _DISK_FULL_LOG) - before
+
+    def shift_clocks(self) -> None:
+        """
+        Put the servers' clock a day ahead and back, and the workers' clock as well or not.
+
+        Health must tell of it, and a 404 that was received meanwhile must be forgotten within seconds.
+        """
+        wheel = make_wheel(f"clock{len(self.shared.packages)}")
+        url = f"{self.server.url}/simple/{wheel.project}/"
+        clocks = self.clocks[: self.rng.choice((1, 2))]
+        for clock in clocks:
+            clock.set_ahead(DAY)
+        with suppress(AssertionError):
+            answer = eventually(partial(get, url), lambda answer: answer.status == 404, _FAULT_TIMEOUT)
+            ahead = parsedate_to_datetime(answer.headers["Date"]).timestamp() - time.time()
+            self.fault_counts["clock a day ahead"] += ahead > DAY / 2
+        self.publish()
+        try:
+            health = partial(get, f"{self.server.url}/-/health/ready")
+            eventually(health, lambda health: "ahead of that of Redis" in health.text, _FAULT_TIMEOUT)
+        except AssertionError:
+            self.shared.add_violation("health does not tell that the clock is a day ahead")
+        for clock in clocks:
+            clock.set_ahead(0)
+        self.cluster.index.add(wheel)  # for this look alone: clients may rightly get a 404 for a second
+        with suppress(AssertionError):
+            eventually(partial(get, url), lambda answer: answer.status == 200, _FAULT_TIMEOUT)
+            return
+        self.shared.add_violation(f"{wheel.project}: a 404 that was received a day ahead is still believed")
+
+    def use_up_descriptors(self) -> None:
+        """
+        Let each server process open a few descriptors more, until clients and health have told of it.
+
+        A process that is being started would not start: each must have run for a while.
+        """
+        pids = [each.pid for each in eventually(lambda: server_processes(self.server), all_have_started)]
+        told, deadline = "answers that name file descriptors", time.monotonic() + _FAULT_TIMEOUT
+        before = self.shared.counts[told]
+        self.shared.descriptors_back_at = float("inf")
+        with Session(self.server.url) as operator:
+            assert operator.get(f"{self.server.url}/-/health/live").status == 200
+            with few_descriptors(pids, self.rng.randrange(4, 7)):
+                health = ""
+                while not re.search(_SHORTAGE_HEALTH, health) and time.monotonic() < deadline:
+                    self.publish()
+                    self.shared.stopped.wait(0.3)
+                    health = operator.get(f"{self.server.url}/-/health/ready").text
+                while self.shared.counts[told] == before and time.monotonic() < deadline:
+                    self.publish()
+                    self.shared.stopped.wait(0.3)
+        self.shared.descriptors_back_at = time.monotonic()
+        self.fault_counts["descriptors used up"] += self.shared.counts[told] - before
+        if not re.search(_SHORTAGE_HEALTH, health):
+            self.shared.add_violation(f"health does not tell that descriptors are used up: {health}")
 
     # Recovery and checks
 
@@ -271,6 +378,11 @@ class Chaos:
 def server_processes(server: Daemon) -> list[psutil.Process]:
     """The server's child processes, which serve requests."""
     return [each for each in psutil.Process(server.pid).children() if "mypypi-server" in each.cmdline()]
+
+
+def all_have_started(processes: list[psutil.Process]) -> bool:
+    """Whether these are all child processes of the server, and have been running for some seconds."""
+    return len(processes) == PROCESSES and all(each.create_time() < time.time() - _START_TIME for each in processes)
 
 
 @contextmanager

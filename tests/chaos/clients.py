@@ -25,6 +25,9 @@ _TRIES = 6
 _TIMEOUT = 15.0
 #: Seconds after a process was killed during which a connection may break, or the catalog may lack a page.
 _GRACE_SECONDS = 6.0
+#: Seconds for which clients may be redirected to a bucket that fails: as long as its last answer counts, and some time
+#: for a busy machine.
+_BUCKET_SECONDS = 7.0
 
 
 @define(eq=False)
@@ -34,7 +37,9 @@ class SharedState:
 
     `server` and `upstream` are URLs, and `packages` are the wheels that upstream has. `seen_projects` are the projects
     whose page a client has received, and `violations` are the wrong answers. On the monotonic clock, `killed_at` is the
-    time at which a server process was last killed, and `redis_back_at` the time at which Redis was last restarted.
+    time at which a server process was last killed, `redis_back_at` the time at which Redis was last restarted, and
+    `descriptors_back_at` the time at which file descriptors were last given back. `bucket_failed_at` is the time at
+    which the bucket began to fail, infinity while it works.
     """
 
     server: str
@@ -45,12 +50,25 @@ class SharedState:
     violations: list[str] = field(factory=list)
     killed_at: float = float("-inf")
     redis_back_at: float = float("-inf")
+    descriptors_back_at: float = float("-inf")
+    bucket_failed_at: float = float("inf")
     stopped: Event = field(factory=Event)
     lock: Lock = field(factory=Lock)
 
     def count(self, name: str) -> None:
         with self.lock:
             self.counts[name] += 1
+
+    def lacks_descriptors(self) -> bool:
+        """Whether the servers lack file descriptors, or did so a moment ago."""
+        return time.monotonic() - self.descriptors_back_at < _GRACE_SECONDS
+
+    def names_descriptors(self, answer: Answer) -> bool:
+        """Whether this is an error that says that file descriptors are used up. Such errors are counted."""
+        named = answer.status == 503 and re.search(rb"file descriptors|Too many open files", answer.body) is not None
+        if named:
+            self.count("answers that name file descriptors")
+        return named
 
     def add_violation(self, violation: str) -> None:
         with self.lock:
@@ -108,11 +126,12 @@ class Client:
     def check_failed_page(self, package: Artifact, page: Answer) -> None:
         shared = self.shared
         redis_was_down = time.monotonic() - shared.redis_back_at < _GRACE_SECONDS
+        names_descriptors = shared.lacks_descriptors() and shared.names_descriptors(page)
         if page.status == 0:
             self.connection_broken(package, "the head of a page")
         elif page.status not in (502, 503):
             shared.add_violation(f"{package.project}: page answered {page.status} {page.body[:200]!r}")
-        elif package.project in shared.seen_projects and not redis_was_down:
+        elif package.project in shared.seen_projects and not (redis_was_down or names_descriptors):
             shared.add_violation(
                 f"{package.project}: a page that was served before answered {page.status} {page.body[:200]!r}"
             )
@@ -131,6 +150,7 @@ class Client:
             headers = {"Range": f"bytes={len(received)}-", "If-Range": etag} if received and etag else {}
             answer = get(url, headers, timeout=_TIMEOUT)
             shared.count("files")
+            shared.names_descriptors(answer)
             from_upstream = from_upstream or self.goes_to_upstream(answer)
             answer = self.follow(answer, headers)
             if answer.status in (0, 416, 429, 500, 502, 503, 504):
@@ -160,11 +180,20 @@ class Client:
     def follow(self, answer: Answer, headers: dict[str, str]) -> Answer:
         if answer.status not in (301, 302):
             return answer
-        self.shared.count("files redirected")
+        shared, failed_at = self.shared, self.shared.bucket_failed_at
+        shared.count("files redirected")
+        failed_for = time.monotonic() - failed_at
         try:
-            return get(answer.headers["Location"], headers, timeout=_TIMEOUT)
+            found = get(answer.headers["Location"], headers, timeout=_TIMEOUT)
         except (ConnectionError, TimeoutError):  # the connection to upstream or to the bucket
-            return Answer(0, answer.headers, b"", complete=False)
+            found = Answer(0, answer.headers, b"", complete=False)
+        failed = min(failed_at, shared.bucket_failed_at) < float("inf") and found.status in (0, 403, 500, 503)
+        if self.goes_to_upstream(answer) or not failed:
+            return found
+        shared.count("files redirected into a failing bucket")
+        if failed_for > _BUCKET_SECONDS:
+            shared.add_violation(f"a client was redirected to a bucket that had failed for {failed_for:.1f} s")
+        return Answer(0, answer.headers, b"", complete=False)
 
     def check(self, package: Artifact, received: bytes, *, from_upstream: bool) -> None:
         if hashlib.sha256(received).hexdigest() == package.sha256:
@@ -178,9 +207,10 @@ class Client:
         """
         Handle a connection that broke before the answer.
 
-        This is right only shortly after a server process was killed.
+        This is right only shortly after a server process was killed, or while it can't accept another connection.
         """
-        if time.monotonic() - self.shared.killed_at > _GRACE_SECONDS:
+        was_killed = time.monotonic() - self.shared.killed_at <= _GRACE_SECONDS
+        if not was_killed and not self.shared.lacks_descriptors():
             self.shared.add_violation(f"{package.project}: the connection broke ({name}), but no process was killed")
         self.shared.count("connections broken")
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from attrs import define, field
 
-from tests.rig.daemon import Daemon
+from tests.rig.clock import WallClock
+from tests.rig.daemon import ROOT, Daemon
 from tests.rig.http import Answer, eventually, get
 from tests.rig.index import FakeIndex
 from tests.rig.packages import Artifact, make_wheel
@@ -34,7 +35,7 @@ class Cluster:
 
     The daemons use `index` as their upstream, `redis`, and `s3` through `proxy`. Each cluster has its own prefix in
     Redis and in the bucket. `settings` apply to all daemons started from now on, without their ``MYPYPI_`` prefix. A
-    host is a data directory below `place`.
+    host is a data directory below `place`. Daemons have the time of day of `clock`, if there is one.
     """
 
     index: FakeIndex
@@ -45,6 +46,7 @@ class Cluster:
     settings: dict[str, str] = field(factory=dict)
     name: str = field(factory=lambda: f"cluster{next(_NUMBERS)}")
     daemons: list[Daemon] = field(factory=list)
+    clock: WallClock | None = None
 
     # Daemons
 
@@ -101,7 +103,11 @@ class Cluster:
         }
         given = common | self.settings | settings
         env = {name if name == "WORKERS" else f"MYPYPI_{name}": value for name, value in given.items()}
-        daemon = Daemon(plugin, self.data(host), env)
+        python_path = [ROOT]
+        if self.clock is not None:
+            env |= self.clock.env
+            python_path.append(self.clock.module)
+        daemon = Daemon(plugin, self.data(host), env, python_path=python_path)
         self.daemons.append(daemon)
         return daemon
 

@@ -7,7 +7,7 @@ processes, and ends with the process.
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import count
 from pathlib import Path
 
@@ -16,12 +16,13 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
+from mypypi.clock import SharedClock, remaining
 from mypypi.digests import Digest, new_hasher
-from mypypi.errors import CatalogDown, StorageDown
+from mypypi.errors import CatalogDown, NotFound, StorageDown
 from mypypi.interfaces import ICatalog, IStorage
-from mypypi.job import ClaimedJob, DeadJob, IQueue, Job, QueueState
+from mypypi.job import ClaimedJob, DeadJob, IQueue, Job, LaterJob, QueueState
 from mypypi.model import FileCheck, HeldLease, Link, Page, PageId, Pause, StoredFile
-from mypypi.redis.queue import CLAIM_MS, MOST_TRIES, WAIT_MS, pause_after
+from mypypi.redis.queue import CLAIM_MS, LONGEST_PAUSE, MOST_TRIES, WAIT_MS, pause_after
 
 _DAY = 86_400.0
 #: Seconds for which a back-off is kept after its end, as in `RedisCatalog`.
@@ -33,28 +34,32 @@ class MemoryCatalog:
     """
     A catalog in dictionaries.
 
-    `clock` returns seconds since the epoch; missing pages and withheld links expire after a day. While `down` is a
-    reason, every method raises CatalogDown with it.
+    Missing pages and withheld links expire after a day. `clock` is the process's, and stands for that of Redis as well;
+    `wall` is the time of day (see `RedisCatalog`). While `down` is a reason, every method raises CatalogDown with it.
     """
 
-    def __init__(self, clock: IReactorTime) -> None:
+    def __init__(self, clock: IReactorTime, wall: Callable[[], float] | None = None) -> None:
         self.down: str | None = None
         self._clock = clock
+        self._shared = SharedClock(clock, wall)
         self._pages: dict[PageId, Page] = {}
         self._missing_until: dict[PageId, float] = {}
         self._strays: dict[str, PageId] = {}
         self._withheld: dict[PageId, dict[str, float]] = {}
         self._stored: dict[str, StoredFile] = {}
-        self._links: dict[str, tuple[str, float]] = {}
+        self._links: dict[str, tuple[str, float, float]] = {}
         self._file_checks: dict[str, FileCheck] = {}
         self._keys_of_links: dict[str, str] = {}
         self._leases: dict[str, tuple[str, float, str]] = {}
-        self._pauses: dict[str, Pause] = {}
+        self._pauses: dict[str, tuple[Pause, float, float]] = {}
 
     async def get_page(self, page: PageId) -> Page | None:
         """See `ICatalog.get_page`."""
         await self.check()
-        return self._pages.get(page) if self._clock.seconds() < self._missing_until.get(page, float("inf")) else None
+        kept = self._pages.get(page)
+        if kept is None or self._clock.seconds() >= self._missing_until.get(page, float("inf")):
+            return None
+        return evolve(kept, checked_at=self._shared.to_own(kept.checked_at))
 
     async def page_stamp(self, page: PageId) -> tuple[str, float] | None:
         """See `ICatalog.page_stamp`."""
@@ -65,7 +70,8 @@ class MemoryCatalog:
         """See `ICatalog.put_page`."""
         await self.delete_page(page.id)
         self._strays.update(dict.fromkeys(indexed_links, page.id))
-        self._pages[page.id] = evolve(page, forms=dict(page.forms))
+        checked_at = self._shared.to_shared(page.checked_at)
+        self._pages[page.id] = evolve(page, forms=dict(page.forms), checked_at=checked_at)
         if page.missing:
             self._missing_until[page.id] = self._clock.seconds() + _DAY
 
@@ -89,13 +95,13 @@ class MemoryCatalog:
     async def withhold(self, page: PageId, link: str) -> None:
         """See `ICatalog.withhold`."""
         await self.check()
-        self._withheld.setdefault(page, {})[link] = self._clock.seconds() + _DAY
+        self._withheld.setdefault(page, {})[link] = self._shared.seconds() + _DAY
 
     async def withheld(self, page: PageId) -> frozenset[str]:
         """See `ICatalog.withheld`."""
         await self.check()
-        now = self._clock.seconds()
-        return frozenset(link for link, until in self._withheld.get(page, {}).items() if until > now)
+        now, links = self._shared.seconds(), self._withheld.get(page, {})
+        return frozenset(link for link, until in links.items() if remaining(until, now, _DAY) > 0)
 
     async def stored(self, key: str) -> StoredFile | None:
         """See `ICatalog.stored`."""
@@ -122,12 +128,13 @@ class MemoryCatalog:
     async def file_check(self, key: str) -> FileCheck | None:
         """See `ICatalog.file_check`."""
         await self.check()
-        return self._file_checks.get(key)
+        check = self._file_checks.get(key)
+        return None if check is None else evolve(check, at=self._shared.to_own(check.at))
 
     async def put_file_check(self, key: str, check: FileCheck) -> None:
         """See `ICatalog.put_file_check`."""
         await self.check()
-        self._file_checks[key] = check
+        self._file_checks[key] = evolve(check, at=self._shared.to_shared(check.at))
 
     async def key_of_link(self, link: str) -> str | None:
         """See `ICatalog.key_of_link`."""
@@ -142,13 +149,13 @@ class MemoryCatalog:
     async def link(self, key: str) -> tuple[str, float] | None:
         """See `ICatalog.link`."""
         await self.check()
-        known = self._links.get(key)
-        return known if known is not None and known[1] > self._clock.seconds() else None
+        url, shared, until = self._links.get(key, ("", 0.0, 0.0))
+        return (url, self._shared.to_own(shared, 7 * _DAY)) if until > self._clock.seconds() else None
 
     async def put_link(self, key: str, url: str, until: float) -> None:
         """See `ICatalog.put_link`."""
         await self.check()
-        self._links[key] = (url, until)
+        self._links[key] = (url, self._shared.to_shared(until), until)
 
     async def take_lease(self, name: str, owner: str, seconds: float, about: str = "") -> HeldLease | None:
         """See `ICatalog.take_lease`."""
@@ -169,13 +176,18 @@ class MemoryCatalog:
     async def pause(self, name: str) -> Pause | None:
         """See `ICatalog.pause`."""
         await self.check()
-        pause = self._pauses.get(name)
-        return pause if pause is not None and self._clock.seconds() < pause.until + _PAUSE_KEPT else None
+        if name not in self._pauses:
+            return None
+        pause, seconds, kept_until = self._pauses[name]
+        if self._clock.seconds() >= kept_until:
+            return None
+        return evolve(pause, until=self._shared.to_own(pause.until, seconds))
 
     async def put_pause(self, name: str, pause: Pause) -> None:
         """See `ICatalog.put_pause`."""
         await self.check()
-        self._pauses[name] = pause
+        shared = evolve(pause, until=self._shared.to_shared(pause.until))
+        self._pauses[name] = shared, pause.until - self._clock.seconds(), pause.until + _PAUSE_KEPT
 
     async def end_pause(self, name: str) -> None:
         """See `ICatalog.end_pause`."""
@@ -210,6 +222,8 @@ class QueuedJobs:
     entries: dict[str, _Entry] = field(factory=dict)
     later: list[tuple[float, Job]] = field(factory=list)
     dead: dict[str, DeadJob] = field(factory=dict)
+    #: The time until which a worker of a disk is known to run; of any disk, under the empty id.
+    workers: dict[str, float] = field(factory=dict)
     idle: list[Deferred[None]] = field(factory=list)
 
     def add(self, job: Job, now: float) -> None:
@@ -225,8 +239,8 @@ class MemoryQueue:
     The queue as one worker sees it.
 
     `disk` is the id of the worker's disk, empty if it has none. `jobs` are shared with the queues of other workers.
-    `claim` and `wait` are in milliseconds on `clock`; without a job, `take` waits on that clock too. While `down` is a
-    reason, every method raises CatalogDown with it.
+    `claim` and `wait` are in milliseconds on `clock`; without a job, `take` waits on that clock too. `wall` is the time
+    of day, on which jobs wait for their next try. While `down` is a reason, every method raises CatalogDown with it.
     """
 
     def __init__(
@@ -237,9 +251,11 @@ class MemoryQueue:
         jobs: QueuedJobs | None = None,
         claim: int = CLAIM_MS,
         wait: int = WAIT_MS,
+        wall: Callable[[], float] | None = None,
     ) -> None:
         self.down: str | None = None
         self._clock = clock
+        self._wall: Callable[[], float] = wall or clock.seconds
         self._disk = disk
         self._claim = claim / 1000
         self._wait = wait / 1000
@@ -270,6 +286,7 @@ class MemoryQueue:
     async def renew(self, taken: ClaimedJob) -> None:
         """See `IQueue.renew`."""
         await self.check()
+        self._note_worker()
         if taken.id in self._jobs.entries:
             self._jobs.entries[taken.id].claimed_until = self._clock.seconds() + self._claim
 
@@ -287,7 +304,7 @@ class MemoryQueue:
         held = self._jobs.entries.pop(taken.id, None)
         if job.tries < MOST_TRIES:
             if held is not None:
-                self._jobs.later.append((now + pause_after(job.tries), job))
+                self._jobs.later.append((self._wall() + pause_after(job.tries), job))
             return True
         if held is not None:
             self._jobs.dead[taken.id] = DeadJob(job, taken.id, why, now)
@@ -313,6 +330,21 @@ class MemoryQueue:
         await self.put(evolve(dead.job, tries=0))
         return True
 
+    async def later(self) -> list[LaterJob]:
+        """See `IQueue.later`."""
+        await self.check()
+        return [LaterJob(job, at) for at, job in sorted(self._jobs.later, key=lambda each: each[0])]
+
+    async def hurry(self, later: LaterJob) -> bool:
+        """See `IQueue.hurry`."""
+        await self.check()
+        entry = later.at, later.job
+        if entry not in self._jobs.later:
+            return False
+        self._jobs.later.remove(entry)
+        self._jobs.add(evolve(later.job, tries=0), self._clock.seconds())
+        return True
+
     async def drop(self, dead: DeadJob) -> bool:
         """See `IQueue.drop`."""
         await self.check()
@@ -321,10 +353,13 @@ class MemoryQueue:
     async def state(self, *, everywhere: bool = False) -> QueueState:
         """See `IQueue.state`."""
         await self.check()
-        since = [entry.since for entry in self._jobs.entries.values() if everywhere or self._sees(entry.job)]
-        later = sum(everywhere or self._sees(job) for _, job in self._jobs.later)
+        waiting = [entry for entry in self._jobs.entries.values() if everywhere or self._sees(entry.job)]
+        later = [job for _, job in self._jobs.later if everywhere or self._sees(job)]
         now = self._clock.seconds()
-        return QueueState(len(since), later, len(self._jobs.dead), now - min(since, default=now))
+        disks = [job.disk for job in (*(entry.job for entry in waiting), *later)]
+        unattended = sum(self._jobs.workers.get(disk, 0.0) <= now for disk in disks)
+        oldest = now - min((entry.since for entry in waiting), default=now)
+        return QueueState(len(waiting), len(later), len(self._jobs.dead), unattended, oldest)
 
     async def check(self) -> None:
         """See `IQueue.check`."""
@@ -334,12 +369,17 @@ class MemoryQueue:
     def _sees(self, job: Job) -> bool:
         return job.disk in ("", self._disk)
 
+    def _note_worker(self) -> None:
+        self._jobs.workers.update(dict.fromkeys(("", self._disk), self._clock.seconds() + self._claim))
+
     def _take_now(self, count: int) -> list[ClaimedJob]:
+        self._note_worker()
         now = self._clock.seconds()
-        due = [job for when, job in self._jobs.later if when <= now]
-        self._jobs.later = [each for each in self._jobs.later if each[0] > now]
-        for job in due:
-            self._jobs.add(job, now)
+        later, wall = self._jobs.later, self._wall()
+        self._jobs.later = [each for each in later if remaining(each[0], wall, LONGEST_PAUSE) > 0]
+        for entry in later:
+            if entry not in self._jobs.later:
+                self._jobs.add(entry[1], now)
         free = [
             ClaimedJob(entry.job, entry.job.disk, name)
             for name, entry in self._jobs.entries.items()
@@ -363,11 +403,12 @@ class MemoryStorage:
     """
     A storage that keeps its files in `directory`, and its records in memory.
 
-    While `down` is a reason, every method raises StorageDown with it, except `link` and `forget`, which have nothing to
-    do.
+    While `down` is a reason, every method raises StorageDown with it, except `link` and `note_read`, which have
+    nothing to do.
     """
 
     upload_window = 0.0
+    reaches_others = True
 
     def __init__(self, directory: Path) -> None:
         self.down: str | None = None
@@ -400,8 +441,9 @@ class MemoryStorage:
         """See `IStorage.link`."""
         raise StorageDown("a file in a directory has no link")
 
-    async def forget(self, key: str) -> None:
-        """See `IStorage.forget`."""
+    async def note_read(self, stored: StoredFile, since: float, error: NotFound | StorageDown | None) -> bool:
+        """See `IStorage.note_read`."""
+        return True
 
     async def delete(self, key: str) -> None:
         """See `IStorage.delete`."""
