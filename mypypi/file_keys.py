@@ -9,6 +9,8 @@ import hashlib
 import re
 from urllib.parse import quote, unquote, urlsplit
 
+from mypypi.digests import Digest
+
 #: Longest name of a file or directory that common file systems accept, in bytes.
 _MAX_SEGMENT = 255
 _MAX_KEY = 2048
@@ -33,8 +35,8 @@ def key_of(url: str) -> str:
     An empty segment becomes `EMPTY_SEGMENT`: ``https://host/a//b.whl`` has the key ``https/host/a/%EE%80%80/b.whl``.
 
     Raises ValueError if the URL has no key: a scheme other than http and https, credentials, no path, ``.``, ``..``, an
-    encoded slash, a backslash, a character that can't be printed, a segment of more than 255 bytes, or more than 2048
-    bytes altogether.
+    encoded slash, a backslash, a character that can't be printed, a segment of more than 255 bytes, a segment like the
+    name of a stored file (``sha256-9fd….101817``), or more than 2048 bytes altogether.
     """
     parts = urlsplit(url)
     if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or "@" in parts.netloc:
@@ -81,7 +83,7 @@ def key_from_segments(segments: list[str]) -> str:
         raise ValueError(f"not a host: {segments[1]!r}")
     quoted = [segments[0], segments[1].lower()]
     for segment in segments[2:]:
-        if not is_segment(segment) and segment != EMPTY_SEGMENT:
+        if (not is_segment(segment) and segment != EMPTY_SEGMENT) or _is_stored_name(segment):
             raise ValueError(f"not a segment of a file's path: {segment!r}")
         quoted.append(quote(segment, safe=_UNQUOTED))
         if len(quoted[-1]) > _MAX_SEGMENT:
@@ -122,3 +124,17 @@ def is_segment(text: str) -> bool:
     # Clients and proxies that know parameters of segments (RFC 3986, section 3.3) take ``..;x`` for ``..``.
     is_name = text != "" and text.partition(";")[0] not in (".", "..")
     return is_name and not re.search(r"[/\\]", text) and text.isprintable()
+
+
+def _is_stored_name(segment: str) -> bool:
+    """
+    Whether the storage could give a file this name, in the directory of its key (see `mypypi.storage.disk`).
+
+    A longer key with such a segment would be in the way of that file.
+    """
+    digest, _, size = segment.partition(".")
+    try:
+        Digest.parse(digest)
+    except ValueError:
+        return False
+    return size.isdecimal()

@@ -89,6 +89,8 @@ class TestKey:
             "https://files.example",
             "https://files.example/",
             "https://files.example/%EE%80%80/b.whl",
+            f"https://files.example/a.whl/sha256-{HEX}.12",
+            f"https://files.example/a.whl/md5-{'0' * 32}.7/b.whl",
             "https://files.example/a%EE%80%80.whl",
             "https://files.example/a/../b.whl",
             "https://files.example/a/%2e%2e/b.whl",
@@ -112,6 +114,11 @@ class TestKey:
         """A URL has no key if its path could leave the directory. Nor if a file system would refuse it."""
         with pytest.raises(ValueError):  # noqa: PT011 - from several parsers
             key_of(url)
+
+    def test_a_key_is_never_in_the_way_of_another_file(self) -> None:
+        """Only the exact name of a stored file is no segment of a key: releases may have names like it."""
+        for name in (f"sha256-{HEX}", f"sha256-{HEX}.x", "sha256-12.34", f"v-{HEX}.12"):
+            assert key_of(f"https://files.example/a.whl/{name}/b").endswith(f"/{name}/b")
 
     def test_long_query_is_replaced_by_its_digest(self) -> None:
         """A query that is too long for a file's name stands in the key as its digest, which no short query equals."""

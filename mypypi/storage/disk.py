@@ -30,6 +30,13 @@ if TYPE_CHECKING:
 
 #: Bytes to read from a file at once.
 _BLOCK = 1024 * 1024
+#: Entries of a key's directory that are looked at on the reactor thread, which takes less than a millisecond. There is
+#: one, but directories of longer keys may be beside it.
+_FEW = 100
+
+
+class _TooMany(Exception):
+    """A directory has too many entries for the reactor thread."""
 
 
 @implementer(IStorage)
@@ -45,7 +52,10 @@ class DiskStorage:
 
     async def find(self, key: str, *, recheck: bool = False) -> StoredFile | None:
         # Runs on the reactor thread: listing a directory with one entry costs less than a switch to another thread.
-        return self._find(key)
+        try:
+            return self._find(key, _FEW)
+        except _TooMany:
+            return await self._threads.run(self._find, key)
 
     async def commit(self, key: str, draft: Path, digest: Digest) -> StoredFile:
         try:
@@ -105,19 +115,21 @@ class DiskStorage:
                     weight += os.stat(os.path.join(directory, name)).st_size  # noqa: PTH116, PTH118 - many, often
         return weight
 
-    def _find(self, key: str) -> StoredFile | None:
-        directory = self._directory / key
+    def _find(self, key: str, most: int | None = None) -> StoredFile | None:
+        """Return the file of this key. Raises StorageDown, and _TooMany after `most` other entries."""
         try:
-            for name in os.listdir(directory):
-                parsed = _parse_name(name)
-                if parsed is None:
-                    continue
-                path = directory / name
-                status = path.stat()
-                digest, size = parsed
-                # A directory with such a name belongs to a longer key.
-                if stat.S_ISREG(status.st_mode) and status.st_size == size:
-                    return StoredFile(key, size, digest, path)
+            with os.scandir(self._directory / key) as entries:
+                for number, entry in enumerate(entries):
+                    if number == most:
+                        raise _TooMany
+                    parsed = _parse_name(entry.name)
+                    if parsed is None:
+                        continue
+                    status = entry.stat()
+                    digest, size = parsed
+                    # A directory with such a name belongs to a longer key of an earlier version.
+                    if stat.S_ISREG(status.st_mode) and status.st_size == size:
+                        return StoredFile(key, size, digest, Path(entry.path))
         except (FileNotFoundError, NotADirectoryError):
             pass
         except OSError as error:

@@ -196,6 +196,26 @@ class TestLinks:
             assert client.install(site.daemon.url, wheel.project) == {wheel.project: "1.0"}
         assert index.count(path) == 1
 
+    def test_a_file_in_the_way_of_another_one_is_left_to_upstream(self, site: Site, index: FakeIndex) -> None:
+        """
+        A page can't make another page's file unstorable by listing a file below it.
+
+        The listed URL would need a directory where the other file has its name.
+        """
+        wheel = make_wheel("victim")
+        url = index.add(wheel)
+        below = f"{url}/sha256-{wheel.sha256}.{len(wheel.content)}/attack-1.0-py3-none-any.whl"
+        listed = {"filename": "attack-1.0-py3-none-any.whl", "url": below, "hashes": {"sha256": "0" * 64}}
+        index.describe("attack", {"files": [listed]})
+        page: Any = get(f"{site.daemon.url}/simple/attack/", {"Accept": JSON}).json()
+        assert [file["url"] for file in page["files"]] == [below]  # not from here
+        get(f"{site.daemon.url}/file/{below.replace('://', '/')}")
+        for cache in ("miss", "hit"):
+            answer = get(entry(site, wheel)["url"])
+            assert (answer.status, answer.body) == (200, wheel.content)
+            assert cache in answer.headers["Cache-Status"]
+            site.daemon.wait_for_log(f"stored .*{wheel.filename}")
+
     def test_links_that_are_no_files_do_not_stop_an_install(self, site: Site, index: FakeIndex, client: Client) -> None:
         """
         Links that no client installs from are left out, and the log says so once.

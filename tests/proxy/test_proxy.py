@@ -589,7 +589,7 @@ class StorageFailureTest(ProxyTestCase):
         """A file is fetched again if the storage can't be read."""
         self.store_file()
         with mock.patch(
-            "mypypi.storage.disk.os.listdir", side_effect=PermissionError(errno.EACCES, "Permission denied")
+            "mypypi.storage.disk.os.scandir", side_effect=PermissionError(errno.EACCES, "Permission denied")
         ):
             self.request_file()
         self.assertEqual(FILE, self.wire.last.path)
@@ -619,7 +619,7 @@ class StorageFailureTest(ProxyTestCase):
         self.store_file()
         with mock.patch.object(self.proxy.stored, "log") as log:
             with mock.patch(
-                "mypypi.storage.disk.os.listdir", side_effect=PermissionError(errno.EACCES, "Permission denied")
+                "mypypi.storage.disk.os.scandir", side_effect=PermissionError(errno.EACCES, "Permission denied")
             ):
                 self.request_file()
                 self.request_file()

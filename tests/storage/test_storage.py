@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from twisted.internet.defer import Deferred
 from zope.interface.verify import verifyObject
 
 from mypypi.digests import Digest
@@ -227,8 +228,21 @@ class DiskStorageTest(StoragePromises):
 
     def test_directory_that_can_not_be_read_is_storage_down(self) -> None:
         """A directory that can't be read raises StorageDown. Its file does not count as missing."""
-        with mock.patch("os.listdir", side_effect=PermissionError(errno.EACCES, "Permission denied")):
+        with mock.patch("os.scandir", side_effect=PermissionError(errno.EACCES, "Permission denied")):
             self.failing(self.storage.find(KEY), StorageDown)
+
+    def test_large_directory_is_listed_in_a_thread(self) -> None:
+        """The directory of a short key may have the directories of many longer ones. They do not stop the reactor."""
+        self.commit(b"a wheel")
+        for number in range(300):
+            (self.root / Path(KEY).parent / f"other{number}").mkdir()
+        threads = WhenTold()
+        storage = DiskStorage(self.root, threads)
+        found = Deferred.fromCoroutine(storage.find(str(Path(KEY).parent)))
+        self.assertNoResult(found)
+        threads.finish()
+        self.assertIsNone(self.now(found))
+        self.assertIsNotNone(self.now(Deferred.fromCoroutine(storage.find(KEY))))
 
 
 class MemoryStorageTest(StoragePromises):
