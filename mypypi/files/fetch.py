@@ -92,6 +92,8 @@ class Fetch:
         #: Fire once the file is stored, or fail with the reason why it is not.
         self.waiting: list[Deferred[None]] = []
         self.ended: Deferred[None] = Deferred()
+        #: Whether the file is stored. Then it is read from the storage, although the fetch has not ended yet.
+        self.is_stored = False
         self._tools = tools
         self._transfer = Transfer(file, draft, tools.upstream, tools.threads, tools.clock, client)
         #: If the page gives another digest, that is another file.
@@ -199,6 +201,7 @@ class Fetch:
                 await self._tools.leases.keep_for(lease, window)
             await self._tools.storage.commit(key, draft.path, digest)
             metrics.FETCHES.labels("stored").inc()
+            self.is_stored = True
             self.log.info("stored {key}, {size} bytes", key=key, size=draft.content.length)
             draft.drop()
             await self._note_check()

@@ -52,7 +52,7 @@ class Fetches:
     def join(self, file: PackageFile) -> Content | None:
         """Return the content of this file if it is being fetched, else None. The caller must close it."""
         fetch = self._running.get((file.key, file.digest))
-        if fetch is None:
+        if fetch is None or fetch.is_stored:
             return None
         metrics.JOINS.labels("process").inc()
         return fetch.draft.content.open()
@@ -117,5 +117,7 @@ class Fetches:
         try:
             await fetch.run()
         finally:
-            del self._running[fetch.file.key, fetch.file.digest]
+            name = fetch.file.key, fetch.file.digest
+            if self._running.get(name) is fetch:  # otherwise the file was stored, and is fetched again already
+                del self._running[name]
             fetch.settle()

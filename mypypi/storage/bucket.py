@@ -82,6 +82,7 @@ class BucketStorage:
         #: The bytes that wait for upload: those of the last `look`, and those that this process has added since.
         self.waiting_bytes = 0
         self._upload_error = ""
+        self._swept = False
         #: Set this to cancel running uploads.
         self.stopped = threading.Event()
 
@@ -120,8 +121,18 @@ class BucketStorage:
         return stored
 
     async def look(self) -> None:
-        """Measure `waiting_bytes`, in a thread since many files may wait, and see whether the bucket works again."""
+        """
+        See whether the bucket works again, and measure `waiting_bytes`, in a thread since many files may wait.
+
+        The first look at which the catalog answers queues the uploads of all files that wait: a process that died may
+        have kept some of them while the bucket failed.
+        """
         await self._reads.try_again()
+        if not self._swept:
+            with suppress(CatalogDown):
+                await self._catalog.check()
+                self._swept = True
+                await self.sweep()
         with suppress(OSError):
             self.waiting_bytes = await self._threads.run(self._waiting.weight)
 

@@ -54,7 +54,7 @@ def test_clients_get_stored_files_while_the_bucket_fails(
     cluster.wait_uploaded(*wheels)
     assert all(comes_from_bucket(cluster, server, wheel) for wheel in wheels)
     assert sorted(cluster.objects()) == sorted(map(cluster.object_name, wheels))
-    assert max(map(cluster.fetched, wheels)) <= 2
+    assert max(map(cluster.fetched, wheels)) <= 1 + len(failures)  # once more for each time that the bucket failed
     assert cluster.health(server)["checks"]["storage"] == "ok"
     eventually(lambda: server.log.count(ENDED), lambda count: count == 1)
     assert server.log.count(BEGAN) == 1

@@ -560,6 +560,21 @@ class MotoStorageTest(BucketPromises):
         self.now(self.storage.sweep())
         self.assertEqual([self.upload_job()], self.queued())
 
+    def test_files_that_a_dead_process_left_are_uploaded(self) -> None:
+        """A new process queues the uploads of all files that wait, once Redis answers, and only once."""
+        self.queue.down = "unplugged"
+        self.keep(b"a wheel")
+        self.queue.down = None
+        after = self.make_storage(self.bucket)
+        self.catalog.down = "unplugged"
+        self.now(after.look())
+        self.assertEqual([], self.queued())
+        self.catalog.down = None
+        self.now(after.look())
+        self.assertEqual([self.upload_job()], self.queued())
+        with mock.patch.object(self.waiting, "keys", side_effect=AssertionError):
+            self.now(after.look())
+
     def test_waiting_file_is_not_fetched_by_other_hosts(self) -> None:
         """
         A sweep keeps the lease of a waiting file.
