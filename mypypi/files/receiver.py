@@ -16,6 +16,7 @@ from twisted.web.http import PotentialDataLoss
 from mypypi.errors import BadUpstreamResponse, Interrupted, storage_error
 from mypypi.observability import metrics
 from mypypi.upstream.bodies import abort_connection
+from mypypi.upstream.causes import excess_of
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -132,4 +133,5 @@ class Receiver(Protocol):
         elif self._end.check(ResponseDone, PotentialDataLoss):
             self.done.callback(self._end.check(PotentialDataLoss) is not None)
         else:
-            self.done.errback(Interrupted("upstream closed the connection in the middle of a file"))
+            closed = Interrupted("upstream closed the connection in the middle of a file")
+            self.done.errback(excess_of(self._end) or closed)

@@ -18,9 +18,12 @@ from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from mypypi.tls import ExplainedTLS, explain
+from mypypi.upstream.framing import BoundedProtocol
 
 #: The hosts whose last TLS connection is remembered.
 _HOSTS = 64
+#: The headers by which upstream would make its clients keep cookies (RFC 6265, and its predecessor RFC 2965).
+_COOKIES = ("set-cookie", "set-cookie2")
 #: The header that hides a response's Content-Encoding from treq, which would decode the body.
 RAW_ENCODING = "X-Raw-Content-Encoding"
 
@@ -29,10 +32,11 @@ RAW_ENCODING = "X-Raw-Content-Encoding"
 @define
 class RawEncodingAgent:
     """
-    Requests one `encoding`, and hides it from treq.
+    Requests one `encoding`, and hides it and cookies from treq.
 
     This is the innermost agent, so it replaces the Accept-Encoding that treq adds. treq would decode the body, lose its
-    length, and accept the readable start of a damaged or truncated gzip as the whole body.
+    length, and accept the readable start of a damaged or truncated gzip as the whole body. It would also keep cookies
+    until this process ends, and send them with all later requests to their hosts.
     """
 
     agent: IAgent
@@ -50,6 +54,8 @@ class RawEncodingAgent:
         headers.setRawHeaders("accept-encoding", [self.encoding])
 
         def hide(response: IResponse) -> IResponse:
+            for name in _COOKIES:
+                response.headers.removeHeader(name)
             encodings = response.headers.getRawHeaders("content-encoding")
             if encodings:
                 response.headers.removeHeader("content-encoding")
@@ -114,23 +120,26 @@ class ExplainingPolicy(BrowserLikePolicyForHTTPS):
         return explain(error, host) if creator is None else creator.explain(error)
 
 
-class _QuietFactory(_HTTP11ClientFactory):
-    """Does not log its start and stop, which happen once per connection."""
+class _Factory(_HTTP11ClientFactory):
+    """Makes bounded connections. Does not log its start and stop, which happen once per connection."""
 
     noisy = False
 
+    def buildProtocol(self, addr: object) -> BoundedProtocol:
+        return BoundedProtocol(self._quiescentCallback)
 
-class _QuietPool(HTTPConnectionPool):
-    _factory = _QuietFactory
+
+class _Pool(HTTPConnectionPool):
+    _factory = _Factory
 
 
 def connection_pool(reactor: Any, most: int) -> HTTPConnectionPool:
     """
-    Return a pool of up to `most` persistent connections per host.
+    Return a pool of up to `most` persistent connections per host; with 0, each request has its own connection.
 
     It does not send requests again by itself: the requester does, for all methods.
     """
-    pool = _QuietPool(reactor)
+    pool = _Pool(reactor, persistent=most > 0)
     pool.retryAutomatically = False
     pool.maxPersistentPerHost = most
     return pool

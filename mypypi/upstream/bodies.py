@@ -14,6 +14,7 @@ from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 
 from mypypi.errors import BadUpstreamResponse, UpstreamDown
+from mypypi.upstream.causes import excess_of
 
 
 def abort_connection(receiver: Protocol) -> None:
@@ -65,8 +66,9 @@ class BodyCollector(Protocol):
         if self.done.called:
             return
         content = b"".join(self._chunks)
-        if self._error is not None:
-            self.done.errback(self._error)
+        error = self._error or excess_of(reason)
+        if error is not None:
+            self.done.errback(error)
         elif not reason.check(ResponseDone) and not (
             reason.check(PotentialDataLoss) and (self._encoded or _looks_complete(content))
         ):

@@ -1,4 +1,4 @@
-"""Finds out why a request to upstream got no answer.
+"""Finds out why a request to upstream got no answer, or no complete one.
 
 Knows the errors of Twisted and of TLS. Must never know what was requested, or what follows from a failure.
 """
@@ -13,7 +13,7 @@ from twisted.web._newclient import RequestNotSent
 from twisted.web.client import RequestTransmissionFailed, ResponseNeverReceived
 
 from mypypi.descriptors import are_used_up, is_shortage
-from mypypi.errors import UpstreamUnreachable
+from mypypi.errors import BadUpstreamResponse, UpstreamUnreachable
 
 #: Errors of a request whose connection ended before a byte of the answer came, for example because TLS failed.
 _UNANSWERED = (RequestNotSent, RequestTransmissionFailed, ResponseNeverReceived)
@@ -27,6 +27,12 @@ def cause_of(error: BaseException) -> BaseException:
         return cause_of(error.__cause__) if error.__cause__ is not None else error
     reasons: list[Failure] = getattr(error, "reasons", [])
     return cause_of(reasons[0].value) if reasons and reasons[0].value is not None else error
+
+
+def excess_of(reason: Failure) -> BadUpstreamResponse | None:
+    """Return the error of a body that was given up since it exceeded a bound; None if it ended otherwise."""
+    cause = None if reason.value is None else cause_of(reason.value)
+    return cause if isinstance(cause, BadUpstreamResponse) else None
 
 
 def is_closed_unanswered(error: UpstreamUnreachable) -> bool:

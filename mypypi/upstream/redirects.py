@@ -35,12 +35,15 @@ async def follow(requester: Requester, request: Request) -> tuple[IResponse, Req
     """
     Send a request, follow redirects, and return the last response with its request.
 
-    At every step, the credentials are decided anew. Conditions that upstream refuses are left out.
+    Once a redirect has left the origin that credentials belong to, no later request carries them: another host could
+    else have anything requested with them. Conditions that upstream refuses are left out.
     """
     for _ in range(_REDIRECTS + 1):
         response = await requester.send(request)
         if response.code in _REDIRECT_STATUSES:
-            request = evolve(request, url=_target(requester, request.url, response))
+            target = _target(requester, request.url, response)
+            is_own = requester.needs_credentials(request.url) and requester.needs_credentials(target)
+            request = evolve(request, url=target, anonymous=request.anonymous or not is_own)
             if request.method == "POST" and response.code in _BECOMES_GET:
                 request = evolve(request, method="GET", content=None, headers=_without_content(request.headers))
         elif response.code in _CONDITION_REFUSED and not request.headers.keys().isdisjoint(_CONDITIONS):

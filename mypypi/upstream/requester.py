@@ -24,7 +24,14 @@ from twisted.web.iweb import IAgent, IResponse
 
 from mypypi import __version__
 from mypypi.descriptors import NONE_LEFT
-from mypypi.errors import OutOfDescriptors, RequestCancelled, UpstreamTimedOut, UpstreamUnreachable
+from mypypi.errors import (
+    BadUpstreamResponse,
+    MyPyPiError,
+    OutOfDescriptors,
+    RequestCancelled,
+    UpstreamTimedOut,
+    UpstreamUnreachable,
+)
 from mypypi.observability import metrics
 from mypypi.upstream.agent import Content, ExplainingPolicy, RawEncodingAgent, connection_pool
 from mypypi.upstream.bodies import DiscardedBody
@@ -66,7 +73,7 @@ class Request:
     `kind` is page, file, keys, attestations, search or audit. Requests of one kind share places and are held back
     together; it is a label of the metrics. `encoding` is the one content coding that is accepted, gzip or identity. A
     `patient` request waits for the end of a short pause. `late` is called if upstream does not answer within the
-    time-out, and returns whether the request goes on, up to `LATE_LIMIT`.
+    time-out, and returns whether the request goes on, up to `LATE_LIMIT`. An `anonymous` one carries no credentials.
     """
 
     kind: str
@@ -76,6 +83,7 @@ class Request:
     method: str = "GET"
     content: bytes | None = field(default=None, repr=False)
     patient: bool = False
+    anonymous: bool = False
     late: Callable[[], bool] = field(default=lambda: False, repr=False)
 
 
@@ -118,7 +126,7 @@ class Requester:
         if agent is None:
             self._pool = connection_pool(reactor, connections)
             agent = Agent(reactor, self._tls, connectTimeout=timeout, pool=self._pool)
-            fresh = Agent(reactor, self._tls, connectTimeout=timeout)
+            fresh = Agent(reactor, self._tls, connectTimeout=timeout, pool=connection_pool(reactor, 0))
         assert fresh is not None
         #: By content coding: over kept connections, and over a new one for each request.
         self._clients = {coding: _client(agent, coding) for coding in _CODINGS}
@@ -141,7 +149,8 @@ class Requester:
         Send a request and return the response, of any status.
 
         Raises UpstreamPaused while such requests are held back, UpstreamUnreachable if there is no answer,
-        OutOfDescriptors if no connection can be opened, and RequestCancelled if the caller has cancelled.
+        BadUpstreamResponse if its head is too large, OutOfDescriptors if no connection can be opened, and
+        RequestCancelled if the caller has cancelled.
         """
         permit = None
         if self._breaker is not None:
@@ -230,7 +239,7 @@ class Requester:
     async def _send_once(self, request: Request, client: HTTPClient, permit: Permit | None, until: float) -> IResponse:
         """Return the response of one try. A late one is given up at the time `until`."""
         auth = None
-        if self._credentials is not None and self.needs_credentials(request.url):
+        if self._credentials is not None and self.needs_credentials(request.url) and not request.anonymous:
             auth = (self._credentials.username.encode(), self._credentials.password.encode())
         fields = {"User-Agent": _USER_AGENT, **request.headers}
         is_cancelled, limit = False, self.timeout
@@ -268,20 +277,24 @@ class Requester:
             asked.chainDeferred(waiting)
             answer = await waiting
         except Exception as error:
-            cause = cause_of(error)
             if is_cancelled:  # the error may be any: a name that is not resolved, or a connection that is not made
                 raise RequestCancelled("the request was cancelled") from None
-            if isinstance(cause, CancelledError):
+            if isinstance(cause_of(error), CancelledError):
                 raise UpstreamTimedOut(_unanswered_for(limit)) from None
-            if lacks_descriptors(cause):
-                raise OutOfDescriptors(f"upstream can't be asked: {NONE_LEFT}; try again") from error
-            reason = self._tls.explain(cause, request.url) or reason_of(cause)
-            raise UpstreamUnreachable(f"upstream can't be reached: {reason}") from error
+            raise self._error_of(cause_of(error), request.url) from error
         finally:
             if timer.active():
                 timer.cancel()
         response: IResponse = answer.original
         return response
+
+    def _error_of(self, cause: BaseException, url: str) -> MyPyPiError:
+        """Return the error of a request to this URL that got no answer for this cause."""
+        if isinstance(cause, BadUpstreamResponse):  # its head exceeds a bound
+            return cause
+        if lacks_descriptors(cause):
+            return OutOfDescriptors(f"upstream can't be asked: {NONE_LEFT}; try again")
+        return UpstreamUnreachable(f"upstream can't be reached: {self._tls.explain(cause, url) or reason_of(cause)}")
 
 
 def _client(agent: IAgent, encoding: str) -> HTTPClient:

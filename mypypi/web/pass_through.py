@@ -25,6 +25,7 @@ from mypypi.files.content import HELD_BACK
 from mypypi.model import PackageFile
 from mypypi.proxy.bucket_reader import BODY_SILENCE
 from mypypi.upstream.bodies import abort_connection
+from mypypi.upstream.causes import excess_of
 from mypypi.web.content_reader import Span
 from mypypi.web.errors import sending
 
@@ -209,7 +210,8 @@ class _PassThrough(Protocol):
                 Failure(DigestMismatch("the file's bytes are not the ones that are listed, or some are missing"))
             )
         else:
-            self._fail(Failure(UpstreamDown("the connection that the file came from was closed in the middle")))
+            closed = UpstreamDown("the connection that the file came from was closed in the middle")
+            self._fail(Failure(excess_of(reason) or closed))
 
     def _stalled(self) -> None:
         self._fail(Failure(UpstreamDown(f"no byte of the file came for {self._timeout:g} seconds")))

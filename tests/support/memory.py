@@ -33,6 +33,7 @@ from zope.interface import implementer
 from mypypi.digests import Digest
 from mypypi.rendering.tasks import perform
 from mypypi.threads import Threads
+from mypypi.upstream.agent import connection_pool
 from mypypi.web.errors import respond_to
 
 P = ParamSpec("P")
@@ -234,7 +235,8 @@ class Wire:
         self.replies: dict[str, Reply] = {}
         self.refuses = False
         self.silent = False
-        self.agent = Agent.usingEndpointFactory(MemoryReactorClock(), self)
+        reactor = MemoryReactorClock()
+        self.agent = Agent.usingEndpointFactory(reactor, self, pool=connection_pool(reactor, 0))
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
         return cast("IStreamClientEndpoint", _Endpoint(self, f"{uri.scheme.decode()}://{uri.netloc.decode()}"))

@@ -15,7 +15,7 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
-from mypypi.errors import UpstreamDown, UpstreamPaused, UpstreamUnreachable
+from mypypi.errors import BadUpstreamResponse, UpstreamDown, UpstreamPaused, UpstreamUnreachable
 from mypypi.model import PageRequest
 from mypypi.upstream.backoff import Backoff
 from mypypi.upstream.breaker import Breaker
@@ -173,6 +173,22 @@ class KeptConnectionTest(ConnectionTestCase):
         await server.connections[0].closed
         assert await self.audit() == b"{}"
         assert [number for number, _, _ in server.requests] in ([0, 1], [0, 0, 1])
+
+
+class BoundedConnectionTest(ConnectionTestCase):
+    """Heads are bounded on every connection that is made."""
+
+    async def test_new_and_kept_connections_are_bounded(self) -> None:
+        """Interim answers without end are refused on a new connection, a kept one, and the one that replaces it."""
+        endless = b"HTTP/1.1 100 Continue\r\n\r\n" * 1000
+        for closing in ({(0, 0): endless}, {(0, 1): endless}, {(0, 1): b"", (1, 0): endless}):
+            server = self.serve(closing)
+            if (0, 1) in closing:
+                assert await self.page() == b"{}"
+            error = await self.failing(self.page(), BadUpstreamResponse)
+            assert "interim answers" in str(error)
+            number, count = max(closing)
+            assert [asked for asked, _, _ in server.requests].count(number) == count + 1
 
 
 class NoConnectionTest(ConnectionTestCase):

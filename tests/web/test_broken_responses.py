@@ -331,6 +331,17 @@ class TestBucket(MemoryTestCase):
         self.clock.advance(BODY_SILENCE)
         self.assert_broken_off(connection)
 
+    def test_transfer_with_more_framing_than_content(self) -> None:
+        """A body in chunks of one byte is broken off for the client."""
+        connection = self.serve(Span(0, None))
+        self.wire.last.send(response(200, b"", content_length="", transfer_encoding="chunked"))
+        for start in range(0, 10_000, 100):
+            self.wire.last.send(b"".join(b"1;a=bcdefgh\r\n%c\r\n" % byte for byte in DATA[start : start + 100]))
+            self.clock.advance(0)
+            if self.wire.last.closed:
+                break
+        self.assert_broken_off(connection)
+
     def test_other_file(self) -> None:
         """An object with other bytes is never complete for the client, not even one that is longer."""
         for other in (DATA[:-1] + b"?", DATA + bytes(100_000)):
