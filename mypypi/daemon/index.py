@@ -83,7 +83,7 @@ class Index(Service):
         )
         self.fetches = Fetches(tools, backends.drafts)
         #: The addresses of this server and of its clients, as proxies tell them.
-        self.addresses = Addresses(settings.public_url, settings.trusted_proxies)
+        self.addresses = Addresses(settings.public_url, settings.trusted_proxies, settings.trusted_headers)
         self._proxy = self._make_proxy()
 
     def routes(self) -> PyPIRoutes | NPMRoutes:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 import msgspec
 from zope.interface import implementer
@@ -27,6 +27,7 @@ from mypypi.ecosystems.simple_links import (
     TO_FILES_HERE,
     absolute_url,
     is_valid_file,
+    is_web_url,
     link_and_path,
     named_by_path,
     without_credentials,
@@ -45,9 +46,6 @@ _JSON = "application/vnd.pypi.simple.v1+json"
 _HTML = "text/html; charset=utf-8"
 #: JSON is preferred, since it has fields that HTML can't express.
 _ACCEPT = f"{_JSON}, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
-
-#: Schemes of links that some client installs from. pip and uv read ``file:``; none of them ``ftp:`` or ``git+https:``.
-_INSTALLABLE = frozenset({"http", "https", "file"})
 
 
 @implementer(IEcosystem)
@@ -216,10 +214,15 @@ def _usable(files: list[Any], base: str, odd: Counter[str]) -> Iterator[tuple[Do
         url = absolute_url(base, file["url"]) if is_valid_file(file) else None
         if url is None:
             odd["files without a usable url and filename were left out"] += 1
-        elif urlsplit(url).scheme not in _INSTALLABLE:
+        elif not is_web_url(url):
             odd["links that are no package files were left out"] += 1
         else:
             yield file, url
+
+
+def _is_web_file(file: Document, base: str) -> bool:
+    url = absolute_url(base, file["url"])
+    return url is None or is_web_url(url)
 
 
 def _unserved(what: str, *, strict: bool) -> str:
@@ -236,7 +239,10 @@ def _render_json(page: PageId, source: SourceDocument, _withheld: frozenset[str]
     base = without_credentials(source.url)
     releases = document.get("releases")
     lists = [document.get("urls"), *(releases.values() if isinstance(releases, dict) else ())]
-    listed = list(chain.from_iterable(files for files in lists if isinstance(files, list)))
+    lists = [files for files in lists if isinstance(files, list)]
+    for files in lists:
+        files[:] = [file for file in files if not is_valid_file(file) or _is_web_file(file, base)]
+    listed = list(chain.from_iterable(lists))
     named = named_by_path(listed, base)
     for file in listed:
         if is_valid_file(file) and (url := absolute_url(base, file["url"])) is not None:

@@ -45,6 +45,15 @@ def absolute_url(base: str, url: str) -> str | None:
     return absolute
 
 
+def is_web_url(url: str) -> bool:
+    """
+    Whether an absolute URL is one of http or https. No page has others.
+
+    A browser runs ``javascript:`` and ``data:``. With ``file:``, a client reads from its own disk or network drives.
+    """
+    return _SCHEME.match(url) is not None
+
+
 def named_by_path(files: list[Any], base: str) -> frozenset[str]:
     """
     Return the URLs whose query does not tell which file it is, so that links are made without it (see `stable_key_of`).

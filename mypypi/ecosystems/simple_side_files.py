@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from mypypi.ecosystems.simple_html import Document, has_metadata
 from mypypi.ecosystems.simple_html_reader import CORE_METADATA
-from mypypi.ecosystems.simple_links import TO_FILES_HERE, absolute_url, link_and_path
+from mypypi.ecosystems.simple_links import TO_FILES_HERE, absolute_url, is_web_url, link_and_path
 
 #: The fields that advertise a file with this suffix beside the package file.
 _FIELDS = {".metadata": CORE_METADATA, ".asc": ("gpg-sig",)}
@@ -31,15 +31,16 @@ def turn_provenance(file: Document, base: str, withheld: frozenset[str]) -> str 
     """
     Let a file's provenance lead to this server, by an absolute URL (PEP 740).
 
-    Returns its link; empty if there is none, or none any more. None if it can't be served here: then it stays.
+    Returns its link; empty if there is none, or none any more. None if it can't be served here: then it stays, unless
+    no page may have it.
     """
     if not file.get("provenance"):
         return ""
     url = absolute_url(base, file["provenance"])
     served = link_and_path(url) if url else None
-    if served is None:
+    if served is None and (url is None or is_web_url(url)):
         return None
-    if served[0] in withheld:
+    if served is None or served[0] in withheld:
         file["provenance"] = None
         return ""
     file["provenance"] = TO_FILES_HERE + served[1]

@@ -7,6 +7,7 @@ the log file. Must never know what is logged.
 from __future__ import annotations
 
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Mapping
@@ -39,6 +40,11 @@ _TWISTED_LINE = "Server Shut Down."
 _LOST_SECONDS = 60.0
 #: Bytes of a log file from which on it is rotated, and how many older ones are kept. A logrotate should come first.
 _FILE_BYTES, _OLD_FILES = 100_000_000, 5
+
+
+#: Characters that could forge a line, act on a terminal, or hide or reorder text there: control characters, line and
+#: paragraph separators, marks of direction, and the surrogates of undecodable bytes.
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class CannotLog(ValueError):
@@ -182,9 +188,19 @@ def text_line(process: str | None, event: LogEvent) -> str:
     Format an event as ``2026-11-28T13:26:53+0000 [info] message``.
 
     If there are several processes, the process's number comes before the level. The logger's name follows the level for
-    debug events and for events of other projects.
+    debug events and for events of other projects. Control characters are escaped, since another party may have sent
+    them. A traceback has its own lines, each indented.
     """
-    return formatEventAsClassicLogText(marked(event, event.get("log_process", process)), formatTime) or ""
+    text = formatEventAsClassicLogText(marked(event, event.get("log_process", process)), formatTime)
+    if not text:
+        return ""
+    lines = text.removesuffix("\n").split("\n\t")  # Twisted indents what follows a line break
+    between = "\n\t" if event.get("log_failure") is not None else "\\n"
+    return between.join(_UNSAFE.sub(_escaped, line) for line in lines) + "\n"
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode("ascii")
 
 
 def marked(event: LogEvent, process: str | None) -> LogEvent:
@@ -236,7 +252,7 @@ def json_line(process: str | None, event: LogEvent) -> str:
         line["message"] = formatEvent(event) or str(failure.value)
         line["exception"] = failure.type.__name__
         line["traceback"] = failure.getTraceback()
-    return _encoded(line) + "\n"
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", _encoded(line)) + "\n"
 
 
 def _encoded(line: dict[str, Any]) -> str:

@@ -91,7 +91,11 @@ class Settings:
     )
     upstream_username: str | None = _setting(
         None,
-        matching(r"[^:\x00-\x1f\x7f]+", "a user's name, without a colon or control character (RFC 7617, section 2)"),
+        matching(
+            r"[^:\x00-\x1f\x7f]+",
+            "a user's name, without a colon or control character (RFC 7617, section 2)",
+            secret=True,
+        ),
         "User name for HTTP basic authentication at upstream, which is sent to the upstream host only and not to a "
         "separate host for files.",
     )
@@ -201,9 +205,15 @@ class Settings:
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = _setting(
         None,
         SettingType(networks, "addresses or networks, separated by commas, as in 127.0.0.1, 10.0.0.0/8", unset=()),
-        "Addresses or networks of the proxies in front of this server; only they may set ``Forwarded``, "
-        "``X-Forwarded-Proto``, ``-Host`` and ``-Prefix``.",
+        "Addresses or networks of the proxies in front of this server; only they may tell the address of this server "
+        "and of a client, with the headers that ``MYPYPI_TRUSTED_HEADERS`` names.",
         shown="none",
+    )
+    trusted_headers: Literal["x-forwarded", "forwarded"] = _setting(
+        "x-forwarded",
+        choice("x-forwarded", "forwarded"),
+        "Headers of trusted proxies that are believed: ``x-forwarded`` (``X-Forwarded-For``, ``-Proto``, ``-Host`` and "
+        "``-Prefix``, which the proxy must set or remove) or ``forwarded`` (RFC 7239); the others are ignored.",
     )
     cold_files: Literal["stream", "redirect"] = _setting(
         "stream",

@@ -14,7 +14,7 @@ import msgspec
 from attrs import frozen
 
 from mypypi import __version__
-from mypypi.web.negotiation import choose_type
+from mypypi.web.negotiation import choose_type, vary_on
 
 if TYPE_CHECKING:
     from twisted.web.http import Request
@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
 _TYPES = {"text/html": "html", "application/json": "json"}
 
-#: The page has text and links only: no script, style, image, frame or form.
-_POLICY = b"default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-
+#: The page has text and links only, since `web.request` forbids browsers all else on every response.
 _PAGE = """\
 <!DOCTYPE html>
 <html lang="en">
@@ -60,7 +58,7 @@ class About:
 
     def answer(self, request: Request) -> bytes:
         """Return the page as HTML or JSON, and set its headers. Raises BadRequest, NotAcceptable."""
-        request.setHeader(b"vary", b"Accept")
+        vary_on(request, "Accept")
         form = _TYPES[choose_type(request.getHeader("accept"), _TYPES)]
         facts = {
             "version": __version__,
@@ -78,8 +76,6 @@ class About:
         request.setHeader(b"content-type", content_type)
         request.setHeader(b"content-length", b"%d" % len(body))
         request.setHeader(b"cache-control", b"no-store")
-        request.setHeader(b"content-security-policy", _POLICY)
-        request.setHeader(b"x-content-type-options", b"nosniff")
         return body
 
 

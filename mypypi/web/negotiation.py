@@ -1,4 +1,4 @@
-"""Chooses the media type and encoding of a response (RFC 9110, section 12).
+"""Chooses the media type and encoding of a response, and names in Vary what it depends on (RFC 9110, section 12).
 
 Knows header values, as strings, which Werkzeug parses. Must never know what is served.
 """
@@ -6,11 +6,15 @@ Knows header values, as strings, which Werkzeug parses. Must never know what is 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 
 from mypypi.errors import NotAcceptable
+
+if TYPE_CHECKING:
+    from twisted.web.http import Request
 
 
 def choose_type(accept: str | None, offered: Mapping[str, str]) -> str:
@@ -35,3 +39,10 @@ def accepts_gzip(accept_encoding: str | None) -> bool:
         return False
     accepted = parse_accept_header(accept_encoding)
     return accepted.quality("gzip") > 0
+
+
+def vary_on(request: Request, *names: str) -> None:
+    """Add request headers to the response's Vary, each once: the response depends on them."""
+    before = ", ".join(request.responseHeaders.getRawHeaders("vary", []))
+    known = [name for name in before.split(", ") if name]
+    request.responseHeaders.setRawHeaders("vary", [", ".join(dict.fromkeys([*known, *names]))])

@@ -6,9 +6,12 @@ Requests that can't be cached are forwarded to upstream. Knows routes and names.
 
 from __future__ import annotations
 
+import re
+import zlib
+from codecs import BOM_UTF8
 from typing import TYPE_CHECKING
 
-from werkzeug.http import parse_accept_header
+from werkzeug.http import parse_accept_header, parse_options_header
 
 from mypypi.ecosystems.npm import ABBREVIATED, FULL, check_name, is_name
 from mypypi.ecosystems.npm_addresses import tarball_link, tarball_links
@@ -17,18 +20,22 @@ from mypypi.model import PageId, Part
 from mypypi.web.endpoints import RoutingApp, endpoints_of
 from mypypi.web.errors import READ_ONLY, answer
 from mypypi.web.negotiation import accepts_gzip
+from mypypi.web.pages import check_version
 from mypypi.web.validation import segments_of
 
 if TYPE_CHECKING:
     from twisted.web.http import Request
 
     from mypypi.upstream.client import Upstream
+    from mypypi.upstream.responses import PassedResponse
     from mypypi.web.files import Files
     from mypypi.web.pages import PageResponses
 
-#: Request headers that are forwarded to upstream, and response headers that go back to the client.
+#: Request headers that are forwarded to upstream.
 _FORWARDED = ("accept", "content-type", "content-encoding", "user-agent", "npm-command")
-_RETURNED = ("content-type", "content-encoding", "retry-after")
+_JSON = re.compile(r"application/(?:[a-z0-9.-]+\+)?json|text/json")
+#: Bytes in which JSON must start, also after decoding.
+_SNIFFED = 4096
 
 
 class NPMRoutes:
@@ -104,6 +111,7 @@ class NPMRoutes:
         name, _, version = spec.rpartition("@")
         if not name or not version:
             raise NotFound("attestations belong to one version of a package: end the address with name@version")
+        check_version(version)
         await self._pages.look_again(request, PageId("packument", check_name(name)), tarball_link(name, version))
         return await self._pages.serve(request, PageId("attestations", f"{check_name(name)}@{version}"), {FULL: "full"})
 
@@ -115,7 +123,8 @@ class NPMRoutes:
         """
         Forward a search or an audit to upstream.
 
-        Nothing is cached: each answer is for one query, and an old answer misleads.
+        Nothing is cached: each answer is for one query, and an old answer misleads. An answer that is not JSON is not
+        passed on: a browser might run it with this server's origin. Of an error, the status remains.
         """
         headers = {name: value for name in _FORWARDED if (value := request.getHeader(name)) is not None}
         assert request.content is not None
@@ -132,15 +141,24 @@ class NPMRoutes:
         )
         if passed.status > 599:  # noqa: PLR2004 - the highest valid status (RFC 9110, section 15)
             raise BadUpstreamResponse(f"upstream answered with an invalid status, {passed.status}")
-        request.setResponseCode(passed.status)
-        for name in _RETURNED:
+        content_type, returned = _json_type(passed), ["retry-after"]
+        if content_type:
+            request.setResponseCode(passed.status)
+            request.setHeader("content-type", content_type)
+            body = passed.body
+            returned.append("content-encoding")
+        elif passed.status >= 400:  # noqa: PLR2004 - the lowest status of an error
+            body = answer(request, passed.status, f"upstream answered {passed.status}, and not with JSON")
+        else:
+            raise BadUpstreamResponse("upstream answered, but not with JSON")
+        for name in returned:
             value = passed.headers.get(name, "")
-            if value and value.isascii() and value.isprintable():
+            if _is_plain(value):
                 request.setHeader(name, value)
         request.setHeader(b"cache-control", b"no-store")
         request.setHeader(b"cache-status", b"MyPyPi; fwd=bypass")
-        request.setHeader(b"content-length", b"%d" % len(passed.body))
-        return passed.body
+        request.setHeader(b"content-length", b"%d" % len(body))
+        return body
 
     @app.route("/-/package/<path:name>/dist-tags")
     async def tags(self, request: Request, name: str) -> bytes:
@@ -192,6 +210,29 @@ class NPMRoutes:
         """
         request.setHeader(b"content-type", b"application/json")
         return b'{"mypypi":"a cache for npm packages"}'
+
+
+def _json_type(passed: PassedResponse) -> str:
+    """
+    Return the JSON type of upstream's answer, which no browser runs; empty if it is not JSON.
+
+    npm reads JSON of any type. So where only the type is wrong, the body's first character tells.
+    """
+    given = passed.headers.get("content-type", "")
+    media_type, _ = parse_options_header(given)
+    if _JSON.fullmatch(media_type.lower()):
+        return given if _is_plain(given) else "application/json"
+    start = passed.body[:_SNIFFED]
+    if passed.headers.get("content-encoding", ""):
+        try:
+            start = zlib.decompressobj(wbits=31).decompress(start, _SNIFFED)
+        except zlib.error:
+            return ""
+    return "application/json" if start.removeprefix(BOM_UTF8).lstrip().startswith((b"{", b"[")) else ""
+
+
+def _is_plain(value: str) -> bool:
+    return bool(value) and value.isascii() and value.isprintable()
 
 
 def _offered_form(request: Request) -> dict[str, str]:

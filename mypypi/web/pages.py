@@ -15,11 +15,11 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mypypi.dates import parse_date
-from mypypi.errors import NotFound
+from mypypi.errors import BadRequest, NotFound
 from mypypi.model import Form, PageId, Part
 from mypypi.web.conditions import etag_matches
 from mypypi.web.errors import sending
-from mypypi.web.negotiation import accepts_gzip, choose_type
+from mypypi.web.negotiation import accepts_gzip, choose_type, vary_on
 from mypypi.web.request_log import set_kind
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from mypypi.proxy.proxy import Proxy
     from mypypi.web.public_address import Addresses
 
+#: The longest version or tag that is looked for, in characters: npm's own limit. No release on PyPI comes near it. What
+#: does not exist is remembered for a while, so its name must be short.
+_LONGEST_VERSION = 256
 #: Bytes of a body in one write.
 _PIECE = 64 * 1024
 #: Largest body, in bytes, that is written at once: the transport buffers as much anyway.
@@ -57,6 +60,7 @@ class PageResponses:
         NotAcceptable, BadRequest, NotFound, and what `Proxy.page` raises.
         """
         set_kind(request, "page")
+        check_version(part.name if part is not None else page.version)
         media_type = next(iter(offered)) if len(offered) == 1 else choose_type(_accepted(request), offered)
         try:
             answer, form = await self._find(request, page, offered[media_type], part)
@@ -86,6 +90,12 @@ class PageResponses:
         return answer, form
 
 
+def check_version(version: str) -> None:
+    """Raise BadRequest for a version or tag that is too long."""
+    if len(version) > _LONGEST_VERSION:
+        raise BadRequest(f"a version has at most {_LONGEST_VERSION} characters")
+
+
 def _accepted(request: Request) -> str | None:
     """Return what the client accepts; ``?format=`` overrides Accept (PEP 691, "URL parameter")."""
     wanted = request.args.get(b"format")
@@ -110,7 +120,7 @@ def _set_freshness(request: Request, answer: CachedPage) -> None:
 
     A client may cache a page for as long as it is fresh here, so that the client's cache adds nothing to its age.
     """
-    request.setHeader(b"vary", b"Accept, Accept-Encoding")
+    vary_on(request, "Accept", "Accept-Encoding")
     request.setHeader(b"cache-control", b"public, max-age=%d" % max(0, int(answer.ttl)))
     ttl = b"; ttl=%d" % int(answer.ttl)
     if answer.forward_reason:

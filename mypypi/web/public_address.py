@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from ipaddress import IPv4Network, IPv6Network, ip_address
-from typing import TYPE_CHECKING, Any
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from attrs import frozen
 from werkzeug.http import parse_options_header
 
 from mypypi.errors import BadRequest
+from mypypi.web.negotiation import vary_on
 
 if TYPE_CHECKING:
     from twisted.web.http import Request
@@ -23,7 +24,13 @@ if TYPE_CHECKING:
 Network = IPv4Network | IPv6Network
 
 _LABEL = "[A-Za-z0-9_-]{1,63}"
-_HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*\.?|\[[0-9A-Fa-f:.]+\])(?::[0-9]{{1,5}})?")
+_HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*\.?|\[(?P<ipv6>[0-9A-Fa-f:.]+)\])(?::(?P<port>[0-9]{{1,5}}))?")
+_HIGHEST_PORT = 65_535
+#: The headers of each family, by what they tell.
+_HEADERS = {
+    "x-forwarded": {part: f"X-Forwarded-{part.capitalize()}" for part in ("for", "proto", "host", "prefix")},
+    "forwarded": dict.fromkeys(("for", "proto", "host"), "Forwarded"),
+}
 #: Characters of a forwarded address of a client.
 _LONGEST_CLIENT = 100
 _PREFIX = re.compile(r"(?:/(?!\.\.?(?:/|$))[A-Za-z0-9.\-_~]+)*")
@@ -31,7 +38,15 @@ _PREFIX = re.compile(r"(?:/(?!\.\.?(?:/|$))[A-Za-z0-9.\-_~]+)*")
 
 def is_host(text: str) -> bool:
     """Return whether a text is a host: a name or address, optionally with a port."""
-    return _HOST.fullmatch(text) is not None
+    found = _HOST.fullmatch(text)
+    if found is None or int(found["port"] or 0) > _HIGHEST_PORT:
+        return False
+    if found["ipv6"]:
+        try:
+            IPv6Address(found["ipv6"])
+        except ValueError:
+            return False
+    return True
 
 
 @frozen
@@ -40,24 +55,28 @@ class Addresses:
     Finds the address of this server for a request.
 
     `public_url` is one address for all clients; None if each request gives it. `trusted` are the networks of the
-    proxies whose forwarding headers are believed.
+    proxies whose forwarding headers are believed. `family` names these headers. Those of the other family are ignored:
+    a proxy passes on what it does not know, so a client may have made them up.
     """
 
     public_url: str | None = None
     trusted: tuple[Network, ...] = ()
+    family: Literal["x-forwarded", "forwarded"] = "x-forwarded"
 
     def base(self, request: Request) -> str:
         """
         Return the address for this client, without a trailing slash.
 
-        Raises BadRequest if the request gives no valid address.
+        Headers of a proxy that the address depends on are added to the response's Vary. Raises BadRequest if the
+        request gives no valid address.
         """
         if self.public_url is not None:
             return self.public_url
         scheme = "https" if request.isSecure() else "http"
         host, prefix = request.getHeader("host") or "", ""
         if self._is_trusted(request):
-            forwarded = _forwarded(request)
+            forwarded = self._forwarded(request)
+            vary_on(request, *(name for part, name in _HEADERS[self.family].items() if part != "for"))
             scheme, host = forwarded.get("proto", scheme), forwarded.get("host", host)
             prefix = forwarded.get("prefix", "")
         scheme, prefix = scheme.lower(), prefix.rstrip("/")
@@ -78,7 +97,8 @@ class Addresses:
         parts = path[1:].split(b"/")
         if not prefix or [unquote(part.decode("latin-1")) for part in parts[: len(prefix)]] != prefix:
             return segments
-        if self._is_trusted(request) and _forwarded(request).get("prefix"):
+        if self._is_trusted(request) and self._forwarded(request).get("prefix"):
+            vary_on(request, _HEADERS[self.family]["prefix"])
             return segments
         rest, raw = segments[len(prefix) :], parts[len(prefix) :]
         if not has_route(rest) if any(rest) else has_route(segments):
@@ -96,10 +116,19 @@ class Addresses:
         For a fair share between clients; behind a proxy that is not trusted, all clients are one.
         """
         if self._is_trusted(request):
-            forwarded = _forwarded(request).get("for", "")
+            forwarded = self._forwarded(request).get("for", "")
             if forwarded:
                 return forwarded[:_LONGEST_CLIENT]
         return str(getattr(request.getClientAddress(), "host", None) or "-")
+
+    def _forwarded(self, request: Request) -> dict[str, str]:
+        """Return for, proto, host and prefix, as far as the nearest proxy forwards them; it adds the last element."""
+        headers = _HEADERS[self.family]
+        last = {name: (request.getHeader(name) or "").split(",")[-1].strip() for name in set(headers.values())}
+        if self.family == "forwarded":  # its parameters have the syntax of a header's options
+            _, options = parse_options_header(f"forwarded; {last['Forwarded']}")
+            return {part: options[part] for part in headers if part in options}
+        return {part: last[name] for part, name in headers.items() if last[name]}
 
     def _is_trusted(self, request: Request) -> bool:
         if not self.trusted:
@@ -115,18 +144,3 @@ class Addresses:
 def _segments(path: str) -> list[str]:
     """Return the decoded segments of an address's path, none for an empty path."""
     return [unquote(part) for part in path.strip("/").split("/") if part]
-
-
-def _forwarded(request: Request) -> dict[str, str]:
-    """Return for, proto, host and prefix, as far as the nearest proxy forwards them."""
-    found = {}
-    for name in ("for", "proto", "host", "prefix"):
-        value = request.getHeader(f"x-forwarded-{name}")
-        if value:
-            found[name] = value.split(",")[-1].strip()
-    forwarded = request.getHeader("forwarded")
-    if forwarded:
-        # The nearest proxy adds the last element. Its parameters have the syntax of a header's options.
-        _, options = parse_options_header("forwarded; " + forwarded.split(",")[-1])
-        found.update({name: options[name] for name in ("for", "proto", "host") if name in options})
-    return found

@@ -17,7 +17,12 @@ from mypypi.web.request_log import choose_id
 
 #: The largest body of a request, in bytes: an audit of a large project, gzipped, takes some hundred kilobytes.
 LARGEST_BODY = 8 * 1024 * 1024
-_TOO_LARGE = b"this server is a read-only cache, and takes no upload or other request of this size"
+#: A browser may only show a response and follow its links, and does not guess its type.
+BROWSER_HEADERS = {
+    b"Content-Security-Policy": b"default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    b"X-Content-Type-Options": b"nosniff",
+}
+TOO_LARGE = b"this server is a read-only cache, and takes no upload or other request of this size"
 
 
 class WebRequest(Request):
@@ -50,7 +55,7 @@ class WebRequest(Request):
         """Check the announced length of the body, None if unknown."""
         if length is not None and length > LARGEST_BODY:
             super().gotLength(0)
-            self._refuse(b"413 " + _TOO_LARGE, _TOO_LARGE)
+            self._refuse(b"413 " + TOO_LARGE, TOO_LARGE)
             return
         try:
             super().gotLength(length)
@@ -62,7 +67,7 @@ class WebRequest(Request):
         """Store a piece of the body."""
         self._received += len(data)
         if self._received > LARGEST_BODY:
-            self._refuse(b"413 " + _TOO_LARGE, _TOO_LARGE)
+            self._refuse(b"413 " + TOO_LARGE, TOO_LARGE)
         elif not self._refused:
             try:
                 super().handleContentChunk(data)
@@ -75,7 +80,8 @@ class WebRequest(Request):
             return
         self._parsePOSTFormSubmission = False  # no route reads form fields, and parsing them takes long
         self.request_id = choose_id(self)
-        self.responseHeaders.setRawHeaders(b"X-Request-ID", [self.request_id.encode()])
+        for name, value in (BROWSER_HEADERS | {b"X-Request-ID": self.request_id.encode()}).items():
+            self.responseHeaders.setRawHeaders(name, [value])
         site: Any = self.channel.factory
         self.begun_at = site.now()
         super().requestReceived(command, path, version)

@@ -18,7 +18,7 @@ from mypypi import descriptors
 from mypypi.observability import metrics
 from mypypi.web.content_reader import CLIENT_SILENCE
 from mypypi.web.draining import DrainingChannel, DrainingSite
-from mypypi.web.request import WebRequest
+from mypypi.web.request import BROWSER_HEADERS, TOO_LARGE, WebRequest
 from mypypi.web.request_log import RequestRecord, method_of, path_of, record_of
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 #: Time limit in seconds for each of three phases: idle between requests, from the first to the last byte of a head, and
 #: from there to the last byte of the body.
 _IDLE = 60
+#: Digits of a Content-Length. A longer one is over any limit, and Python's int() refuses some thousand.
+_MOST_DIGITS = 18
 #: Seconds for which a refused client may go on sending, so that it gets to read the reason.
 _LINGER = 5
 #: Seconds of the Retry-After of a connection or body that can't be taken now.
@@ -147,6 +149,19 @@ class Channel(DrainingChannel):
         else:
             self.refuse(b"400 Bad Request", b"this is not an HTTP request")
 
+    def _maybeChooseTransferDecoder(self, header: bytes, data: bytes) -> bool:
+        """
+        Read a header that tells the length of the body; refuse one that leaves doubt.
+
+        Twisted ignores ``Transfer-Encoding: identity``, so that another one may follow it (RFC 9112, section 6.1).
+        """
+        if header == b"Content-Length" and data.isdigit() and len(data) > _MOST_DIGITS:
+            self.refuse(b"413 " + TOO_LARGE, TOO_LARGE)
+            return False
+        if header == b"Transfer-Encoding" and data.lower() != b"chunked":
+            return bool(self._failChooseTransferDecoder())
+        return bool(super()._maybeChooseTransferDecoder(header, data))
+
     def refuse(self, status: bytes, text: bytes) -> None:
         """
         Answer with an error at once, and close the connection a moment later.
@@ -160,10 +175,11 @@ class Channel(DrainingChannel):
         self._refused = True
         self.clearLineBuffer()
         body = b'{"error":"%s"}\n' % text
+        browser = b"".join(b"%s: %s\r\n" % header for header in BROWSER_HEADERS.items())
         retry = b"Retry-After: %d\r\n" % _RETRY_AFTER if status.startswith(b"503") else b""
         transport.write(
-            b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%sConnection: close\r\n\r\n%s"
-            % (status, len(body), retry, body)
+            b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%s%sConnection: close\r\n\r\n%s"
+            % (status, len(body), browser, retry, body)
         )
         self.setTimeout(_LINGER)
         site: Any = self.factory

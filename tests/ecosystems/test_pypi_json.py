@@ -34,6 +34,15 @@ class TestPyPIsOwnJson:
             "releases": {"1.0": [ours], "2.0": None},
         }
 
+    def test_only_web_links_stay(self) -> None:
+        """A file whose URL is neither http nor https is left out of every list."""
+        odd = [
+            {"filename": "x", "url": url} for url in ("javascript:x", "DATA:text/html,x", "file:///srv/x", "ftp://x/y")
+        ]
+        document = {"info": {"name": "Holy-Grail"}, "urls": [*odd, None], "releases": {"1.0": [*odd, wheel()]}}
+        found = json.loads(render(document, self.PAGE, "application/json").forms["json"].body)
+        assert (found["urls"], len(found["releases"]["1.0"])) == ([None], 1)
+
     @pytest.mark.parametrize("body", [b"[]", b"{}", b'{"info": 1}', b"<html>"])
     def test_other_json_is_refused(self, body: bytes) -> None:
         """Other JSON than PyPI's is refused as upstream's fault."""

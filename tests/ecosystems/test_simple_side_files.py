@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from html import escape
 
 import pytest
 
@@ -75,9 +76,7 @@ class TestProvenance:
         files = listing(render(project(wheel(provenance=given))))
         assert [file.url for file in files.values() if file.url != WHEEL_URL] == [url]
 
-    @pytest.mark.parametrize(
-        "url", ["https://me:secret@index.example/p", "ftp://index.example/p", "https://index.example/%2F", "https://["]
-    )
+    @pytest.mark.parametrize("url", ["https://me:secret@index.example/p", "https://index.example/%2F", "https://["])
     def test_what_can_not_be_served_stays_with_a_note(self, url: str) -> None:
         """A URL that can't be turned stays as it is, and one note has their number."""
         rendered = render(project(wheel(provenance=url), wheel(provenance=url)))
@@ -169,19 +168,20 @@ class TestForeignLinks:
 
     #: Clients fail for each of these, or ignore it. With pip, one of a newer version ends the whole install.
     FOREIGN = (
-        *("mailto:x@y", "javascript:void(0)", "data:text/plain,x", "git+https://git.example/x@1.0#egg=x-1.0"),
+        *("mailto:x@y", "javascript:void(0)", "data:text/html,<b>x", "git+https://git.example/x@1.0#egg=x-1.0"),
+        *("JavaScript:void(0)", "\x01 java\tscript:void(0)", "vbscript:x", "file:///srv/holy_grail-1.0.zip"),
         *("git+ssh://git@git.example/holy-grail-2.0.zip", "ftp://files.example/holy-grail-2.0.zip", "svn://x/y-1.zip"),
     )
 
     def test_they_are_left_out_with_one_note(self) -> None:
         """Links that no client could install from are in neither form, whichever upstream sends. One note has all."""
-        anchors = "".join(f'<a href="{url}">x</a>' for url in self.FOREIGN)
+        anchors = "".join(f'<a href="{escape(url)}">x</a>' for url in self.FOREIGN)
         entries = ({"filename": "holy-grail-2.0.zip", "url": url} for url in self.FOREIGN)
         for page in (anchors + anchor(), project(*entries, wheel())):
             rendered = render(page, content_type="")
             assert only_file(rendered)["filename"] == WHEEL
             assert as_html(rendered).count("<a ") == 1
-            assert rendered.notes == ("7 links that are no package files were left out",)
+            assert rendered.notes == (f"{len(self.FOREIGN)} links that are no package files were left out",)
 
     @pytest.mark.parametrize("url", ["http://f.example/x-1.0.zip", "//f.example/x-1.0.zip", "x-1.0.zip", "/x-1.0.zip"])
     def test_what_clients_install_from_stays(self, url: str) -> None:
@@ -191,11 +191,12 @@ class TestForeignLinks:
             assert only_file(rendered)["url"].startswith("../../file/http")
             assert rendered.notes == ()
 
-    def test_local_files_stay_as_they_are(self) -> None:
-        """A ``file:`` link, from which pip and uv install on the client's own disk, stays, and is not listed."""
-        rendered = render('<a href="file:///srv/holy_grail-1.0.zip">x</a>', content_type="text/html")
-        assert only_file(rendered)["url"] == "file:///srv/holy_grail-1.0.zip"
-        assert listing(rendered) == {}
+    @pytest.mark.parametrize("url", ["javascript:void(0)", "data:text/html,x", "file://share/x", "ftp://x/p"])
+    def test_provenance_elsewhere_is_left_out(self, url: str) -> None:
+        """A link to provenance is one of http or https, too. The file stays."""
+        rendered = render(project(wheel(provenance=url)))
+        assert (only_file(rendered)["provenance"], rendered.notes) == (None, ())
+        assert url not in as_html(rendered)
 
 
 class TestFragments:

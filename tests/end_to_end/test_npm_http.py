@@ -212,9 +212,14 @@ class TestPackuments(OverHTTP):
 class TestAddresses(OverHTTP):
     """Tests the server's address in links. It is the address by which the client knows the server."""
 
+    #: The setting that names the believed headers, headers, and the address that they tell.
     FORWARDED = (
-        {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "npm.example", "X-Forwarded-Prefix": "/cache"},
-        {"Forwarded": 'for=192.0.2.7;proto=https;host="npm.example"', "X-Forwarded-Prefix": "/cache"},
+        (
+            "x-forwarded",
+            {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "npm.example", "X-Forwarded-Prefix": "/cache"},
+            "https://npm.example/cache",
+        ),
+        ("forwarded", {"Forwarded": 'for=192.0.2.7;proto=https;host="npm.example"'}, "https://npm.example"),
     )
 
     @pytest.mark.parametrize("accept", [FULL, INSTALLER])
@@ -226,7 +231,7 @@ class TestAddresses(OverHTTP):
             assert self.kind.file_links("", document(answer)) == [f"http://{host}/{name}/-/{name}-1.0.0.tgz"]
         assert len({answer.headers["ETag"] for answer in answers.values()}) == 2
 
-    @pytest.mark.parametrize("headers", FORWARDED)
+    @pytest.mark.parametrize("headers", [headers for _, headers, _ in FORWARDED])
     def test_forwarded_headers_of_an_untrusted_peer_are_ignored(
         self, site: Site, name: str, headers: dict[str, str]
     ) -> None:
@@ -234,17 +239,18 @@ class TestAddresses(OverHTTP):
         self.kind.publish(site.upstream, name, "1.0.0")
         assert self._link(site, name, headers) == f"{site.daemon.url}/{name}/-/{name}-1.0.0.tgz"
 
-    @pytest.mark.parametrize("headers", FORWARDED)
+    @pytest.mark.parametrize(("family", "headers", "address"), FORWARDED)
     def test_forwarded_headers_of_a_trusted_proxy_are_used(
-        self, sites: Sites, name: str, headers: dict[str, str]
+        self, sites: Sites, name: str, family: str, headers: dict[str, str], address: str
     ) -> None:
         """Forwarded headers count only from peers in MYPYPI_TRUSTED_PROXIES."""
         trusting, doubting = (
-            sites(self.kind, TRUSTED_PROXIES=each) for each in ("192.0.2.1, 127.0.0.0/8", "192.0.2.1")
+            sites(self.kind, TRUSTED_PROXIES=each, TRUSTED_HEADERS=family)
+            for each in ("192.0.2.1, 127.0.0.0/8", "192.0.2.1")
         )
         for site in (trusting, doubting):
             self.kind.publish(site.upstream, name, "1.0.0")
-        assert self._link(trusting, name, headers) == f"https://npm.example/cache/{name}/-/{name}-1.0.0.tgz"
+        assert self._link(trusting, name, headers) == f"{address}/{name}/-/{name}-1.0.0.tgz"
         assert self._link(doubting, name, headers) == f"{doubting.daemon.url}/{name}/-/{name}-1.0.0.tgz"
 
     def test_the_public_url_is_in_the_links_if_it_is_set(self, sites: Sites, name: str) -> None:

@@ -584,7 +584,7 @@ class TestFoundBugs:
     def test_a_non_ascii_content_type_is_not_passed_on(self, server: Callable[..., World]) -> None:
         """A search response is served without a non-ASCII Content-Type."""
         answer = server("npm", {"/-/v1/search": b"{}"}, content_type="text/\xff").get("/-/v1/search")
-        assert (answer.status, answer.body) == (200, b"{}")
+        assert (answer.status, answer.body, answer.headers["content-type"]) == (200, b"{}", "application/json")
 
     def test_an_invalid_status_is_not_passed_on(self, tmp_path: Path) -> None:
         """The status 999 of upstream's search gets a 502."""

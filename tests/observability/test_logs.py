@@ -89,6 +89,28 @@ class TestLines:
         assert json.loads(json_line(None, event_of("{name}", name="a\udcff")))["message"] == "a\\udcff"
         assert "nothing" in json.loads(json_line(None, event_of("{nothing}")))["message"]
 
+    @pytest.mark.parametrize("unsafe", ["\n", "\r", "\t", "\x00", "\x1b", "\x7f", "\x9b", "\u2028", "\u202e", "\udcff"])
+    def test_no_line_can_be_forged(self, unsafe: str) -> None:
+        """A message stays on its line, and acts on no terminal: control characters are escaped in both formats."""
+        name = f"x{unsafe}\n2026-11-28T13:26:53+0000 [info] forged"
+        relayed = marked(eventFromJSON(for_supervisor(event_of("{name}", name=name))[1:]), "1")
+        for event in (event_of("{name}", name=name), event_of(name), relayed):
+            for line in (text_line(None, event), json_line(None, event)):
+                assert line.endswith("\n")
+                assert not re.search(r"[^\x20-\x7e]", line[:-1])
+        if not "\ud800" <= unsafe <= "\udfff":
+            assert json.loads(json_line(None, event_of("{name}", name=name)))["message"] == name
+
+    def test_a_traceback_has_its_own_lines(self) -> None:
+        """The lines of a traceback are indented, so that what an error quotes starts no line."""
+        try:
+            raise ValueError("odd\x1b[31m\n2026-11-28T13:26:53+0000 [info] forged")
+        except ValueError:
+            first, *others = text_line(None, event_of("it failed", failure=Failure())).splitlines()
+        assert first.endswith("] it failed")
+        assert len(others) > 3
+        assert [line for line in others if not line.startswith("\t") or "\x1b" in line] == []
+
     def test_text_names_the_process(self) -> None:
         """A text line has the process's number before the level."""
         assert re.fullmatch(r"\S+ \[3 warn thing\] x\n", text_line("3", event_of("x")))

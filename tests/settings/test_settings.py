@@ -46,6 +46,7 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "MYPYPI_LISTEN": ("unix:/run/mypypi.sock:mode=660", "unix:/run/mypypi.sock:mode=660"),
     "MYPYPI_PUBLIC_URL": ("https://cache.example/python/", "https://cache.example/python"),
     "MYPYPI_TRUSTED_PROXIES": ("127.0.0.1, 10.0.0.0/8", (ip_network("127.0.0.1"), ip_network("10.0.0.0/8"))),
+    "MYPYPI_TRUSTED_HEADERS": ("forwarded", "forwarded"),
     "MYPYPI_COLD_FILES": ("redirect", "redirect"),
     "MYPYPI_STRICT_WAIT": ("14", 14),
     "MYPYPI_NEGATIVE_CACHE_TIME": ("5", 5),
@@ -283,6 +284,12 @@ class TestOneVariable:
         """A username with a colon is refused. HTTP basic auth could not tell where the password begins."""
         (problem,) = problems({"MYPYPI_UPSTREAM_USERNAME": "me:too", "MYPYPI_UPSTREAM_PASSWORD": "hunter2"})
         assert "without a colon" in problem
+
+    @pytest.mark.parametrize("end", ["", "\n"])
+    def test_a_password_in_the_username_is_not_shown(self, end: str) -> None:
+        """A username that holds the password, too, is refused without being shown."""
+        (problem,) = problems({"MYPYPI_UPSTREAM_USERNAME": f"me:hunter2{end}", "MYPYPI_UPSTREAM_PASSWORD": "x"})
+        assert problem.startswith("MYPYPI_UPSTREAM_USERNAME holds (not shown); expected a user's name")
 
 
 class TestTogether:

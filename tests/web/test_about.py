@@ -44,11 +44,8 @@ def test_a_person_sees_what_this_server_is(serve: Serve, package_type: str, comm
 def test_a_program_gets_json(serve: Serve) -> None:
     """``Accept: application/json`` gets the same as JSON, with links relative to this address."""
     answer = serve("npm").get("/-/", Accept="application/json")
-    assert (answer.status, answer.headers["content-type"], answer.headers["vary"]) == (
-        200,
-        "application/json",
-        "Accept",
-    )
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
+    assert answer.headers["vary"] == "Accept, X-Forwarded-Proto, X-Forwarded-Host, X-Forwarded-Prefix"
     assert json.loads(answer.body) == {
         "version": __version__,
         "serves": "npm",

@@ -178,8 +178,10 @@ class TestAmbiguousNames:
     def test_a_trusted_proxy_may_say_that_it_stripped(self, serve: Serve) -> None:
         """With X-Forwarded-Prefix from a trusted proxy, nothing is removed: ``/npm/latest`` is a version of npm."""
         world = serve("npm", "https://packages.example/npm", TRUSTED_PROXIES="192.0.2.0/24")
-        found = json.loads(world.get("/npm/latest", X_Forwarded_Prefix="/npm").body)
+        answer = world.get("/npm/latest", X_Forwarded_Prefix="/npm")
+        found = json.loads(answer.body)
         assert (found["name"], found["version"]) == ("npm", "2.0.0")
+        assert "X-Forwarded-Prefix" in answer.headers["vary"]
 
     def test_other_clients_can_not_say_so(self, serve: Serve) -> None:
         """The header of a client that is no trusted proxy is ignored."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from ipaddress import ip_network
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
@@ -12,23 +12,35 @@ from twisted.internet.interfaces import IAddress
 from twisted.web.test.requesthelper import DummyRequest
 
 from mypypi.errors import BadRequest
-from mypypi.web.public_address import Addresses
+from mypypi.web.public_address import Addresses, is_host
 
 LOOPBACK = IPv4Address("TCP", "127.0.0.1", 1234)
 UNTRUSTED = IPv4Address("TCP", "192.0.2.7", 1234)
 
 PLAIN = Addresses()
-BEHIND_A_PROXY = Addresses(trusted=(ip_network("127.0.0.0/8"), ip_network("2001:db8::/32")))
+TRUSTED = (ip_network("127.0.0.0/8"), ip_network("2001:db8::/32"))
+BEHIND_A_PROXY = Addresses(trusted=TRUSTED)
+
+
+def behind(headers: Mapping[str, str]) -> Addresses:
+    """Return addresses that believe the family of these headers."""
+    family: Literal["x-forwarded", "forwarded"] = "forwarded" if "forwarded" in headers else "x-forwarded"
+    return Addresses(trusted=TRUSTED, family=family)
 
 
 def base(addresses: Addresses, headers: Mapping[str, str], peer: IAddress = LOOPBACK, *, tls: bool = False) -> str:
     """Return the address for a request with these headers."""
+    return addresses.base(request_of(headers, peer, tls=tls))
+
+
+def request_of(headers: Mapping[str, str], peer: IAddress = LOOPBACK, *, tls: bool = False) -> Any:
+    """Return a request with these headers."""
     request: Any = DummyRequest([])
     request.client = peer
     request.isSecure = lambda: tls
     for name, value in headers.items():
         request.requestHeaders.setRawHeaders(name, [value])
-    return addresses.base(request)
+    return request
 
 
 class TestWithoutProxies:
@@ -56,10 +68,16 @@ class TestWithoutProxies:
             "<script>",
             "é",
             "a?b",
+            "[....]",
+            "[1.2.3.4]",
+            "[:::]:80",
+            "[::1]:65536",
+            "a.example:99999",
         ],
     )
     def test_invalid_host_is_a_bad_request(self, host: str) -> None:
         """An invalid Host is a bad request, since the address is written into pages."""
+        assert not is_host(host)
         with pytest.raises(BadRequest, match="not a valid address"):
             base(PLAIN, {"host": host})
 
@@ -92,7 +110,6 @@ FORWARDED = [
     ({"forwarded": "host=a.example;proto=https, host=b.example;proto=http"}, "http://b.example"),
     ({"forwarded": 'host="[2001:db8::1]:8080"'}, "http://[2001:db8::1]:8080"),
     ({"forwarded": "for=192.0.2.7"}, "http://inner.example"),
-    ({"forwarded": "proto=https", "x-forwarded-proto": "http", "x-forwarded-host": "b.example"}, "https://b.example"),
     ({}, "http://inner.example"),
 ]
 
@@ -103,11 +120,11 @@ class TestBehindAProxy:
     @pytest.mark.parametrize(("headers", "expected"), FORWARDED)
     def test_trusted_proxy_sets_the_address(self, headers: dict[str, str], expected: str) -> None:
         """
-        The nearest trusted proxy sets the address, with Forwarded (RFC 7239) or X-Forwarded-*.
+        The nearest trusted proxy sets the address, with the headers of the believed family.
 
         Missing parts are taken from the request.
         """
-        assert base(BEHIND_A_PROXY, {"host": "inner.example", **headers}) == expected
+        assert base(behind(headers), {"host": "inner.example", **headers}) == expected
 
     @pytest.mark.parametrize(("headers", "_"), FORWARDED)
     def test_untrusted_peer_does_not_set_the_address(self, headers: dict[str, str], _: str) -> None:
@@ -116,7 +133,7 @@ class TestBehindAProxy:
 
         Otherwise a client could poison a shared cache with its address.
         """
-        for addresses, peer in ((BEHIND_A_PROXY, UNTRUSTED), (PLAIN, LOOPBACK), (PLAIN, UNTRUSTED)):
+        for addresses, peer in ((behind(headers), UNTRUSTED), (PLAIN, LOOPBACK), (PLAIN, UNTRUSTED)):
             assert base(addresses, {"host": "inner.example", **headers}, peer) == "http://inner.example"
 
     @pytest.mark.parametrize(
@@ -142,6 +159,7 @@ class TestBehindAProxy:
             {"x-forwarded-proto": "javascript"},
             {"x-forwarded-host": "a b"},
             {"x-forwarded-host": "a.example/path"},
+            {"x-forwarded-host": "[....]"},
             {"x-forwarded-prefix": "no-slash"},
             {"x-forwarded-prefix": '/a"b'},
             {"x-forwarded-prefix": "/a//b"},
@@ -153,4 +171,46 @@ class TestBehindAProxy:
     def test_invalid_forwarded_address_is_a_bad_request(self, headers: dict[str, str]) -> None:
         """An invalid forwarded address is a bad request. A proxy may pass on headers that clients made up."""
         with pytest.raises(BadRequest, match="Forwarded or X-Forwarded"):
-            base(BEHIND_A_PROXY, {"host": "inner.example", **headers})
+            base(behind(headers), {"host": "inner.example", **headers})
+
+
+#: What the proxy sends in the believed family, and what a client sends in the other one.
+X_FORWARDED = {"x-forwarded-proto": "https", "x-forwarded-host": "npm.example", "x-forwarded-for": "192.0.2.9"}
+RFC_7239 = {"forwarded": "for=192.0.2.9;host=npm.example;proto=https"}
+FORGED_X = {f"x-forwarded-{name}": "evil.example" for name in ("for", "host")} | {
+    "x-forwarded-proto": "http",
+    "x-forwarded-prefix": "/evil",
+}
+FORGED_7239 = {"forwarded": "for=evil.example;host=evil.example;proto=http;prefix=/evil"}
+
+
+class TestOneFamily:
+    """One family of headers is believed. A proxy passes on headers that it does not know."""
+
+    @pytest.mark.parametrize(("proxy", "client"), [(X_FORWARDED, FORGED_7239), (RFC_7239, FORGED_X)])
+    def test_a_client_can_not_forge_the_other_family(self, proxy: dict[str, str], client: dict[str, str]) -> None:
+        """Headers of the other family change neither the address in links nor the client's own address."""
+        headers = {"host": "inner.example", **client, **proxy}
+        assert base(behind(client), headers).startswith("http://evil.example")  # the forged ones would count
+        assert base(behind(proxy), headers) == "https://npm.example"
+        assert behind(proxy).client(request_of(headers)) == "192.0.2.9"
+        assert base(behind(proxy), {"host": "inner.example", **client}) == "http://inner.example"
+
+    @pytest.mark.parametrize(
+        ("addresses", "peer", "vary"),
+        [
+            (BEHIND_A_PROXY, LOOPBACK, ["X-Forwarded-Proto, X-Forwarded-Host, X-Forwarded-Prefix"]),
+            (behind(RFC_7239), LOOPBACK, ["Forwarded"]),
+            (BEHIND_A_PROXY, UNTRUSTED, None),
+            (PLAIN, LOOPBACK, None),
+            (Addresses("https://npm.example", TRUSTED), LOOPBACK, None),
+        ],
+    )
+    def test_vary_names_what_the_address_depends_on(
+        self, addresses: Addresses, peer: IAddress, vary: list[str] | None
+    ) -> None:
+        """Vary names the believed headers where they count, once each, also if the proxy sent none."""
+        request = request_of({"host": "inner.example"}, peer)
+        for _ in range(2):
+            addresses.base(request)
+        assert request.responseHeaders.getRawHeaders("vary") == vary

@@ -253,6 +253,8 @@ class SizeLimitTest(SiteTestCase):
         """A body is refused by its announced length, before any of it is read."""
         self.assert_refused(POST + b"Content-Length: %d\r\n\r\n" % (LARGEST_BODY + 1), 413)
         self.assert_refused(POST + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % (LARGEST_BODY + 1), 413)
+        self.assert_refused(POST + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n", 413)
+        self.assert_refused(POST + b"Content-Length: " + b"0" * 5000 + b"1\r\n\r\na", 413)
 
     def test_chunked_body(self) -> None:
         """A chunked body is refused as soon as it exceeds the limit."""
@@ -269,6 +271,16 @@ class SizeLimitTest(SiteTestCase):
         self.assert_refused(POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", 400)
         self.assert_refused(POST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n", 400)
         self.assert_refused(POST + b"Content-Length: -5\r\n\r\n", 400)
+
+    def test_two_codings(self) -> None:
+        """A request with two transfer codings, or one other than chunked, is refused (RFC 9112, section 6.1)."""
+        coding, chunk = b"Transfer-Encoding: %s\r\n", b"\r\n0\r\n\r\n"
+        for first, second in ((b"chunked", b"chunked"), (b"identity", b"chunked"), (b"chunked", b"Identity")):
+            self.assert_refused(POST + coding % first + coding % second + chunk, 400)
+        self.assert_refused(POST + coding % b"identity" + b"Content-Length: 5\r\n\r\n", 400)
+        for other in (b"identity", b"identity, chunked", b"gzip", b""):
+            self.assert_refused(POST + coding % other + chunk, 400)
+        assert self.client(POST + coding % b"CHUNKED" + b"\r\n1\r\na\r\n0\r\n\r\n").body == b"1 bytes"
 
     def test_largest_body(self) -> None:
         """A body of the largest size is read, with a length or chunked. Forms are not parsed."""
