@@ -103,7 +103,8 @@ class AllInOne(Service):
     def _serve(self, redis: str) -> None:
         assert isinstance(self._server, Server)
         self._server.accept()
-        self.log.info("{record}", record=self._server.ready(f"{self._redis_words} {redis}"))
+        ready = self._server.ready(f"{self._redis_words} {redis}")
+        self.log.info("{record}", several_lines=True, record=ready)
 
     def _failed(self, failure: Failure) -> None:
         if not self.running:

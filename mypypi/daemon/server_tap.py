@@ -41,7 +41,7 @@ def makeService(options: Options) -> IService:
 
     def start_serving(redis: str) -> None:
         server.accept()
-        log.info("{record}", record=server.ready(f"{settings.redis_url} {redis}"))
+        log.info("{record}", several_lines=True, record=server.ready(f"{settings.redis_url} {redis}"))
 
     return OrderedServices([backends, index, server, Announcement(backends.redis, reactor, start_serving)])
 

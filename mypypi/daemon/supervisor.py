@@ -140,7 +140,7 @@ class Supervisor(Service):
         if not self._announced and all(slot.child is not None and slot.child.ready for slot in self._slots):
             self._announced = True
             ready = ServerReady.of(self._settings, self._port, f"{self._redis} {words}")
-            self.log.info("{record}", record=ready)
+            self.log.info("{record}", several_lines=True, record=ready)
 
     def _ended(self, child: ChildProcess, how: str) -> None:
         """Note that a child has ended; restart it unless it was replaced or stopped."""

@@ -32,8 +32,8 @@ class _Sums:
     """
     The sums of one process's drafts, in bytes.
 
-    `taken` is what they have taken, `used` the part of it that is on the disk already, and `refused` the largest draft
-    that found no room since one found it.
+    `taken` is what they have taken, and `used` the part of it that is on the disk already. `refused` is the size of the
+    largest draft that found no room, 0 after a draft of that size has found room.
     """
 
     taken: int = 0

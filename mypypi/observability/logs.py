@@ -189,13 +189,14 @@ def text_line(process: str | None, event: LogEvent) -> str:
 
     If there are several processes, the process's number comes before the level. The logger's name follows the level for
     debug events and for events of other projects. Control characters are escaped, since another party may have sent
-    them. A traceback has its own lines, each indented.
+    them. A traceback and an event with `several_lines` have lines of their own, each indented.
     """
     text = formatEventAsClassicLogText(marked(event, event.get("log_process", process)), formatTime)
     if not text:
         return ""
     lines = text.removesuffix("\n").split("\n\t")  # Twisted indents what follows a line break
-    between = "\n\t" if event.get("log_failure") is not None else "\\n"
+    has_lines = event.get("log_failure") is not None or event.get("several_lines", False)
+    between = "\n\t" if has_lines else "\\n"
     return between.join(_UNSAFE.sub(_escaped, line) for line in lines) + "\n"
 
 
