@@ -10,6 +10,8 @@ import os
 import resource
 from contextlib import suppress
 
+from mypypi.error_chain import chain_of
+
 #: Errors of a process, and of a whole host, without a free descriptor.
 _SHORTAGE = (errno.EMFILE, errno.ENFILE)
 #: The descriptors that are kept free of clients' connections: one of so many, and at most so many. Files, drafts and
@@ -25,15 +27,12 @@ def is_shortage(error: BaseException | None) -> bool:
     """
     Whether an error, or one that it came from, says that there is no descriptor left.
 
-    Twisted's errors keep the number as ``osError``. An error that was raised twice may have come from itself.
+    Twisted's errors keep the number as ``osError``.
     """
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if getattr(error, "errno", None) in _SHORTAGE or getattr(error, "osError", None) in _SHORTAGE:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    return any(
+        getattr(each, "errno", None) in _SHORTAGE or getattr(each, "osError", None) in _SHORTAGE
+        for each in chain_of(error)
+    )
 
 
 def are_used_up() -> bool:
@@ -51,8 +50,8 @@ def in_use() -> tuple[int, int | None]:
 
     Blocks: it lists the descriptors, which takes milliseconds if there are many.
     """
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if limit == resource.RLIM_INFINITY:
+    limit = _limit()
+    if limit is None:
         return 0, None
     try:
         return len(os.listdir(_OPEN)) - 1, limit  # the listing itself needs one
@@ -67,10 +66,16 @@ def scarcity(newest: int) -> float:
     `newest` is the descriptor that was opened last. The kernel gives the lowest number that is free, so all lower ones
     are in use; higher ones may be, too.
     """
-    limit = resource.RLIM_INFINITY
-    with suppress(OSError, ValueError):
-        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if limit == resource.RLIM_INFINITY or limit <= 0:
+    limit = _limit()
+    if limit is None:
         return 0.0
     kept = max(1, min(limit // _SHARE, _MOST))
     return 1 - (limit - 1 - newest) / kept
+
+
+def _limit() -> int | None:
+    """Return how many descriptors this process may have open; None if that is unlimited or unknown."""
+    limit = resource.RLIM_INFINITY
+    with suppress(OSError, ValueError):
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if limit == resource.RLIM_INFINITY or limit <= 0 else limit

@@ -14,6 +14,8 @@ from service_identity import CertificateError, VerificationError
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 from zope.interface import implementer
 
+from mypypi.error_chain import chain_of
+
 #: The environment variables with a file of trusted certificates: for OpenSSL, and for boto3.
 OPENSSL_TRUST, BOTO_TRUST = "SSL_CERT_FILE", "AWS_CA_BUNDLE"
 #: OpenSSL's results of a verification (X509_V_ERR_…, openssl-verification-options(1)), in words for an operator.
@@ -82,15 +84,13 @@ def explain(error: BaseException, host: str, result: int | None = None) -> str |
 
 def explain_chain(error: BaseException, host: str) -> str | None:
     """Say why TLS failed in one of the errors that led to this one of boto3; None if none of them is of TLS."""
-    found: BaseException | None = error
-    while found is not None:
+    for found in chain_of(error):
         if isinstance(found, ssl.SSLCertVerificationError):
             return _certificate_fault(host, found.verify_code, BOTO_TRUST)
         if type(found).__name__ == "CertificateError":  # urllib3's own, for another host's name
             return _certificate_fault(host, _OTHER_HOST, BOTO_TRUST)
         if isinstance(found, ssl.SSLError):
             return _handshake_fault(host, (found.reason or "without a reason").replace("_", " ").lower())
-        found = found.__cause__ or found.__context__
     return None
 
 
