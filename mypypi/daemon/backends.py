@@ -91,8 +91,9 @@ class Backends(Service):
         self.sweep = Watch(self._sweep, ABANDONED_SECONDS, reactor, ended="the drafts can be swept again")
         own = OwnProcess(self.disk_threads, self.render_pool)
         self.own_process = Watch(own.look, _PROCESS, reactor, ended="this process has all it needs again")
-        bucket = Watch(self._look_at_bucket, _MEASURE, reactor, ended="")
-        self._watches = (self.eviction, self.time_of_day, self.sweep, self.own_process, bucket)
+        self._watches = [self.eviction, self.time_of_day, self.sweep, self.own_process]
+        if isinstance(self.storage, BucketStorage):
+            self._watches.append(Watch(partial(_look_at, self.storage), _MEASURE, reactor, ended=""))
 
     def startService(self) -> None:
         """
@@ -157,12 +158,6 @@ class Backends(Service):
         """Return the bytes on disk that wait for upload."""
         return self.storage.waiting_bytes if isinstance(self.storage, BucketStorage) else 0
 
-    async def _look_at_bucket(self) -> str:
-        """Measure what waits for upload, and see whether a failure of the bucket has ended. The storage logs that."""
-        if isinstance(self.storage, BucketStorage):
-            await self.storage.look()
-        return ""
-
     async def _sweep(self) -> str:
         """Delete abandoned drafts, and say what is wrong if that fails."""
         try:
@@ -170,6 +165,12 @@ class Backends(Service):
         except OSError as error:
             return f"abandoned drafts can't be deleted: {error}"
         return ""
+
+
+async def _look_at(bucket: BucketStorage) -> str:
+    """Measure what waits for upload, and see whether a failure of the bucket has ended. The storage logs that."""
+    await bucket.look()
+    return ""
 
 
 def disk_id(directory: Path) -> str:

@@ -237,8 +237,8 @@ class Transfer:
             body.close()
 
     async def _reserve(self, size: int | None) -> None:
-        """Take room for a draft of this size, if it is known. Raises StorageFull, OSError, FetchCancelled."""
-        if size is None:
+        """Take room for a draft of this size, unless that is done. Raises StorageFull, OSError, FetchCancelled."""
+        if size is None or size == self._draft.share.size:
             return
         await self._threads.run(self._draft.reserve, size)
         if self._stopped:

@@ -111,9 +111,11 @@ class NPMRoutes:
         name, _, version = spec.rpartition("@")
         if not name or not version:
             raise NotFound("attestations belong to one version of a package: end the address with name@version")
+        check_name(name)
         check_version(version)
-        await self._pages.look_again(request, PageId("packument", check_name(name)), tarball_link(name, version))
-        return await self._pages.serve(request, PageId("attestations", f"{check_name(name)}@{version}"), {FULL: "full"})
+        client = self._files.addresses.client(request)
+        await self._files.proxy.look_again(PageId("packument", name), tarball_link(name, version), client)
+        return await self._pages.serve(request, PageId("attestations", f"{name}@{version}"), {FULL: "full"})
 
     @app.route("/-/v1/search")
     @app.route("/-/npm/v1/security/advisories/bulk", methods=["POST"])

@@ -76,10 +76,6 @@ class PageResponses:
             request.setHeader(b"last-modified", answer.page.modified.encode())
         return await _send_form(request, form)
 
-    async def look_again(self, request: Request, page: PageId, link: str) -> None:
-        """Ask upstream for this page again if it is cached and does not list this link; see `Proxy.look_again`."""
-        await self._proxy.look_again(page, link, self._addresses.client(request))
-
     async def _find(self, request: Request, page: PageId, name: str, part: Part | None) -> tuple[CachedPage, Form]:
         """Return the page, and its form for this request."""
         answer = await self._proxy.page(page, self._addresses.client(request))
