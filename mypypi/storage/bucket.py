@@ -79,6 +79,7 @@ class BucketStorage:
         #: The keys of files that the bucket has, and that are kept on the disk while it fails.
         self._kept: set[str] = set()
         self._lookups: Coalescer[StoredFile | None] = Coalescer()
+        self._links: Coalescer[tuple[str, float]] = Coalescer()
         #: The bytes that wait for upload: those of the last `look`, and those that this process has added since.
         self.waiting_bytes = 0
         self._upload_error = ""
@@ -185,18 +186,8 @@ class BucketStorage:
             raise NotFound("the stored file is missing in S3")
         if self._public:
             return Link(await self._reads.link(stored.key), None)
-        now = self._clock.seconds()
-        try:
-            known = await self._catalog.link(stored.key)
-        except CatalogDown:
-            known = None
-        left = 0.0 if known is None else remaining(known[1], now, self._link_seconds)
-        if known is not None and left >= LINK_MARGIN:
-            return Link(known[0], int(left - LINK_MARGIN))
-        url = await self._reads.link(stored.key)
-        with suppress(CatalogDown):
-            await self._catalog.put_link(stored.key, url, now + self._link_seconds)
-        return Link(url, self._link_seconds - LINK_MARGIN)
+        url, until = await self._links.run(stored.key, lambda: self._signed_link(stored.key))
+        return Link(url, int(remaining(until, self._clock.seconds(), self._link_seconds) - LINK_MARGIN))
 
     async def note_read(self, stored: StoredFile, since: float, error: NotFound | StorageDown | None) -> bool:
         """See `IStorage.note_read`."""
@@ -244,6 +235,20 @@ class BucketStorage:
             # A file that was uploaded after the listing is found by its own look-up.
             if key not in there and await self._threads.run(self._bucket.head, key) is None:
                 await self._catalog.forget_stored(key)
+
+    async def _signed_link(self, key: str) -> tuple[str, float]:
+        """Return the link that all clients get now, and the moment at which it expires. Raises StorageDown."""
+        now = self._clock.seconds()
+        try:
+            known = await self._catalog.link(key)
+        except CatalogDown:
+            known = None
+        if known is not None and remaining(known[1], now, self._link_seconds) >= LINK_MARGIN:
+            return known
+        url, until = await self._reads.link(key), now + self._link_seconds
+        with suppress(CatalogDown):
+            await self._catalog.put_link(key, url, until)
+        return url, until
 
     def _upload_kept(self) -> None:
         """Queue the uploads of the files that were kept while the bucket failed, which removes them from the disk."""

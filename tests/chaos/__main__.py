@@ -46,6 +46,7 @@ _END_TIMEOUT = 90.0
 #: Seconds within which a server process has started.
 _START_TIME = 5.0
 _DISK_FULL_LOG = r"files can't be stored|can't be read|was not stored: (a draft|a file|no room)"
+_DISK_FULL_HEALTH = "can't be written"
 _BUCKET_LOG = "files in S3 can't be read"
 #: What health says of a process that lacks file descriptors, and of another process that is in trouble.
 _SHORTAGE_HEALTH = r"file descriptors|server processes are in trouble"
@@ -241,13 +242,19 @@ class Chaos:
             self.shared.add_violation(f"health does not tell that the bucket fails ({name}): {health}")
 
     def fill_disk(self) -> None:
-        before = count_lines(self.server.log, _DISK_FULL_LOG)
+        """Let no server process write a byte to a file, until the log and health have told of it."""
+        before, health = count_lines(self.server.log, _DISK_FULL_LOG), ""
         with _disk_full(self.server):
             deadline = time.monotonic() + _FAULT_TIMEOUT
-            while count_lines(self.server.log, _DISK_FULL_LOG) == before and time.monotonic() < deadline:
+            while time.monotonic() < deadline:
                 self.publish()
                 self.shared.stopped.wait(0.3)
+                health = get(f"{self.server.url}/-/health/ready").text
+                if _DISK_FULL_HEALTH in health and count_lines(self.server.log, _DISK_FULL_LOG) > before:
+                    break
         self.fault_counts["disk full"] += count_lines(self.server.log, _DISK_FULL_LOG) - before
+        if _DISK_FULL_HEALTH not in health:
+            self.shared.add_violation(f"health does not tell that the disk is full: {health}")
 
     def shift_clocks(self) -> None:
         """
