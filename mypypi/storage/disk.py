@@ -14,13 +14,16 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cachetools import LRUCache
 from zope.interface import implementer
 
-from mypypi.digests import Digest, new_hasher
+from mypypi.coalescing import Coalescer
+from mypypi.digests import ALGORITHMS, Digest, new_hasher
 from mypypi.errors import NotFound, StorageDown, storage_error
 from mypypi.interfaces import IStorage
 from mypypi.model import Link, StoredFile
@@ -33,6 +36,10 @@ _BLOCK = 1024 * 1024
 #: Entries of a key's directory that are looked at on the reactor thread, which takes less than a millisecond. There is
 #: one, but directories of longer keys may be beside it.
 _FEW = 100
+#: Directories of more entries that are remembered.
+_MOST_LARGE = 1000
+#: Nanoseconds after which a change of a directory gets another time: file systems count in ticks of up to 2 s.
+_TIMESTAMPS_DIFFER = 2_500_000_000
 
 
 class _TooMany(Exception):
@@ -49,13 +56,16 @@ class DiskStorage:
     def __init__(self, directory: Path, threads: Threads) -> None:
         self._directory = directory
         self._threads = threads
+        self._listing: Coalescer[StoredFile | None] = Coalescer()
+        #: Large directories without a stored file, by key, with the time of their last change in nanoseconds.
+        self._without_file: LRUCache[str, int] = LRUCache(_MOST_LARGE)
 
     async def find(self, key: str, *, recheck: bool = False) -> StoredFile | None:
         # Runs on the reactor thread: listing a directory with one entry costs less than a switch to another thread.
         try:
             return self._find(key, _FEW)
         except _TooMany:
-            return await self._threads.run(self._find, key)
+            return await self._listing.run(key, lambda: self._list_large(key))
 
     async def commit(self, key: str, draft: Path, digest: Digest) -> StoredFile:
         try:
@@ -114,6 +124,23 @@ class DiskStorage:
                 with suppress(FileNotFoundError):
                     weight += os.stat(os.path.join(directory, name)).st_size  # noqa: PTH116, PTH118 - many, often
         return weight
+
+    async def _list_large(self, key: str) -> StoredFile | None:
+        """Find a file in a directory of many entries, which is listed again only after it has changed."""
+        changed = await self._threads.run(self._changed_at, key)
+        if changed is not None and self._without_file.get(key) == changed:
+            return None
+        found = await self._threads.run(self._find, key)
+        if found is None and changed is not None:
+            self._without_file[key] = changed
+        return found
+
+    def _changed_at(self, key: str) -> int | None:
+        """Return when the directory changed last, in nanoseconds; None if it may change again at the same time."""
+        with suppress(OSError):
+            changed = (self._directory / key).stat().st_mtime_ns
+            return changed if changed < time.time_ns() - _TIMESTAMPS_DIFFER else None
+        return None
 
     def _find(self, key: str, most: int | None = None) -> StoredFile | None:
         """Return the file of this key. Raises StorageDown, and _TooMany after `most` other entries."""
@@ -188,6 +215,8 @@ def _name(digest: Digest, size: int) -> str:
 
 def _parse_name(name: str) -> tuple[Digest, int] | None:
     """Parse a stored file's name into digest and size; None for other names."""
+    if not name.startswith(ALGORITHMS):  # most names in a large directory
+        return None
     digest, _, size = name.partition(".")
     try:
         return Digest.parse(digest), int(size)

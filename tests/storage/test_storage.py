@@ -241,8 +241,35 @@ class DiskStorageTest(StoragePromises):
         found = Deferred.fromCoroutine(storage.find(str(Path(KEY).parent)))
         self.assertNoResult(found)
         threads.finish()
+        threads.finish()
         self.assertIsNone(self.now(found))
         self.assertIsNotNone(self.now(Deferred.fromCoroutine(storage.find(KEY))))
+
+    def test_large_directory_is_listed_once(self) -> None:
+        """A large directory is listed once for many requests, and again after a change, so that its file is found."""
+        directory = self.root / KEY
+        for number in range(300):
+            (directory / f"other{number}").mkdir(parents=True)
+        os.utime(directory, (1, 1))
+        threads = WhenTold()
+        storage = DiskStorage(self.root, threads)
+        with mock.patch("os.scandir", side_effect=os.scandir) as listed:
+            found = [Deferred.fromCoroutine(storage.find(KEY)) for _ in range(8)]
+            first_look = listed.call_count
+            threads.finish()
+            threads.finish()
+            self.assertEqual([None] * 8, [self.now(each) for each in found])
+            self.assertEqual(1, listed.call_count - first_look)
+            again = Deferred.fromCoroutine(storage.find(KEY))
+            threads.finish()
+            self.assertIsNone(self.now(again))
+            self.assertEqual(2, listed.call_count - first_look)  # the few entries that tell that it is large
+            self.commit(b"a wheel")
+            changed = Deferred.fromCoroutine(storage.find(KEY))
+            if not changed.called:  # the file may be among the few entries
+                threads.finish()
+                threads.finish()
+            self.assertIsNotNone(self.now(changed))
 
 
 class MemoryStorageTest(StoragePromises):
