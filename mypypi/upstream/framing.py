@@ -6,12 +6,19 @@ or from which host.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from twisted.web._newclient import HTTP11ClientProtocol, HTTPClientParser
-from twisted.web.http import _ChunkedTransferDecoder, _MalformedChunkedDataError, maxChunkSizeLineLength
+from twisted.web.http import (
+    _ChunkedTransferDecoder,
+    _chunkExtChars,
+    _MalformedChunkedDataError,
+    maxChunkSizeLineLength,
+)
 from twisted.web.iweb import IResponse
 
 from mypypi.errors import BadUpstreamResponse
@@ -24,8 +31,10 @@ LARGEST_HEAD = 64 * 1024
 LONGEST_LINE = 16 * 1024
 #: The most interim answers (1xx) before an answer. Twisted logs each.
 MOST_INTERIM = 16
-#: Bytes that the chunks' sizes, extensions and trailers may take beyond the bytes of their content.
-LARGEST_FRAMING = 64 * 1024
+#: Bytes that the chunks' sizes, extensions and trailers may take, besides this share of the bytes of their content.
+LARGEST_FRAMING, FRAMING_SHARE = 64 * 1024, 0.5
+#: The first line of a chunk: its size, and extensions of a usual length.
+_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,7})(?:;[%s]{0,200})?\r\n" % re.escape(_chunkExtChars))
 
 
 class BoundedProtocol(HTTP11ClientProtocol):
@@ -40,6 +49,11 @@ class BoundedProtocol(HTTP11ClientProtocol):
             self._parser.__class__ = _BoundedParser
         return answer
 
+    def _finishResponse(self, rest: bytes) -> None:
+        if rest and self._currentRequest is not None:  # more of them would be taken for the answer to the next request
+            self._currentRequest.persistent = False
+        super()._finishResponse(rest)
+
     def _giveUp(self, reason: Failure) -> None:
         if reason.check(BadUpstreamResponse):  # over TLS, `loseConnection` would wait for upstream and read on
             self.transport.abortConnection()
@@ -47,29 +61,75 @@ class BoundedProtocol(HTTP11ClientProtocol):
 
 
 class _BoundedChunks(_ChunkedTransferDecoder):
-    """Decodes a chunked body (RFC 9112, section 7.1) that is mostly content."""
+    """
+    Decodes a chunked body (RFC 9112, section 7.1) that is mostly content.
+
+    Twisted's decoder takes some ten microseconds for each chunk, so that small ones would block the reactor. Here, a
+    pattern finds the chunks that have arrived whole, and Twisted decodes the others. Content is delivered once for all
+    chunks that arrive together.
+    """
 
     _received = _delivered = 0
 
-    def __init__(self, deliver: Any, finish: Any) -> None:
-        def count(content: bytes) -> None:
-            self._delivered += len(content)
-            deliver(content)
+    def __init__(self, deliver: Callable[[bytes], object], finish: Callable[[bytes], object]) -> None:
+        self._deliver = deliver
+        self._pieces: list[bytes] = []
 
-        super().__init__(count, finish)
+        def finish_delivered(rest: bytes) -> None:
+            self._flush()
+            finish(rest)
+
+        super().__init__(self._pieces.append, finish_delivered)
 
     def dataReceived(self, data: bytes) -> None:
         self._received += len(data)
         try:
-            super().dataReceived(data)
+            while data:
+                data = self._decode(data)
         except _MalformedChunkedDataError as error:
             if self.state == "TRAILER":
                 raise BadUpstreamResponse("upstream sent a chunked body with too long trailers") from error
             if self.state == "CHUNK_LENGTH" and b"\r\n" not in self._buffer[: maxChunkSizeLineLength + 1]:
                 raise BadUpstreamResponse("upstream sent a chunked body with too long extensions") from error
             raise
-        if self.state != "FINISHED" and self._received - 2 * self._delivered > LARGEST_FRAMING:
-            raise BadUpstreamResponse("upstream sent a chunked body that has more framing than content")
+        self._flush()
+        if self.state != "FINISHED" and self._received - (1 + FRAMING_SHARE) * self._delivered > LARGEST_FRAMING:
+            raise BadUpstreamResponse("upstream sent a chunked body with too much framing for its content")
+
+    def _decode(self, data: bytes) -> bytes:
+        """Decode the chunk that has begun, or all chunks that are whole and the begin of one; return the rest."""
+        if self.state == "BODY":
+            end = self.length + len(b"\r\n")
+        elif self.state == "CRLF":
+            end = len(b"\r\n") - len(self._buffer)
+        else:
+            end = len(data)
+            if self.state == "CHUNK_LENGTH":
+                data = self._decode_whole_chunks(bytes(self._buffer) + data)
+                end = len(data)
+                self._buffer.clear()
+                self._start = 0
+        super().dataReceived(data[:end])
+        return data[end:]
+
+    def _decode_whole_chunks(self, data: bytes) -> bytes:
+        """Decode the chunks that are there with all their bytes; return what follows them."""
+        start = 0
+        while (line := _CHUNK_LINE.match(data, start)) is not None:
+            begin = line.end()
+            end = begin + int(line[1], 16)
+            if end == begin or not data.startswith(b"\r\n", end):  # the last chunk, or not all of it is there
+                break
+            self._pieces.append(data[begin:end])
+            start = end + 2
+        return data[start:]
+
+    def _flush(self) -> None:
+        content = b"".join(self._pieces)
+        self._pieces.clear()
+        if content:
+            self._delivered += len(content)
+            self._deliver(content)
 
 
 class _BoundedParser(HTTPClientParser):

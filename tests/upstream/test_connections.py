@@ -41,6 +41,7 @@ class ClosingServer(Factory):
 
     def __init__(self, closing: Mapping[tuple[int, int], bytes]) -> None:
         self.closing = closing
+        self.answer = _ANSWER
         self.requests: list[tuple[int, str, bytes]] = []
         self.connections: list[_Connection] = []
 
@@ -73,7 +74,7 @@ class _Connection(Protocol):
         self._upstream.requests.append((self._number, head.split()[0].decode(), content))
         part = self._upstream.closing.get((self._number, self._count))
         self._count += 1
-        self.transport.write(_ANSWER if part is None else part)
+        self.transport.write(self._upstream.answer if part is None else part)
         if part is not None:
             self.transport.loseConnection()
 
@@ -97,12 +98,14 @@ class ConnectionTestCase(TestCase):
     def setUp(self) -> None:
         self.clock = clock_now()
         self.catalog = MemoryCatalog(self.clock)
+        self.ports: list[int] = []
 
     def serve(self, closing: Mapping[tuple[int, int], bytes], scheme: str = "http") -> ClosingServer:
         """Start an upstream."""
         server = ClosingServer(closing)
         port = reactor.listenTCP(0, server, interface="127.0.0.1")
-        self.upstream = self.make_upstream(f"{scheme}://127.0.0.1:{port.getHost().port}")
+        self.ports.append(port.getHost().port)
+        self.upstream = self.make_upstream(f"{scheme}://127.0.0.1:{self.ports[-1]}")
         self.addCleanup(lambda upstream: Deferred.fromCoroutine(_stop(server, port, upstream)), self.upstream)
         return server
 
@@ -165,6 +168,14 @@ class KeptConnectionTest(ConnectionTestCase):
                 await self.failing(ask(), UpstreamDown)
                 assert [number for number, _, _ in server.requests] == [0, 0]
 
+    async def test_bytes_after_an_answer_belong_to_no_other(self) -> None:
+        """A connection on which bytes followed an answer is not used again: more of them may be on their way."""
+        server = self.serve({})
+        server.answer = _ANSWER + b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n"
+        for _ in range(2):
+            assert await self.page() == b"{}"
+        assert [number for number, _, _ in server.requests] == [0, 1]
+
     async def test_connection_that_was_closed_before_is_not_used(self) -> None:
         """A connection that upstream closed in time is replaced without a failure."""
         server = self.serve({})
@@ -189,6 +200,39 @@ class BoundedConnectionTest(ConnectionTestCase):
             assert "interim answers" in str(error)
             number, count = max(closing)
             assert [asked for asked, _, _ in server.requests].count(number) == count + 1
+
+
+class ManyHostsTest(ConnectionTestCase):
+    """Connections to other hosts than upstream's are kept, and bounded in all."""
+
+    async def test_connection_used_longest_ago_is_closed_for_another_one(self) -> None:
+        """With many hosts, the connections of the last ones are kept. The others are closed, and forgotten."""
+        servers = [self.serve({}) for _ in range(5)]
+        upstream = Upstream(reactor, "http://127.0.0.1:9", concurrency=1)
+        self.addCleanup(lambda: Deferred.fromCoroutine(upstream.stop()))
+        pool = upstream._requester._pool
+        assert pool is not None
+        for number, port in enumerate([*self.ports, self.ports[-1]]):
+            body = await upstream.file(f"http://127.0.0.1:{port}/{number}", {})
+            received = _Received()
+            body.deliver(received)
+            await received.done
+            body.close()
+        await gatherResults([server.connections[0].closed for server in servers[:3]])
+        assert [len(server.connections) for server in servers] == [1] * 5
+        assert [len(server.requests) for server in servers] == [1, 1, 1, 1, 2]
+        assert [server.connections[0].closed.called for server in servers] == [True, True, True, False, False]
+        assert len(pool._connections) == 2
+
+
+class _Received(Protocol):
+    """Receives a body."""
+
+    def __init__(self) -> None:
+        self.done: Deferred[None] = Deferred()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.done.callback(None)
 
 
 class NoConnectionTest(ConnectionTestCase):

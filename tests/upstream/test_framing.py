@@ -8,7 +8,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from mypypi.errors import BadUpstreamResponse
+from mypypi.errors import BadUpstreamResponse, UpstreamUnreachable
 from mypypi.upstream.framing import LARGEST_FRAMING, LARGEST_HEAD, LONGEST_LINE, MOST_INTERIM, MOST_LINES
 from tests.support.memory import Exchange
 from tests.upstream.cases import BreakerTestCase, UpstreamTestCase
@@ -90,6 +90,17 @@ class HeadTest(UpstreamTestCase):
         assert source is not None
         self.assertEqual(b"{}", source.body)
 
+    def test_lengths_that_are_no_numbers(self) -> None:
+        """A length of thousands of digits, a negative one and two different ones are malformed, and so is a status."""
+        lengths = (b"9" * 5000, b"-5", b"1\r\nContent-Length: 2", b"+", b"0x10")
+        heads = [_STATUS + b"Content-Length: " + length for length in lengths]
+        for head in (*heads, b"HTTP/1.1 " + b"9" * 5000 + b" OK"):
+            pending = self.page()
+            self.wire.last.send(head + b"\r\n\r\nx")
+            why = str(self.failing(pending, UpstreamUnreachable))
+            self.assertRegex(why, "is malformed|could not be parsed")
+            self.assertTrue(self.wire.last.closed)
+
     def test_limits_are_those_of_one_answer(self) -> None:
         """A redirect's head does not count for the next answer's."""
         pending = self.page()
@@ -133,20 +144,34 @@ class ChunkTest(UpstreamTestCase):
     def test_extensions_without_end(self) -> None:
         """One extension that is too long is refused, and so are short ones without end."""
         self.assertIn("too long extensions", self.attack(b"a" * 100, _CHUNKED + b"5;a="))
-        self.assertIn("more framing than content", self.attack(b"5;a=%s\r\nhello\r\n" % (b"a" * 900)))
+        self.assertIn("too much framing", self.attack(b"5;a=%s\r\nhello\r\n" % (b"a" * 900)))
         self.assertLess(self.sent, 2 * LARGEST_FRAMING)
 
     def test_trailers_without_end(self) -> None:
         """Trailers without end are refused, whether they are lines or one line."""
         for part in (b"X-n: aaa\r\n", b"a" * 1000):
             error = self.attack(part, _CHUNKED + b"5\r\nhello\r\n0\r\n")
-            self.assertRegex(error, "too long trailers|more framing than content")
+            self.assertRegex(error, "too long trailers|too much framing")
             self.assertLess(self.sent, 2 * LARGEST_FRAMING)
 
-    def test_chunks_of_one_byte(self) -> None:
-        """Chunks of one byte without end are refused."""
-        self.assertIn("more framing than content", self.attack(b"1\r\na\r\n" * 100))
-        self.assertLess(self.sent, 3 * LARGEST_FRAMING)
+    def test_chunks_of_a_few_bytes(self) -> None:
+        """Chunks of one byte, or of six, without end are refused."""
+        for chunk in (b"1\r\na\r\n", b"6\r\nabcdef\r\n"):
+            self.assertIn("too much framing", self.attack(chunk * 100))
+            self.assertLess(self.sent, 6 * LARGEST_FRAMING)
+
+    def test_chunks_are_read_wherever_they_are_cut(self) -> None:
+        """The content is the same in whatever pieces the chunks arrive."""
+        content = [b"{", b" " * 300, b"\r\n" * 5, b"}"]
+        sent = b"".join(b"%X;a=b\r\n%s\r\n" % (len(each), each) for each in content) + b"0\r\nDigest: abc\r\n\r\n"
+        for size in (1, 2, 3, 7, 64, 307, len(sent)):
+            pending = self.page()
+            self.wire.last.send(_CHUNKED)
+            for start in range(0, len(sent), size):
+                self.wire.last.send(sent[start : start + size])
+            source = self.now(pending).source
+            assert source is not None
+            self.assertEqual(b"".join(content), source.body)
 
     def test_audit_is_bounded_as_well(self) -> None:
         """The answer of an audit is refused for its framing, too."""
