@@ -8,6 +8,14 @@ from __future__ import annotations
 
 import re
 from codecs import BOM_UTF8
+from typing import Any
+
+import msgspec
+
+from mypypi.errors import BadUpstreamResponse
+
+#: The parser's errors for bytes that are not JSON, not UTF-8, or nested too deeply.
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 #: Matches escaped backslashes or a surrogate pair, to be kept (group 1), or else a lone surrogate, which the parser
 #: would reject.
@@ -33,3 +41,19 @@ def mended(body: bytes, encoding: str = "utf-8") -> bytes:
     if not _HAS_SURROGATE.search(text):
         return text
     return _SURROGATES.sub(lambda match: match[1] or rb"\ufffd", text)
+
+
+def decode(body: bytes, kind: Any) -> Any:
+    """Parse JSON as this type, mended if that is needed. Raises BadUpstreamResponse."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except UNREADABLE as error:
+        problem: Exception = error
+    readable = mended(body)
+    if readable != body:
+        try:
+            return msgspec.json.decode(readable, type=kind)
+        except UNREADABLE as error:
+            problem = error
+    reason = "it is nested too deeply" if isinstance(problem, RecursionError) else str(problem)
+    raise BadUpstreamResponse(f"upstream's response can't be parsed: {reason}")

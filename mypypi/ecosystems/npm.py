@@ -14,12 +14,13 @@ from urllib.parse import quote
 import msgspec
 from zope.interface import implementer
 
-from mypypi.ecosystems.lenient_json import without_mark
-from mypypi.ecosystems.packument import ABBREVIATED, FULL, decode, dist_tags, manifest, render_packument
+from mypypi.ecosystems.lenient_json import decode, without_mark
+from mypypi.ecosystems.packument import ABBREVIATED, FULL, render_packument
+from mypypi.ecosystems.packument_parts import dist_tags, manifest, parts_in
 from mypypi.errors import BadRequest, BadUpstreamResponse, NotFound
 from mypypi.file_keys import key_of
 from mypypi.interfaces import IEcosystem
-from mypypi.model import PackageFile, PageId, PageRequest, Part, RenderedForm, RenderedPage, SourceDocument
+from mypypi.model import PackageFile, PageId, PageRequest, Part, RenderedForm, RenderedPage, SourceDocument, Span
 
 __all__ = ["ABBREVIATED", "FULL", "NPM", "check_name", "is_name"]
 
@@ -94,6 +95,17 @@ class NPM:
         if part.kind == "dist-tags":
             return dist_tags(body)
         raise NotFound(f"a packument has no such part: {part.kind}")
+
+    def parts(self, page: PageId, name: str, body: bytes) -> dict[Part, Span] | None:
+        """See `IEcosystem.parts`. They are parts of the full packument."""
+        return parts_in(body) if page.kind == "packument" and name == "full" else None
+
+    def listed_on(self, page: PageId) -> tuple[PageId, Part] | None:
+        """See `IEcosystem.listed_on`. A packument lists the versions that attestations may be of."""
+        if page.kind != "attestations":
+            return None
+        name, _, version = page.project.rpartition("@")
+        return PageId("packument", name), Part("version", version)
 
     def example(self, address: str) -> str:
         """See `IEcosystem.example`."""

@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 
 from mypypi.dates import http_date
-from mypypi.ecosystems.lenient_json import mended, without_mark
+from mypypi.ecosystems.lenient_json import UNREADABLE, decode, without_mark
 from mypypi.ecosystems.tarballs import Dist, add_tarball, with_links
-from mypypi.errors import BadUpstreamResponse, NotFound
+from mypypi.errors import BadUpstreamResponse
 from mypypi.model import RenderedForm, RenderedPage, SourceDocument
 
 FULL = "application/json"
@@ -38,9 +38,6 @@ _FATE = {False: "keep upstream's address", True: "were left out"}
 #: The members of an object, by name; their values stay bytes.
 Members = dict[str, msgspec.Raw]
 
-#: The parser's errors for bytes that are not JSON, not UTF-8, or nested too deeply.
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-
 
 class _Packument(msgspec.Struct):
     """The fields of a packument that are parsed; all others stay bytes."""
@@ -56,13 +53,6 @@ class _OddPackument(msgspec.Struct):
 
     name: Any = None
     time: msgspec.Raw = msgspec.Raw(b"")
-    versions: dict[str, msgspec.Raw] | None = None
-    dist_tags: Any = msgspec.field(default=None, name="dist-tags")
-
-
-class _Manifests(msgspec.Struct):
-    """The fields of a packument that `manifest` and `dist_tags` need."""
-
     versions: dict[str, msgspec.Raw] | None = None
     dist_tags: Any = msgspec.field(default=None, name="dist-tags")
 
@@ -105,42 +95,6 @@ def render_packument(name: str, source: SourceDocument, *, strict: bool = False)
     )
 
 
-def manifest(packument: bytes, wanted: str) -> bytes:
-    """
-    Cut the object of one version out of a full packument.
-
-    `wanted` is a version or a dist-tag. Raises NotFound, and BadUpstreamResponse if the packument can't be parsed.
-    """
-    parsed = decode(packument, _Manifests)
-    versions = parsed.versions or {}
-    tags = parsed.dist_tags if isinstance(parsed.dist_tags, dict) else {}
-    found = versions.get(wanted) or versions.get(str(tags.get(wanted, "")))
-    if found is None:
-        raise NotFound(f"version not found: {wanted}")
-    return bytes(found)
-
-
-def dist_tags(packument: bytes) -> bytes:
-    """Return a packument's dist-tags, as the registry's own endpoint does."""
-    return msgspec.json.encode(decode(packument, _Manifests).dist_tags or {})
-
-
-def decode(body: bytes, kind: Any) -> Any:
-    """Parse JSON as this type. Raises BadUpstreamResponse."""
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except _UNREADABLE as error:
-        problem: Exception = error
-    readable = mended(body)
-    if readable != body:
-        try:
-            return msgspec.json.decode(readable, type=kind)
-        except _UNREADABLE as error:
-            problem = error
-    reason = "it is nested too deeply" if isinstance(problem, RecursionError) else str(problem)
-    raise BadUpstreamResponse(f"upstream's response can't be parsed: {reason}")
-
-
 def _parse(body: bytes) -> tuple[_Packument, list[str], bool]:
     """Return the packument, its versions that are no objects, and whether its ``versions`` must be written anew."""
     unusable: list[str] = []
@@ -166,7 +120,7 @@ def _members(raw: msgspec.Raw) -> Members | None:
     """Return the members of an object; None if this is no object."""
     try:
         members: Members = msgspec.json.decode(raw, type=Members)
-    except _UNREADABLE:
+    except UNREADABLE:
         return None
     return members
 
@@ -186,7 +140,7 @@ def _dist(members: Members) -> Dist | None:
         return None
     try:
         dist = msgspec.json.decode(members["dist"], type=Dist)
-    except _UNREADABLE:
+    except UNREADABLE:
         return None
     return dist if isinstance(dist.tarball, str) and dist.tarball else None
 
@@ -220,7 +174,7 @@ def _abbreviated_version(members: Members) -> dict[str, object]:
     if "hasInstallScript" not in version and "scripts" in members:
         try:
             scripts = msgspec.json.decode(members["scripts"], type=dict[str, msgspec.Raw])
-        except _UNREADABLE:
+        except UNREADABLE:
             return version
         if any(script in scripts for script in _INSTALL_SCRIPTS):
             version["hasInstallScript"] = True

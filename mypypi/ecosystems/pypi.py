@@ -19,6 +19,7 @@ from zope.interface import implementer
 from mypypi.digests import Digest
 from mypypi.ecosystems import simple_html
 from mypypi.ecosystems.pypi_names import normalise, projects_of
+from mypypi.ecosystems.pypi_releases import release, releases_in
 from mypypi.ecosystems.simple_fields import mend_file, mend_page
 from mypypi.ecosystems.simple_html import Document
 from mypypi.ecosystems.simple_html_reader import CORE_METADATA, hashes_in
@@ -38,7 +39,7 @@ from mypypi.ecosystems.simple_side_files import turn_provenance, withdraw
 from mypypi.errors import BadRequest, BadUpstreamResponse, NotFound
 from mypypi.file_keys import key_from_segments
 from mypypi.interfaces import IEcosystem
-from mypypi.model import PackageFile, PageId, PageRequest, Part, RenderedForm, RenderedPage, SourceDocument
+from mypypi.model import PackageFile, PageId, PageRequest, Part, RenderedForm, RenderedPage, SourceDocument, Span
 
 __all__ = ["PyPI", "normalise"]
 
@@ -132,6 +133,18 @@ class PyPI:
     def part(self, part: Part, body: bytes) -> bytes:
         """See `IEcosystem.part`. Pages of Python indexes have no parts."""
         raise NotFound(f"a page has no such part: {part.kind}")
+
+    def parts(self, page: PageId, name: str, body: bytes) -> dict[Part, Span] | None:
+        """See `IEcosystem.parts`. A project's JSON lists its releases, also those without files."""
+        if page.kind != "json" or page.version or name != "json":
+            return None
+        return releases_in(body)
+
+    def listed_on(self, page: PageId) -> tuple[PageId, Part] | None:
+        """See `IEcosystem.listed_on`. A version has several spellings, which are all found (PEP 440)."""
+        if page.kind != "json" or not page.version:
+            return None
+        return PageId("json", page.project), release(page.version)
 
     def example(self, address: str) -> str:
         """See `IEcosystem.example`."""

@@ -15,9 +15,18 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mypypi.clock import remaining
-from mypypi.coalescing import Coalescer
-from mypypi.errors import MyPyPiError, OutOfDescriptors, UpstreamDown, UpstreamRefused, upstream_error
-from mypypi.model import Form, Page, PageId, Part
+from mypypi.errors import (
+    MyPyPiError,
+    NotFound,
+    OutOfDescriptors,
+    TemporarilyUnavailable,
+    UpstreamDown,
+    UpstreamRefused,
+    upstream_error,
+)
+from mypypi.model import Page, PageId, Part
+from mypypi.pages.derived import DerivedForms
+from mypypi.pages.guesses import GUESS_SECONDS, Guesses
 from mypypi.pages.page_store import CATALOG_INTERVAL, PageStore
 from mypypi.pages.revalidation import PageSource, Revalidator
 from mypypi.redis_budget import redis_budget
@@ -28,6 +37,7 @@ if TYPE_CHECKING:
     from mypypi.pages.memory_cache import MemoryCache
     from mypypi.redis.leases import Leases
     from mypypi.rendering.renderer import Renderer
+    from mypypi.threads import Threads
     from mypypi.upstream.backoff import Backoff
     from mypypi.upstream.client import Upstream
 
@@ -76,6 +86,7 @@ class PageCache:
         negative_cache_time: float,
         stale_after: float,
         memory: MemoryCache,
+        threads: Threads,
     ) -> None:
         self._ecosystem = ecosystem
         self._upstream = upstream
@@ -84,8 +95,9 @@ class PageCache:
         self._cache_time = cache_time
         self._negative_cache_time = negative_cache_time
         self._stale_after = stale_after
-        self._memory = memory
-        self._deriving: Coalescer[Form] = Coalescer()
+        #: The forms of these pages for one address, and their parts.
+        self.derived = DerivedForms(renderer, memory, threads, clock)
+        self._guesses = Guesses(clock)
         self._store = PageStore(catalog, clock, memory)
         self._revalidator = Revalidator(
             PageSource(ecosystem, upstream, renderer),
@@ -105,7 +117,8 @@ class PageCache:
         Return the page, revalidated for this client if it is stale.
 
         If upstream fails, the stale page is returned, however old it is. Raises NotFound or UpstreamRefused if upstream
-        says so; UpstreamDown or BadUpstreamResponse if upstream fails and there is no cached page to serve.
+        says so; UpstreamDown or BadUpstreamResponse if upstream fails and there is no cached page to serve. Raises
+        TemporarilyUnavailable for a client that asks for too many pages which do not exist.
         """
         cached = await self._store.get(page)
         if cached is not None and (ttl := self._ttl(cached)) > 0:
@@ -114,8 +127,7 @@ class PageCache:
             self._revalidator.note_recovery(cached)
             return self._serve(cached, "")
         if cached is None or cached.missing:
-            fresh = await self._revalidator.revalidate(page, cached, client)
-            return self._serve(fresh, "miss")
+            return self._serve(await self._look_for(page, cached, client), "miss")
         if self._revalidator.is_backing_off(page):
             return self._serve(cached, "")
         # An install reads hundreds of pages, many of them one after another, and would wait for each.
@@ -144,7 +156,9 @@ class PageCache:
         if held and self._revalidator.is_backing_off(page):
             raise UpstreamDown(_UNASKED)
         try:
-            fresh = await self._revalidator.revalidate(page, cached, client)
+            fresh = await (
+                self._revalidator.revalidate(page, cached, client) if held else self._look_for(page, cached, client)
+            )
         except MyPyPiError as error:
             if held and not isinstance(error, (UpstreamRefused, OutOfDescriptors)):
                 raise UpstreamDown(_UNASKED, *([error.retry_after] if error.retry_after else [])) from error
@@ -167,23 +181,6 @@ class PageCache:
         self._store.put_listing(page, listing)
         return listing
 
-    async def form_for(self, form: Form, base: str, part: Part | None = None) -> Form:
-        """
-        Return the form for this base address, or its `part`.
-
-        It is made once and kept in memory. Raises NotFound if the page has no such part.
-        """
-        if not form.based:
-            base = ""
-        if part is None and not form.based:
-            return form
-        name = (form.etag, base, f"{part.kind} {part.name}" if part is not None else "")
-        derived = self._memory.derived(name)
-        if derived is None:
-            derived = await self._deriving.run(name, lambda: self._renderer.derive(form, base, part))
-            self._memory.put_derived(name, derived)
-        return derived
-
     async def withhold(self, page: PageId, link: str) -> None:
         """
         Withhold a link that upstream lists but does not have.
@@ -195,6 +192,33 @@ class PageCache:
     async def check(self) -> None:
         """Raise UpstreamDown with the reason, if upstream is paused or the last page failed."""
         await self._revalidator.check()
+
+    async def _look_for(self, page: PageId, missing: Page | None, client: str) -> Page:
+        """
+        Ask upstream for a page that is not cached, or was missing.
+
+        Where many such pages of a project were missing lately, the page that lists them is asked first. If it does not
+        tell, a client that asked for that many has to wait. Raises NotFound and TemporarilyUnavailable then.
+        """
+        listed = self._ecosystem.listed_on(page)
+        if listed is not None and self._guesses.are_many(listed[0]):
+            exists = await self._is_listed(*listed, client)
+            if exists is False:
+                raise NotFound(f"upstream has no page {page}")
+            if exists is None and self._guesses.are_many(listed[0], client):
+                why = f"too many pages of {listed[0].project} that do not exist were asked for: try again later"
+                raise TemporarilyUnavailable(why, int(GUESS_SECONDS))
+        found = await self._revalidator.revalidate(page, missing, client)
+        if listed is not None and found.missing:
+            self._guesses.note(listed[0], client)
+        return found
+
+    async def _is_listed(self, page: PageId, part: Part, client: str) -> bool | None:
+        """Whether this page, as upstream has it now, has this part; None if that is not known."""
+        try:
+            return await self.derived.has(await self.revalidated(page, client), part)
+        except MyPyPiError:
+            return None
 
     def _ttl(self, page: Page) -> float:
         """Return the seconds of freshness left, negative for a stale page."""

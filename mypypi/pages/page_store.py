@@ -53,12 +53,12 @@ class PageStore:
             return newer.page  # this process stored it during the read, so the catalog's answer may be older
         return self._memory.put(current, now).page if current is not None else None
 
-    async def put(self, page: Page, indexed_links: tuple[str, ...], *, confirmed: bool = False) -> None:
+    async def put(self, page: Page, indexed_links: tuple[str, ...] | None, *, confirmed: bool = False) -> None:
         """
         Store a page in memory and in the catalog.
 
-        A catalog that can't be reached is skipped. A `confirmed` page is in the catalog already: only the time of its
-        last check is written there.
+        `indexed_links` are those of `ICatalog.put_page`. A catalog that can't be reached is skipped. A `confirmed` page
+        is in the catalog already: only the time of its last check is written there.
         """
         self._memory.put(page, self._clock.seconds())
         try:
@@ -86,7 +86,7 @@ class PageStore:
             return
         cached = await self.get(page)
         if cached is not None:
-            await self.put(_unconfirmed(cached), ())
+            await self.put(_unconfirmed(cached), None)
 
     def listing(self, page: Page) -> Listing | None:
         """Return the listing of this page version, if in memory."""
@@ -115,7 +115,7 @@ class PageStore:
         """
         unconfirmed = _unconfirmed(page)
         if not page.missing:
-            await self._catalog.put_page(unconfirmed, ())
+            await self._catalog.put_page(unconfirmed, None)
         return unconfirmed
 
 

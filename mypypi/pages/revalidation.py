@@ -83,6 +83,7 @@ class Revalidator:
         self._backoff = backoff
         self._clock = clock
         self._running: Coalescer[Page] = Coalescer()
+        #: Why the last page failed, in words for the health.
         self._failing = ""
         self._failed_at = 0.0
         self._negative_cache_time = negative_cache_time
@@ -200,11 +201,11 @@ class Revalidator:
 
     async def _fetch(
         self, page: PageId, cached: Page | None, client: str, *, background: bool
-    ) -> tuple[Page, tuple[str, ...]]:
+    ) -> tuple[Page, tuple[str, ...] | None]:
         """
         Request the page from upstream; render it if it changed.
 
-        Returns the cached page, confirmed, or a new one, with the links that the catalog has to index.
+        Returns the cached page, confirmed, or a new one with the links that the catalog has to index.
         """
         source = self._source
         request = source.ecosystem.page_request(page)
@@ -221,16 +222,18 @@ class Revalidator:
         now = self._clock.seconds()
         if response.source is None:
             assert cached is not None
-            return evolve(cached, checked_at=now), ()
-        withheld = await self._store.withheld(page)
+            return evolve(cached, checked_at=now), None
         known = cached.source if cached is not None else ""
         try:
+            withheld = await self._store.withheld(page)
             rendered = await source.renderer.render(page, response.source, withheld, known)
         except BadUpstreamResponse as error:
             error.took = self._clock.seconds() - now
             raise
+        finally:
+            response.release()
         if cached is not None and not rendered.forms:
-            return evolve(cached, checked_at=now), ()
+            return evolve(cached, checked_at=now), None
         if rendered.is_doubtful and cached is not None and await self._lists_files(cached):
             raise BadUpstreamResponse(
                 f"upstream's page {page} lists nothing any more, and nothing in it says that it is such a page"
@@ -268,13 +271,26 @@ class Revalidator:
         unreachable = isinstance(error, UpstreamUnreachable)
         if (unreachable and not self._failing) or (first and not unreachable):
             self.log.warn("upstream fails, serving cached pages: page {page}: {why}", page=str(page), why=error)
-        self._failing, self._failed_at = str(error), self._clock.seconds()
+        self._failing, self._failed_at = _public_reason(error), self._clock.seconds()
         await self._backoff.begin(name_of(page), str(error), seconds=seconds, at_least=at_least, status=error.status)
 
     def _record_success(self) -> None:
         if self._failing:
             self._failing = ""
             self.log.info("upstream answers again")
+
+
+def _public_reason(error: MyPyPiError) -> str:
+    """
+    Return why a page failed, for the health, which any client may read.
+
+    It names no page, and repeats no text of upstream's: the log has both.
+    """
+    if isinstance(error, UpstreamDown):
+        return str(error)
+    if isinstance(error, UpstreamRefused):
+        return f"{RULES[error.upstream_status].words}: the log says for which page"
+    return "a page of upstream's could not be used: the log says which one, and why"
 
 
 def _can_serve(cached: Page | None) -> bool:

@@ -18,15 +18,15 @@ from twisted.python.failure import Failure
 
 from mypypi.errors import TemporarilyUnavailable
 from mypypi.rendering.process import RenderProcess
-from mypypi.rendering.tasks import work_in
+from mypypi.rendering.tasks import LARGEST_PAGE, UNDERSTATED, is_derived, is_large, restated, work_in
 
 if TYPE_CHECKING:
     from mypypi.threads import Threads
 
 #: Seconds that a task may take before its process is killed.
 TASK_SECONDS = 20.0
-#: Bytes of work (see `work_in`) from which on a task is large, so that others would notice that they wait for it.
-LARGE = 8 * 1024 * 1024
+#: Bytes of work that large tasks may have together while they are done. One alone may have any.
+MOST_LARGE_WORK = LARGEST_PAGE
 #: Seconds after which a small task is stopped, and done again as a large one.
 SMALL_SECONDS = 2.0
 #: Tasks that may wait, and their bytes; more are refused.
@@ -50,14 +50,24 @@ class _Task:
     is_large: bool
     done: Deferred[bytes] = field(factory=lambda: Deferred(lambda _: None))
 
+    @property
+    def work(self) -> int:
+        return work_in(self.data)
+
+    @property
+    def is_derived(self) -> bool:
+        return is_derived(self.data)
+
 
 class RenderPool(Service):
     """
     Up to `size` render processes, started when they are needed, and kept.
 
-    Large tasks always leave one process to small ones, and small ones leave one to them. A small task that takes long
-    becomes a large one. A task that takes longer than `seconds` is ended with its process. A process that has grown is
-    replaced after its task. `threads` has a thread for each process, and one more.
+    Large tasks always leave one process to small ones, and small ones leave one to them. Large ones have
+    `MOST_LARGE_WORK` together, which bounds their memory. A small task that takes long, or has more work than it says,
+    becomes a large one. Large tasks that derive a form take turns with those that render a page. A task that takes
+    longer than `seconds` is ended with its process. A process that has grown is replaced after its task. `threads` has
+    a thread for each process, and one more.
     """
 
     log = Logger()
@@ -80,6 +90,9 @@ class RenderPool(Service):
         self._busy: dict[RenderProcess, _Task] = {}
         self._small: deque[_Task] = deque()
         self._large: deque[_Task] = deque()
+        #: Large ones that derive a form, and whether the last large task that began was one.
+        self._derived: deque[_Task] = deque()
+        self._derived_was_last = False
         self._waiting_bytes = 0
         self._surplus: IDelayedCall | None = None
         #: Why the last start of a process failed; empty if it did not.
@@ -129,8 +142,8 @@ class RenderPool(Service):
 
         Fails with RenderProcessEnded if the task exceeds its limits, and with TemporarilyUnavailable if too many wait.
         """
-        task = _Task(data, work_in(data) >= LARGE)
-        waiting = len(self._small) + len(self._large)
+        task = _Task(data, is_large(data))
+        waiting = len(self._small) + len(self._large) + len(self._derived)
         if not self.running:
             task.done.errback(TemporarilyUnavailable(_STOPPED, 1))
         elif waiting >= _MOST_WAITING or self._waiting_bytes + len(data) > _MOST_WAITING_BYTES:
@@ -142,7 +155,12 @@ class RenderPool(Service):
 
     def _enqueue(self, task: _Task) -> None:
         self._waiting_bytes += len(task.data)
-        (self._large if task.is_large else self._small).append(task)
+        self._queue_of(task).append(task)
+
+    def _queue_of(self, task: _Task) -> deque[_Task]:
+        if not task.is_large:
+            return self._small
+        return self._derived if task.is_derived else self._large
 
     def _assign(self) -> None:
         """Give waiting tasks to idle processes; start another process if there are too few."""
@@ -152,17 +170,30 @@ class RenderPool(Service):
                 process = self._start_process()
             if process is None:
                 return
-            (self._large if task.is_large else self._small).popleft()
+            self._queue_of(task).popleft()
+            if task.is_large:
+                self._derived_was_last = task.is_derived
             self._waiting_bytes -= len(task.data)
             self._perform(process, task)
 
     def _due(self) -> _Task | None:
         """Return the next task: small ones first, except on the process that they leave to large ones."""
-        small, large = self._first(self._small), self._first(self._large)
-        running = sum(task.is_large for task in self._busy.values())
-        if large is None or running >= max(1, self._size - 1):
+        small, large = self._first(self._small), self._first_large()
+        if large is None or not self._is_room_for_large(large):
             return small
-        return large if small is None or (running == 0 and self._size > 1) else small
+        is_alone = self._size > 1 and not any(task.is_large for task in self._busy.values())
+        return large if small is None or is_alone else small
+
+    def _first_large(self) -> _Task | None:
+        page, derived = self._first(self._large), self._first(self._derived)
+        if page is None or derived is None:
+            return page or derived
+        return page if self._derived_was_last else derived
+
+    def _is_room_for_large(self, large: _Task) -> bool:
+        """Whether a process remains for small tasks, and memory for this one, if this task runs too."""
+        running = [task.work for task in self._busy.values() if task.is_large]
+        return len(running) < max(1, self._size - 1) and (not running or sum(running) + large.work <= MOST_LARGE_WORK)
 
     def _first(self, tasks: deque[_Task]) -> _Task | None:
         """Return the first task whose caller still waits."""
@@ -192,9 +223,10 @@ class RenderPool(Service):
         return process
 
     def _refuse_all(self, why: str, retry_after: int = 5) -> None:
-        waiting = [*self._small, *self._large]
+        waiting = [*self._small, *self._large, *self._derived]
         self._small.clear()
         self._large.clear()
+        self._derived.clear()
         self._waiting_bytes = 0
         for task in waiting:
             _fire(task, Failure(TemporarilyUnavailable(why, retry_after)))
@@ -229,6 +261,9 @@ class RenderPool(Service):
             _fire(task, Failure(TemporarilyUnavailable(_STOPPED, 1)))
         elif failed and was_killed and not task.is_large:
             task.is_large = True
+            self._enqueue(task)
+        elif result == UNDERSTATED and task.work < LARGEST_PAGE:
+            task.data, task.is_large = restated(task.data), True
             self._enqueue(task)
         else:
             _fire(task, result)

@@ -22,7 +22,7 @@ from mypypi.errors import BadUpstreamResponse
 #: Bytes of address space that a render process may use (RLIMIT_AS).
 MOST_MEMORY = 1024 * 1024 * 1024
 #: Bytes of resident memory after a task above which the process is replaced.
-GROWN = 256 * 1024 * 1024
+GROWN = 96 * 1024 * 1024
 #: Seconds after which a task ends its own process, in case that the serving process is gone and can't kill it.
 _LAST_RESORT = 60
 #: Bytes of a task after which garbage is collected.

@@ -13,10 +13,12 @@ from twisted.internet.defer import Deferred
 
 from mypypi.model import Form, PageId, Part, SourceDocument
 from mypypi.rendering.listing import Listing
+from mypypi.rendering.parts import PartIndex
 from mypypi.rendering.tasks import (
     CompressedPage,
     DeriveTask,
     ListingTask,
+    PartsTask,
     RenderTask,
     Task,
     decode_result,
@@ -51,8 +53,13 @@ class Renderer:
         listing: Listing = await self._do(ListingTask(page, name, form))
         return listing
 
+    async def parts(self, page: PageId, name: str, form: Form) -> PartIndex:
+        """Index the parts of a page's form with this name (see `IEcosystem.parts`)."""
+        index: PartIndex = await self._do(PartsTask(page, name, form))
+        return index
+
     async def derive(self, form: Form, base: str, part: Part | None) -> Form:
-        """Make a form with `base` as the address in its links, or of a part of it. Raises NotFound."""
+        """Make a form with `base` as the address in its links if given, or of a part of it. Raises NotFound."""
         derived: Form = await self._do(DeriveTask(form, base, part))
         return derived
 

@@ -6,6 +6,7 @@ Knows `IEcosystem` and gzip. Must never know processes, or where a page is kept.
 from __future__ import annotations
 
 import hashlib
+import io
 import struct
 import zlib
 from collections.abc import Callable
@@ -16,15 +17,25 @@ from attrs import Factory, evolve, frozen
 
 from mypypi.ecosystems import ECOSYSTEMS
 from mypypi.errors import BadUpstreamResponse, MyPyPiError, error_from
+from mypypi.gunzip import GzipError, TooMuch, gunzip
 from mypypi.model import BASE_PLACEHOLDER, Form, PageId, Part, RenderedForm, SourceDocument
 from mypypi.rendering.listing import Listing
+from mypypi.rendering.parts import PartIndex, compress_in_blocks
 
 #: Bytes of the largest page, after decompression. PyPI's list of all projects has 40 MB.
 LARGEST_PAGE = 128 * 1024 * 1024
+#: Bytes of work (see `work_in`) from which on a task is large, so that others would notice that they wait for it.
+LARGE = 8 * 1024 * 1024
+#: The same for a task that derives a form. Clients choose how many there are, so they wait for each other sooner.
+LARGE_DERIVED = 1024 * 1024
+#: The result of a task with more work than it says. It is to be done again as `restated`.
+UNDERSTATED = b""
 _LEVEL = 6
-_BLOCK = 256 * 1024
-#: An encoded task begins with the bytes of its work.
-_WORK = struct.Struct("!Q")
+#: An encoded task begins with the bytes of its work, and with whether it derives a form.
+_HEADER = struct.Struct("!Q?")
+#: The name of the form that has the index of another form's parts (see `PartIndex`).
+PARTS = "parts"
+_INDEX_TYPE = "application/octet-stream"
 
 
 @frozen
@@ -65,31 +76,64 @@ class ListingTask:
 
 
 @frozen
+class PartsTask:
+    """Make the index of the parts of a page's form with this name, for a page that was stored without one."""
+
+    page: PageId
+    name: str
+    form: Form
+
+
+@frozen
 class DeriveTask:
-    """Make a form with `base` as the address in its links, or of a `part` of it."""
+    """
+    Make a form with `base` as the address in its links, or of a `part` of it.
+
+    Without a `base`, the links keep the placeholder.
+    """
 
     form: Form
     base: str
     part: Part | None = None
 
 
-Task = RenderTask | ListingTask | DeriveTask
+Task = RenderTask | ListingTask | PartsTask | DeriveTask
+
+
+class _Understated(Exception):
+    """The page has more bytes after decompression than its task says, and more than a small one."""
 
 
 def encode_task(package_type: str, upstream_url: str, task: Task) -> bytes:
     """Encode a task of this ecosystem and upstream for a render process."""
     encoded = msgspec.msgpack.encode((package_type, upstream_url, type(task).__name__, task))
-    return _WORK.pack(_work(task)) + encoded
+    return _HEADER.pack(_work(task), isinstance(task, DeriveTask)) + encoded
+
+
+def restated(encoded: bytes) -> bytes:
+    """Return the encoded task with as much work as a page may have."""
+    return _HEADER.pack(LARGEST_PAGE, is_derived(encoded)) + encoded[_HEADER.size :]
 
 
 def work_in(encoded: bytes) -> int:
     """
     Return the bytes that a task has to read, after decompression.
 
-    Upstream can understate them: a gzip file of several members has the size of the last one at its end.
+    Upstream can understate them: a gzip file of several members has the size of the last one at its end. Then the
+    result is `UNDERSTATED`, unless it is a small page anyway.
     """
-    work: int = _WORK.unpack_from(encoded)[0]
+    work: int = _HEADER.unpack_from(encoded)[0]
     return work
+
+
+def is_derived(encoded: bytes) -> bool:
+    """Return whether a task derives a form from one that is there already."""
+    return bool(_HEADER.unpack_from(encoded)[1])
+
+
+def is_large(encoded: bytes) -> bool:
+    """Return whether a task has so much work that others would notice that they wait for it."""
+    return work_in(encoded) >= (LARGE_DERIVED if is_derived(encoded) else LARGE)
 
 
 def _work(task: Task) -> int:
@@ -100,14 +144,19 @@ def _work(task: Task) -> int:
 
 
 def perform(encoded: bytes) -> bytes:
-    """Do a task; return its encoded result, or the error that it raised."""
+    """Do a task; return its encoded result, or the error that it raised; `UNDERSTATED` if it has more work."""
     package_type, upstream_url, name, raw = msgspec.msgpack.decode(
-        memoryview(encoded)[_WORK.size :], type=tuple[str, str, str, msgspec.Raw]
+        memoryview(encoded)[_HEADER.size :], type=tuple[str, str, str, msgspec.Raw]
     )
     kind, _, do = _TASKS[name]
     try:
-        result = do(package_type, upstream_url, msgspec.msgpack.decode(raw, type=kind))
+        task = msgspec.msgpack.decode(raw, type=kind)
+        if isinstance(task, RenderTask):
+            task = evolve(task, source=_decompressed(task.source, max(LARGE, work_in(encoded))))
+        result = do(package_type, upstream_url, task)
         return msgspec.msgpack.encode((result, None))
+    except _Understated:
+        return UNDERSTATED
     except MyPyPiError as error:
         return msgspec.msgpack.encode((None, (type(error).__name__, str(error))))
     except MemoryError:
@@ -123,12 +172,20 @@ def decode_result(task: Task, encoded: bytes) -> Any:
 
 
 def _render(package_type: str, upstream_url: str, task: RenderTask) -> CompressedPage:
-    source = evolve(task.source, body=_decompressed(task.source), encoding="")
+    """Render a page whose source is decompressed already."""
+    source = task.source
     digest = hashlib.sha256(source.body).hexdigest()
     if digest == task.known:
         return CompressedPage(digest)
-    page = ECOSYSTEMS[package_type](upstream_url, strict=task.strict).render(task.page, source, task.withheld)
-    forms = {name: compress(form) for name, form in page.forms.items()}
+    ecosystem = ECOSYSTEMS[package_type](upstream_url, strict=task.strict)
+    page = ecosystem.render(task.page, source, task.withheld)
+    forms = {}
+    for name, form in page.forms.items():
+        parts = ecosystem.parts(task.page, name, form.body)
+        body, starts = (gzip(form.body), ()) if parts is None else compress_in_blocks(form.body, _LEVEL)
+        forms[name] = _compressed(form, body)
+        if parts is not None:
+            forms[PARTS] = compress(RenderedForm(_INDEX_TYPE, PartIndex.of(parts, starts).encode()))
     return CompressedPage(digest, forms, page.indexed_links, page.modified, page.is_doubtful, page.notes)
 
 
@@ -137,21 +194,36 @@ def _list(package_type: str, upstream_url: str, task: ListingTask) -> Listing:
     return Listing.of(ECOSYSTEMS[package_type](upstream_url).listing(task.page, form).values())
 
 
+def _index_parts(package_type: str, upstream_url: str, task: PartsTask) -> PartIndex:
+    parts = ECOSYSTEMS[package_type](upstream_url).parts(task.page, task.name, zlib.decompress(task.form.body, 31))
+    return PartIndex.of(parts or {})
+
+
 def _derive(package_type: str, upstream_url: str, task: DeriveTask) -> Form:
-    form, base, part = task.form, task.base, task.part
-    body = zlib.decompress(form.body, 31)
-    if part is not None:
-        body = ECOSYSTEMS[package_type](upstream_url).part(part, body)
-    if form.based:
+    body = zlib.decompress(task.form.body, 31)
+    if task.part is not None:
+        body = ECOSYSTEMS[package_type](upstream_url).part(task.part, body)
+    return derived(task.form, body, task.base, task.part)
+
+
+def derived(form: Form, body: bytes, base: str, part: Part | None) -> Form:
+    """Return the form with this body, of a form or its `part`, with `base` as the address in its links if given."""
+    if form.based and base:
         body = body.replace(BASE_PLACEHOLDER, base.encode())
-    etag = hashlib.sha256(f"{form.etag} {base} {part or ''}".encode()).hexdigest()[:32]
-    return evolve(form, etag=etag, size=len(body), body=gzip(body))
+    etag = derived_etag(form, base, part)
+    return evolve(form, etag=etag, size=len(body), body=gzip(body), based=form.based and not base)
+
+
+def derived_etag(form: Form, base: str, part: Part | None) -> str:
+    """Return the etag of what is derived from a form. It is known without the body."""
+    return hashlib.sha256(f"{form.etag} {base} {part or ''}".encode(errors="surrogatepass")).hexdigest()[:32]
 
 
 #: Each kind of task with its result and the function that does it.
 _TASKS: dict[str, tuple[Any, Any, Callable[[str, str, Any], object]]] = {
     "RenderTask": (RenderTask, CompressedPage, _render),
     "ListingTask": (ListingTask, Listing, _list),
+    "PartsTask": (PartsTask, PartIndex, _index_parts),
     "DeriveTask": (DeriveTask, Form, _derive),
 }
 
@@ -162,8 +234,12 @@ def compress(rendered: RenderedForm) -> Form:
 
     So every host that renders the same page makes the same etag.
     """
+    return _compressed(rendered, gzip(rendered.body))
+
+
+def _compressed(rendered: RenderedForm, body: bytes) -> Form:
     etag = hashlib.sha256(rendered.body).hexdigest()[:32]
-    return Form(rendered.media_type, etag, len(rendered.body), gzip(rendered.body), rendered.based)
+    return Form(rendered.media_type, etag, len(rendered.body), body, rendered.based)
 
 
 def gzip(data: bytes) -> bytes:
@@ -172,27 +248,24 @@ def gzip(data: bytes) -> bytes:
     return compressor.compress(data) + compressor.flush()
 
 
-def _decompressed(source: SourceDocument) -> bytes:
-    """Return the identity bytes of upstream's body. Raises BadUpstreamResponse if they are damaged or too many."""
+def _decompressed(source: SourceDocument, most: int) -> SourceDocument:
+    """
+    Return upstream's document without its encoding.
+
+    Raises BadUpstreamResponse if its bytes are damaged or too many, and _Understated if they are more than `most`.
+    """
     if not source.encoding:
-        return source.body
+        return source
     if source.encoding != "gzip":
         raise BadUpstreamResponse(f"upstream sent a page in the encoding {source.encoding[:40]!r}, not requested")
-    pieces: list[bytes] = []
-    size, data = 0, source.body
-    while data or not pieces:  # RFC 1952 allows several members, one after the other
-        decoder = zlib.decompressobj(wbits=31)
-        try:
-            while data and not decoder.eof:
-                piece = decoder.decompress(data, _BLOCK)
-                data = decoder.unconsumed_tail
-                size += len(piece)
-                if size > LARGEST_PAGE:
-                    raise BadUpstreamResponse(f"upstream sent a page of more than {LARGEST_PAGE} bytes")
-                pieces.append(piece)
-        except zlib.error:
-            raise BadUpstreamResponse("upstream sent a page with damaged gzip encoding") from None
-        if not decoder.eof:
-            raise BadUpstreamResponse("upstream sent a page in gzip encoding that ends early")
-        data = decoder.unused_data
-    return b"".join(pieces)
+    decoded = io.BytesIO()  # its value is not copied, as joined pieces would be
+    try:
+        for piece in gunzip([source.body], min(most, LARGEST_PAGE), "a page"):
+            decoded.write(piece)
+    except TooMuch as error:
+        if most < LARGEST_PAGE:
+            raise _Understated from None
+        raise BadUpstreamResponse(f"upstream sent {error}") from None
+    except GzipError as error:
+        raise BadUpstreamResponse(f"upstream sent {error}") from None
+    return evolve(source, body=decoded.getvalue(), encoding="")

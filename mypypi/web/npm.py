@@ -17,6 +17,7 @@ from mypypi.ecosystems.npm import ABBREVIATED, FULL, check_name, is_name
 from mypypi.ecosystems.npm_addresses import tarball_link, tarball_links
 from mypypi.errors import BadUpstreamResponse, MyPyPiError, NotFound, UpstreamDown
 from mypypi.model import PageId, Part
+from mypypi.upstream.responses import is_final
 from mypypi.web.endpoints import RoutingApp, endpoints_of
 from mypypi.web.errors import READ_ONLY, answer
 from mypypi.web.negotiation import accepts_gzip
@@ -141,7 +142,7 @@ class NPMRoutes:
             gzip=accepts_gzip(request.getHeader("accept-encoding")),
             client=self._files.addresses.client(request),
         )
-        if passed.status > 599:  # noqa: PLR2004 - the highest valid status (RFC 9110, section 15)
+        if not is_final(passed.status):
             raise BadUpstreamResponse(f"upstream answered with an invalid status, {passed.status}")
         content_type, returned = _json_type(passed), ["retry-after"]
         if content_type:

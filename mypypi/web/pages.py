@@ -9,31 +9,28 @@ import zlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IPushProducer
-from twisted.python.failure import Failure
-from zope.interface import implementer
-
 from mypypi.dates import parse_date
-from mypypi.errors import BadRequest, NotFound
-from mypypi.model import Form, PageId, Part
+from mypypi.errors import BadRequest, NotFound, StorageDown
+from mypypi.model import BASE_PLACEHOLDER, Form, PageId, Part
+from mypypi.pieces import inflated, replaced, slices
 from mypypi.web.conditions import etag_matches
 from mypypi.web.errors import sending
 from mypypi.web.negotiation import accepts_gzip, choose_type, vary_on
 from mypypi.web.request_log import set_kind
+from mypypi.web.senders import send
 
 if TYPE_CHECKING:
     from twisted.web.http import Request
 
+    from mypypi.pages.derived import Wanted
     from mypypi.pages.page_cache import CachedPage
     from mypypi.proxy.proxy import Proxy
+    from mypypi.threads import Threads
     from mypypi.web.public_address import Addresses
 
 #: The longest version or tag that is looked for, in characters: npm's own limit. No release on PyPI comes near it. What
 #: does not exist is remembered for a while, so its name must be short.
 _LONGEST_VERSION = 256
-#: Bytes of a body in one write.
-_PIECE = 64 * 1024
 #: Largest body, in bytes, that is written at once: the transport buffers as much anyway.
 _AT_ONCE = 64 * 1024
 
@@ -42,12 +39,14 @@ class PageResponses:
     """
     Answers requests for pages.
 
-    `addresses` gives the address of this server, for links that can't be relative.
+    `addresses` gives the address of this server, for links that can't be relative. Pages are decoded, and addresses are
+    put into them, in `threads` while they are sent.
     """
 
-    def __init__(self, proxy: Proxy, addresses: Addresses) -> None:
+    def __init__(self, proxy: Proxy, addresses: Addresses, threads: Threads) -> None:
         self._proxy = proxy
         self._addresses = addresses
+        self._threads = threads
 
     async def serve(
         self, request: Request, page: PageId, offered: Mapping[str, str], part: Part | None = None
@@ -63,27 +62,85 @@ class PageResponses:
         check_version(part.name if part is not None else page.version)
         media_type = next(iter(offered)) if len(offered) == 1 else choose_type(_accepted(request), offered)
         try:
-            answer, form = await self._find(request, page, offered[media_type], part)
+            answer, wanted = await self._find(request, page, offered[media_type], part)
         except NotFound:
             if part is None and not page.version:
                 raise
             # A version or a tag is asked for by its exact name. Upstream may have it since the page was fetched.
             await self._proxy.pages.revalidated(page, self._addresses.client(request))
-            answer, form = await self._find(request, page, offered[media_type], part)
+            answer, wanted = await self._find(request, page, offered[media_type], part)
         request.setHeader(b"content-type", _content_type(media_type).encode())
         _set_freshness(request, answer)
         if parse_date(answer.page.modified) is not None:  # upstream's date may be malformed
             request.setHeader(b"last-modified", answer.page.modified.encode())
-        return await _send_form(request, form)
+        return await self._send(request, wanted)
 
-    async def _find(self, request: Request, page: PageId, name: str, part: Part | None) -> tuple[CachedPage, Form]:
-        """Return the page, and its form for this request."""
+    async def _find(self, request: Request, page: PageId, name: str, part: Part | None) -> tuple[CachedPage, Wanted]:
+        """Return the page, and what of it this request is for."""
         answer = await self._proxy.page(page, self._addresses.client(request))
-        form = answer.page.forms[name]
-        if form.based or part is not None:
-            base = self._addresses.base(request) if form.based else ""
-            form = await self._proxy.pages.form_for(form, base, part)
-        return answer, form
+        base = self._addresses.base(request) if answer.page.forms[name].based else ""
+        return answer, await self._proxy.pages.derived.find(answer.page, name, base, part)
+
+    async def _send(self, request: Request, wanted: Wanted) -> bytes:
+        """
+        Return a small body; write a large one in pieces and return the rest.
+
+        Validators come first: what is derived is not made for a client that has it. A large form is not made for HEAD
+        either, whose Content-Length is left out then (RFC 9110, section 9.3.2).
+        """
+        derived, client = self._proxy.pages.derived, self._addresses.client(request)
+        as_gzip = derived.is_complete(wanted, client) and accepts_gzip(request.getHeader("accept-encoding"))
+        etag = f"{wanted.etag}-gzip" if as_gzip else wanted.etag
+        request.setHeader(b"etag", b'"%s"' % etag.encode())
+        if _is_known(request, [f"{wanted.etag}-gzip", wanted.etag]):
+            request.setResponseCode(304)
+            request.responseHeaders.removeHeader(b"content-type")
+            return b""
+        if as_gzip:
+            request.setHeader(b"content-encoding", b"gzip")
+        if request.method == b"HEAD" and wanted.form.size > _AT_ONCE and derived.kept(wanted) is None:
+            return b""
+        form = await derived.make(wanted, client)
+        if form.based:
+            return await self._send_with_base(request, form, wanted.base)
+        return await self._send_form(request, form, as_gzip=as_gzip)
+
+    async def _send_with_base(self, request: Request, form: Form, base: str) -> bytes:
+        """Send a form decoded, with `base` as the address in its links. The length of a large one is not known."""
+        pieces = _with_base(form, base)
+        if form.size > _AT_ONCE:
+            await sending(request, send(request, pieces, self._threads))
+            return b""
+        body = b"".join(pieces)
+        request.setHeader(b"content-length", b"%d" % len(body))
+        return b"" if request.method == b"HEAD" else body
+
+    async def _send_form(self, request: Request, form: Form, *, as_gzip: bool) -> bytes:
+        """Send a form: the gzip encoding as stored, the identity encoding decoded from it while sending."""
+        size = len(form.body) if as_gzip else form.size
+        request.setHeader(b"content-length", b"%d" % size)
+        if request.method == b"HEAD":
+            return b""
+        if size <= _AT_ONCE:
+            return form.body if as_gzip else zlib.decompress(form.body, 31)
+        sent = send(request, slices(form.body)) if as_gzip else send(request, inflated(form.body), self._threads)
+        await sending(request, sent)
+        return b""
+
+
+def _with_base(form: Form, base: str) -> Iterator[bytes]:
+    """Yield the form's decoded body with `base` as the address in its links. Raises StorageDown if it is damaged."""
+    return replaced(_checked(form), BASE_PLACEHOLDER, base.encode())
+
+
+def _checked(form: Form) -> Iterator[bytes]:
+    """Yield the form's decoded body. No Content-Length shows the client that it is incomplete, so an error does."""
+    size = 0
+    for piece in inflated(form.body):
+        size += len(piece)
+        yield piece
+    if size != form.size:
+        raise StorageDown(f"the page has {size} bytes instead of {form.size}")
 
 
 def check_version(version: str) -> None:
@@ -125,31 +182,6 @@ def _set_freshness(request: Request, answer: CachedPage) -> None:
         request.setHeader(b"cache-status", b"MyPyPi; hit" + ttl + (b"" if answer.ttl > 0 else b"; detail=stale"))
 
 
-async def _send_form(request: Request, form: Form) -> bytes:
-    """
-    Return a small body; write a large one in pieces and return the rest.
-
-    The gzip encoding is sent as stored. The identity encoding is decoded from it while sending.
-    """
-    zipped = f"{form.etag}-gzip"
-    as_gzip = accepts_gzip(request.getHeader("accept-encoding"))
-    request.setHeader(b"etag", b'"%s"' % (zipped if as_gzip else form.etag).encode())
-    if _is_known(request, [zipped, form.etag]):
-        request.setResponseCode(304)
-        request.responseHeaders.removeHeader(b"content-type")
-        return b""
-    size = len(form.body) if as_gzip else form.size
-    request.setHeader(b"content-length", b"%d" % size)
-    if as_gzip:
-        request.setHeader(b"content-encoding", b"gzip")
-    if request.method == b"HEAD":
-        return b""
-    if size <= _AT_ONCE:
-        return form.body if as_gzip else zlib.decompress(form.body, 31)
-    await sending(request, send(request, slices(form.body) if as_gzip else inflated(form.body)))
-    return b""
-
-
 def _is_known(request: Request, etags: list[str]) -> bool:
     """
     Return whether the client already has this form.
@@ -162,60 +194,3 @@ def _is_known(request: Request, etags: list[str]) -> bool:
     since = parse_date(request.getHeader("if-modified-since"))
     modified = parse_date(next(iter(request.responseHeaders.getRawHeaders("last-modified", [])), None))
     return since is not None and modified is not None and modified <= since
-
-
-def slices(body: bytes) -> Iterator[bytes]:
-    """Yield the body in pieces."""
-    for start in range(0, len(body), _PIECE):
-        yield body[start : start + _PIECE]
-
-
-def inflated(body: bytes) -> Iterator[bytes]:
-    """Yield the decoded gzip body in pieces, never all of it at once."""
-    decoder = zlib.decompressobj(wbits=31)
-    for piece in slices(body):
-        rest = piece
-        while rest and (data := decoder.decompress(rest, _PIECE)):
-            yield data
-            rest = decoder.unconsumed_tail
-
-
-def send(request: Request, pieces: Iterator[bytes]) -> Deferred[None]:
-    """Write all pieces at the client's pace; fires after the last one, and fails if one can't be made."""
-    sender = _PieceProducer(request, pieces)
-    request.registerProducer(sender, True)
-    sender.resumeProducing()
-    return sender.done
-
-
-@implementer(IPushProducer)
-class _PieceProducer:
-    def __init__(self, request: Request, pieces: Iterator[bytes]) -> None:
-        self.done: Deferred[None] = Deferred(lambda _: self.stopProducing())
-        self._request = request
-        self._pieces = pieces
-        self._paused = False
-
-    def resumeProducing(self) -> None:
-        self._paused = False
-        try:
-            self._write_pieces()
-        except Exception:  # noqa: BLE001 - the transport called, which can't answer the request
-            self._request.unregisterProducer()
-            self.done.errback(Failure())
-
-    def _write_pieces(self) -> None:
-        while not self._paused and not self.done.called:
-            piece = next(self._pieces, None)
-            if piece is None:
-                self._request.unregisterProducer()
-                self.done.callback(None)
-                return
-            self._request.write(piece)
-
-    def pauseProducing(self) -> None:
-        self._paused = True
-
-    def stopProducing(self) -> None:
-        self._paused = True
-        self._pieces = iter(())

@@ -16,7 +16,7 @@ from zope.interface.verify import verifyObject
 from mypypi.digests import Digest
 from mypypi.ecosystems import ECOSYSTEMS
 from mypypi.ecosystems.npm import NPM, check_name
-from mypypi.ecosystems.packument import dist_tags, manifest
+from mypypi.ecosystems.packument_parts import dist_tags, manifest
 from mypypi.errors import BadRequest, BadUpstreamResponse, NotFound
 from mypypi.interfaces import IEcosystem
 from mypypi.model import BASE_PLACEHOLDER, PackageFile, PageId, PageRequest, RenderedPage, SourceDocument

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mypypi.ecosystems.npm import NPM
-from mypypi.ecosystems.packument import dist_tags, manifest
+from mypypi.ecosystems.packument_parts import dist_tags, manifest
 from mypypi.errors import BadUpstreamResponse, NotFound
 from mypypi.model import BASE_PLACEHOLDER, PageId, RenderedPage, SourceDocument
 from tests.ecosystems.json_values import anything

@@ -246,8 +246,16 @@ class NoPageTest(PagesTestCase):
         before = self.upstream_requests
         self.assertEqual(["1.0"], versions(self.get()))
         self.assertEqual(before + 1, self.upstream_requests)
-        self.assertIn(why, str(self.failing(self.pages.check(), UpstreamDown)))
+        self.assert_reason(why)
         self.clock.advance(100)
+
+    def assert_reason(self, why: str) -> None:
+        """Check the reason that processes and clients get, and that the health, which anybody may read, has no name."""
+        pause = self.now(self.catalog.pause(f"page:{THING}"))
+        assert pause is not None
+        self.assertIn(why, pause.why)
+        health = str(self.failing(self.pages.check(), UpstreamDown))
+        self.assertEqual("a page of upstream's could not be used: the log says which one, and why", health)
 
     def test_form_to_sign_in_replaces_nothing(self) -> None:
         """A form to sign in, of a captive network or an expired session, does not replace a cached page."""
@@ -259,7 +267,7 @@ class NoPageTest(PagesTestCase):
         self.wire.reply("/login", 200, b"<form><input name=user></form>", content_type="text/html")
         self.wire.reply(PATH, 302, location="/login")
         self.assertEqual(["1.0"], versions(self.get()))
-        self.assertIn("sign in", str(self.failing(self.pages.check(), UpstreamDown)))
+        self.assert_reason("sign in")
 
     def test_page_of_another_project_replaces_nothing(self) -> None:
         """The page of another project does not replace a cached page."""

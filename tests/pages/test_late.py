@@ -84,15 +84,15 @@ class LateTest(LateTestCase):
         self.assertEqual(1, self.upstream_requests)
 
     def test_client_waits_for_a_page_that_has_begun(self) -> None:
-        """A page whose head came in time is awaited, however long its body takes."""
+        """A page whose head came in time is awaited, though its body takes longer than the time-out."""
         first = self.request_page()
         body = page_of("1.0")
         self.wire.last.answer(body=body[:5], content_type="application/json", content_length=str(len(body)))
-        for byte in body[5:9]:
-            self.wait(10)
+        for byte in body[5:8]:
+            self.wait(9)
             self.wire.last.send(bytes([byte]))
         self.assertNoResult(first)
-        self.wire.last.send(body[9:])
+        self.wire.last.send(body[8:])
         self.assertEqual(["1.0"], versions(self.now(first)))
 
     def test_late_refusal_is_remembered(self) -> None:
@@ -199,12 +199,12 @@ class FleetTest(LateTestCase):
         self.assert_nothing_left()
 
     def test_other_process_waits_for_a_page_that_has_begun(self) -> None:
-        """A client of another process waits for a page whose head came in time, however long its body takes."""
+        """A client of another process waits for a page whose head came in time, though its body takes longer."""
         first, second = self.request_in_both()
         body = page_of("1.0")
         self.wire.last.answer(body=body[:5], content_type="application/json", content_length=str(len(body)))
         for byte in body[5:8]:
-            self.wait(10)
+            self.wait(9)
             self.wire.last.send(bytes([byte]))
         self.assertNoResult(second)
         self.wire.last.send(body[8:])

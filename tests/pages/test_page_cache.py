@@ -25,7 +25,7 @@ from mypypi.upstream.backoff import Backoff
 from mypypi.upstream.breaker import Breaker
 from mypypi.upstream.client import Upstream
 from tests.support.fakes import MemoryCatalog
-from tests.support.memory import NOW, MemoryTestCase, WhenTold, Wire, render_at_once, simple_page
+from tests.support.memory import NOW, AtOnce, MemoryTestCase, WhenTold, Wire, render_at_once, simple_page
 
 URL = "https://index.example"
 PATH = "/simple/thing/"
@@ -89,6 +89,7 @@ class PagesTestCase(MemoryTestCase):
             negative_cache_time=NEGATIVE_CACHE_TIME,
             stale_after=STALE_AFTER,
             memory=MemoryCache(100_000_000),
+            threads=AtOnce(),
         )
 
     def upstream_has(self, *versions: str, etag: str = "", metadata: bool = False) -> None:

@@ -13,10 +13,10 @@ import pytest
 from attrs import evolve
 
 from mypypi.errors import BadUpstreamResponse, TemporarilyUnavailable
-from mypypi.rendering.pool import LARGE, SMALL_SECONDS
+from mypypi.rendering.pool import SMALL_SECONDS
 from mypypi.rendering.process import RenderProcessEnded
-from mypypi.rendering.tasks import decode_result, perform, work_in
-from tests.rendering.bombs import BOMBS, ENDLESS, JSON_LISTS, PAGE, Bomb
+from mypypi.rendering.tasks import LARGE, decode_result, perform, work_in
+from tests.rendering.bombs import ANCHOR, BOMBS, ENDLESS, PAGE, TOO_MUCH, Bomb
 from tests.rendering.processes import (
     SMALL,
     RealPool,
@@ -98,7 +98,7 @@ def test_small_pages_are_rendered_while_a_large_one_takes_its_time(pool: RealPoo
 
 def test_a_page_that_seems_small_is_done_again_as_a_large_one(pool: RealPool) -> None:
     """
-    A page may hide its size from the pool. It is killed twice, and small pages wait for it no longer than once.
+    A page may hide its size from the pool. It is no small task any more once that shows, and small pages do not wait.
 
     A gzip file of several members has the size of the last one at its end.
     """
@@ -115,7 +115,8 @@ def test_a_page_that_seems_small_is_done_again_as_a_large_one(pool: RealPool) ->
 def test_stopping_ends_bombs_at_once(patient_pool: RealPool) -> None:
     """A stop in the middle of four hostile pages takes no time, and leaves no process."""
     pool = patient_pool
-    bombs = [pool.pool.run(encoded(bomb.source, bomb.page)) for bomb in [ENDLESS, JSON_LISTS] * 2]
+    bomb = Bomb(lambda: b"<html>" + ANCHOR * 600_000, TOO_MUCH)
+    bombs = [pool.pool.run(encoded(bomb.source)) for _ in range(4)]
     pool.loop.run_until(lambda: len(pool.children) == 4 and min(map(cpu_seconds, pool.children)) > 0.3)
     waiting = pool.pool.run(encoded(ENDLESS.source))
     assert not any(bomb.called for bomb in bombs)

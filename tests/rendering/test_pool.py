@@ -10,8 +10,9 @@ from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 
 from mypypi.errors import TemporarilyUnavailable
 from mypypi.rendering import pool as pool_module
-from mypypi.rendering.pool import LARGE, SMALL_SECONDS, TASK_SECONDS, RenderPool
+from mypypi.rendering.pool import SMALL_SECONDS, TASK_SECONDS, RenderPool
 from mypypi.rendering.process import RenderProcess, RenderProcessEnded
+from mypypi.rendering.tasks import LARGE, LARGEST_PAGE, UNDERSTATED, work_in
 from mypypi.threads import Threads
 from tests.rendering.processes import FakeProcess, encoded_work
 from tests.support.memory import MemoryTestCase, WhenTold
@@ -270,6 +271,44 @@ class TestOrder(PoolTestCase):
             order += set(self.done) - before
         for make in (small, large):
             assert [task for task in order if task in map(make, "abcdef")] == [make(name) for name in "abcdef"]
+
+
+class TestWork(PoolTestCase):
+    """Large tasks bound the bytes that they decompress together."""
+
+    size = 4
+
+    def test_large_tasks_share_the_work_of_the_largest_page(self) -> None:
+        """Of tasks that have more work together than the largest page, some wait. Small ones do not."""
+        tasks = [encoded_work(name, LARGEST_PAGE // 2) for name in "abc"]
+        pages = self.run_tasks(*tasks, small("d"))
+        assert len(self.threads.waiting) == 3
+        assert len(self.processes) == 3
+        self.threads.finish()
+        assert [self.successResultOf(page) for page in pages] == [*tasks, small("d")]
+
+    def test_a_task_with_more_work_than_any_page_is_done_alone(self) -> None:
+        """The largest task waits for the others, and the others for it."""
+        tasks = [encoded_work("a", LARGEST_PAGE + 1), encoded_work("b", LARGE), encoded_work("c", LARGEST_PAGE)]
+        pages = self.run_tasks(*tasks)
+        for done in (1, 2, 3):
+            assert len(self.threads.waiting) == 1
+            self.threads.step()
+            assert [page.called for page in pages].count(True) == done
+
+    def test_a_task_that_understates_its_work_is_done_again_as_a_large_one(self) -> None:
+        """It is done again with the work of the largest page, and not a third time."""
+        works: list[int] = []
+
+        def understate(task: bytes) -> bytes:
+            works.append(work_in(task))
+            return UNDERSTATED
+
+        self.processes[0]._do = understate
+        (page,) = self.run_tasks(small("a"))
+        self.threads.finish()
+        assert self.successResultOf(page) == UNDERSTATED
+        assert works == [0, LARGEST_PAGE]
 
 
 class TestPriority(PoolTestCase):

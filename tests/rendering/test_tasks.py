@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 import tracemalloc
 import zlib
 from unittest import mock
@@ -14,11 +15,14 @@ import pytest
 
 from mypypi.ecosystems.pypi import PyPI
 from mypypi.errors import BadUpstreamResponse, NotFound
+from mypypi.gunzip import MOST_MEMBERS, MOST_SWOLLEN
 from mypypi.model import Form, PackageFile, PageId, Part, RenderedForm, SourceDocument
 from mypypi.rendering import tasks
 from mypypi.rendering.listing import Listing
 from mypypi.rendering.tasks import (
+    LARGE,
     LARGEST_PAGE,
+    UNDERSTATED,
     CompressedPage,
     DeriveTask,
     ListingTask,
@@ -28,10 +32,12 @@ from mypypi.rendering.tasks import (
     decode_result,
     encode_task,
     perform,
+    restated,
     work_in,
 )
 from tests.rendering.processes import HTML, JSON, SMALL, THING, URL, document, render_task
 from tests.support.memory import gzipped
+from tests.support.swollen import barely_swollen, swollen
 
 MIB = 1024 * 1024
 LINK = "https/files.example/thing-1.0.tar.gz"
@@ -51,13 +57,6 @@ def rendered(source: SourceDocument) -> CompressedPage:
 
 def form(body: bytes, *, based: bool = False) -> Form:
     return compress(RenderedForm("application/json", body, based=based))
-
-
-def gzip_bomb(size: int, start: bytes = b"") -> bytes:
-    """Compress a page of `size` bytes, most of them spaces."""
-    compressor = zlib.compressobj(9, zlib.DEFLATED, 31)
-    pieces = [start, *[b" " * MIB] * (size // MIB), b" " * (size % MIB - len(start))]
-    return b"".join(map(compressor.compress, pieces)) + compressor.flush()
 
 
 class TestResults:
@@ -87,7 +86,7 @@ class TestResults:
         derived = do(DeriveTask(based, "http://here.example"))
         assert isinstance(derived, Form)
         assert zlib.decompress(derived.body, 31) == b"http://here.example/thing"
-        assert (derived.size, derived.media_type, derived.based) == (25, "application/json", True)
+        assert (derived.size, derived.media_type, derived.based) == (25, "application/json", False)
         tags = do(DeriveTask(form(PACKUMENT.encode()), "", Part("dist-tags")), "npm")
         assert isinstance(tags, Form)
         assert zlib.decompress(tags.body, 31) == b'{"latest":"1.0.0"}'
@@ -141,15 +140,58 @@ class TestResults:
 class TestDecompression:
     """Upstream's bytes are decompressed within limits."""
 
-    def test_a_bomb_within_the_limit_is_a_page(self) -> None:
-        """A page of 58 kB that has 60 MB when decompressed is read as any other."""
-        body = gzip_bomb(60_000_000, SMALL)
-        assert len(body) < 60_000
+    def test_a_large_page_with_many_spaces_is_a_page(self) -> None:
+        """A page of 1 MB that has 60 MB when decompressed is read as any other."""
+        body = barely_swollen(SMALL + b" " * 60_000_000)
+        assert len(body) < 60_000_000 / 40
         assert rendered(SourceDocument(body, JSON, URL, "gzip")).forms == rendered(document(SMALL)).forms
 
+    @pytest.mark.parametrize("size", [500_000_000, 8_000_000])
+    def test_a_page_that_swells_is_refused_early(self, size: int) -> None:
+        """A page of spaces that grows 1000 times is no page. It takes no memory, wherever the spaces are."""
+        noise = os.urandom(500_000)
+        for start in (SMALL, SMALL + noise):
+            body = swollen(size, start)
+            tracemalloc.start()
+            try:
+                with pytest.raises(BadUpstreamResponse, match="grows more than 200 times"):
+                    rendered(SourceDocument(body, JSON, URL, "gzip"))
+                _, peak = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+            assert peak < MOST_SWOLLEN + 4 * MIB
+
+    def test_a_short_run_of_spaces_is_no_swelling(self) -> None:
+        """A page may have 3 MB that grow as much."""
+        body = swollen(MOST_SWOLLEN - MIB, SMALL)
+        assert rendered(SourceDocument(body, JSON, URL, "gzip")).forms
+
+    @pytest.mark.parametrize(("count", "before"), [(MOST_MEMBERS - 2, 0), (200_000, 0), (1000, 500_000)])
+    def test_members_must_bring_something(self, count: int, before: int) -> None:
+        """A body of empty gzip members is refused at once, after a few hundred or so. A few are no reason to refuse."""
+        body = gzipped(SMALL[:10] + b" " * before) + gzipped(b"") * count + gzipped(SMALL[10:])
+        began = time.process_time()
+        if count < MOST_MEMBERS:
+            assert rendered(SourceDocument(body, JSON, URL, "gzip")).forms
+        else:
+            with pytest.raises(BadUpstreamResponse, match="gzip members with next to nothing in them"):
+                rendered(SourceDocument(body, JSON, URL, "gzip"))
+        assert time.process_time() - began < 1
+
+    def test_a_page_larger_than_it_says_is_done_again_as_a_large_one(self) -> None:
+        """A page of several members may hide its size. It is not decompressed as a small one."""
+        page = SMALL + b" " * (LARGE + 1)
+        body = barely_swollen(page) + gzipped(b" ")
+        task = encode_task("pypi", URL, render_task(SourceDocument(body, JSON, URL, "gzip")))
+        assert work_in(task) < LARGE
+        assert perform(task) == UNDERSTATED
+        again = restated(task)
+        assert work_in(again) == LARGEST_PAGE
+        assert decode_result(render_task(document(SMALL)), perform(again)).forms
+
     def test_a_bomb_above_the_limit_takes_no_more_memory_than_the_limit(self) -> None:
-        """A page that would have 200 MB is refused. Its memory stays below the limit."""
-        body = gzip_bomb(200 * MIB, SMALL)
+        """A page that would have 150 MB is refused. Its memory is the limit, and what a buffer has in advance."""
+        body = barely_swollen(SMALL + b" " * 150 * MIB)
         tracemalloc.start()
         try:
             with pytest.raises(BadUpstreamResponse, match=f"upstream sent a page of more than {LARGEST_PAGE} bytes"):
@@ -157,7 +199,7 @@ class TestDecompression:
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-        assert LARGEST_PAGE < peak < LARGEST_PAGE + 4 * MIB
+        assert LARGEST_PAGE < peak < LARGEST_PAGE * 9 / 8 + 4 * MIB
 
     @pytest.mark.parametrize("members", [1, 3])
     def test_the_largest_page_is_accepted(self, members: int) -> None:
@@ -229,10 +271,10 @@ class TestCompression:
 class TestWork:
     """A task says how many bytes there are to read. That decides whether it is a large one."""
 
-    @pytest.mark.parametrize("size", [0, 1, 60_000_000])
+    @pytest.mark.parametrize("size", [0, 1, 60 * MIB])
     def test_decompressed_bytes_are_counted(self, size: int) -> None:
         """A page counts with its decompressed bytes, however small it is on the wire."""
-        source = SourceDocument(gzip_bomb(size) if size > 1 else gzipped(b"x" * size), HTML, URL, "gzip")
+        source = SourceDocument(swollen(size) if size > 1 else gzipped(b"x" * size), HTML, URL, "gzip")
         assert work_in(encode_task("pypi", URL, render_task(source))) == max(size, len(source.body))
 
     def test_plain_pages_and_forms_count_with_their_bytes(self) -> None:

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.web.server import Request, Site
 
+from mypypi.pieces import inflated, slices
 from mypypi.rendering.tasks import gzip
-from mypypi.web.pages import inflated, send, slices
+from mypypi.web.senders import send
 from tests.support.memory import Connection, Handling, MemoryTestCase
 
 PIECE = 64 * 1024
