@@ -9,6 +9,7 @@ import errno
 import os
 import pwd
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +38,7 @@ def check_directories(settings: Settings) -> None:
     daemon has its final user.
     """
     data = settings.data_directory
-    _check(data, "MYPYPI_DATA_DIRECTORY")
+    _check(data, "MYPYPI_DATA_DIRECTORY", make=make_private)
     for name in _PARTS:
         if (data / name).exists():
             _check(data / name, "MYPYPI_DATA_DIRECTORY")
@@ -45,9 +46,22 @@ def check_directories(settings: Settings) -> None:
         _check(settings.file_storage_directory, "MYPYPI_FILE_STORAGE_DIRECTORY")
 
 
-def _check(directory: Path, setting: str) -> None:
+def make_private(directory: Path) -> None:
+    """
+    Create a data directory, which only this user can enter. An existing one keeps its mode.
+
+    It has the queue, the pages and Redis's socket beside the files. Raises OSError.
+    """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _make(directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+
+
+def _check(directory: Path, setting: str, make: Callable[[Path], None] = _make) -> None:
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make(directory)
         with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as error:

@@ -19,6 +19,9 @@ from mypypi.settings.loading import SettingsError, load_settings
 from mypypi.settings.reference import describe
 from mypypi.settings.settings import Settings
 
+#: Files get the mode 0640 and directories 0750: a proxy that serves stored files itself may be in the group.
+_UMASK = 0o027
+
 
 class SettingsOptions(usage.Options):
     """
@@ -43,6 +46,7 @@ class SettingsOptions(usage.Options):
             environ["MYPYPI_LISTEN"] = self["listen"]
         try:
             self.settings = load_settings(environ, embedded=self.embedded)
+            self._set_umask()
             self._set_logger(environ.get(PROCESS))
             self.check(self.settings)
         except (SettingsError, CannotLog, CannotStart) as error:
@@ -58,6 +62,11 @@ class SettingsOptions(usage.Options):
         logger = ConfiguredLogger.name(self.parent, log_format)
         if logger is not None:
             self.parent["logger"] = logger
+
+    def _set_umask(self) -> None:
+        """Keep files from users outside the group, unless ``--umask`` is given. A daemon's log is the first file."""
+        if self.parent is not None and self.parent.get("umask") is None:
+            os.umask(os.umask(_UMASK) | _UMASK)  # a stricter one stays
 
     def check(self, settings: Settings) -> None:
         """Raise CannotStart for settings that this daemon can't start with."""

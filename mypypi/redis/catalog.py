@@ -18,6 +18,7 @@ from mypypi.clock import MOST_SKEW, SharedClock
 from mypypi.digests import Digest
 from mypypi.interfaces import ICatalog
 from mypypi.model import FileCheck, HeldLease, Page, PageId, Pause, StoredFile
+from mypypi.redis import catalog_scripts as scripts
 from mypypi.redis.records import Lease, PauseRecord, Stamp, Stored, decode_page, encode_page
 from mypypi.redis_budget import goes_on
 
@@ -26,51 +27,6 @@ if TYPE_CHECKING:
 
     from mypypi.redis.client import RedisClient
 
-#: Replace a page atomically, so that no reader sees a mix of two versions. KEYS page, temporary key; ARGV seconds until
-#: the page expires (0: never), then fields and values. The new version is written to the temporary key first: if Redis
-#: is out of memory, that command fails, and the old version stays.
-_PUT = """
-redis.call('HSET', KEYS[2], unpack(ARGV, 2))
-redis.call('RENAME', KEYS[2], KEYS[1])
-if tonumber(ARGV[1]) > 0 then redis.call('EXPIRE', KEYS[1], ARGV[1]) end
-"""
-
-#: Replace a page's stamp. KEYS page; ARGV the version that must be stored, the new stamp, seconds until a page expires
-#: that has an expiry.
-_TOUCH = """
-local stamp = redis.call('HGET', KEYS[1], 'stamp')
-if stamp and cjson.decode(stamp).version == ARGV[1] then
-  redis.call('HSET', KEYS[1], 'stamp', ARGV[2])
-  if redis.call('TTL', KEYS[1]) >= 0 then redis.call('EXPIRE', KEYS[1], ARGV[3]) end
-end
-"""
-
-#: Withhold a link, and remove links whose time is over. KEYS the sorted set; ARGV now and the end of the withholding
-#: (both in seconds since the epoch), the link, seconds until the set expires.
-_WITHHOLD = """
-redis.call('ZADD', KEYS[1], ARGV[2], ARGV[3])
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ARGV[1])
-redis.call('EXPIRE', KEYS[1], ARGV[4])
-"""
-
-#: Take a lease. KEYS lease; ARGV owner, the lease's record, milliseconds until it expires, milliseconds by which clocks
-#: may differ. If another owner holds the lease, returns that owner's record and the milliseconds that are left. If more
-#: are left than that owner asked for, Redis's own clock was ahead then, and the lease is over.
-_TAKE_LEASE = """
-local held = redis.call('GET', KEYS[1])
-if held then
-  local record, left = cjson.decode(held), redis.call('PTTL', KEYS[1])
-  if record.owner ~= ARGV[1] and left <= (record.ms or left) + ARGV[4] then return {held, left} end
-end
-redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
-"""
-
-#: Release a lease, if this owner holds it. KEYS lease; ARGV owner.
-_RELEASE_LEASE = """
-local held = redis.call('GET', KEYS[1])
-if held and cjson.decode(held).owner == ARGV[1] then redis.call('DEL', KEYS[1]) end
-"""
-
 _DAY = 86_400
 #: The longest time in seconds for which a signed link can be valid (AWS, Signature Version 4).
 _LONGEST_LINK = 7 * _DAY
@@ -78,6 +34,15 @@ _LONGEST_LINK = 7 * _DAY
 _PAUSE_KEPT = 300
 #: Indexed links per command. A larger command would block the reactor, and other clients' commands, for too long.
 _LINKS_PER_COMMAND = 500
+#: Pages that upstream lacks or refuses: how many are kept, the latest ones, and for how many seconds at least. Clients
+#: can make up any number of names.
+MOST_MISSING = 10_000
+_LEAST_KEPT = 60
+#: Links of a page that are withheld, the latest ones. Each costs a request that upstream answers 404.
+MOST_WITHHELD = 1_000
+#: Records of checks, and of keys that their links do not tell: how many of each are kept, the latest ones. There is one
+#: for a file, and a page may list other files each time.
+MOST_RECORDS = 100_000
 
 
 @implementer(ICatalog)
@@ -91,9 +56,13 @@ class RedisCatalog:
     The keys in Redis:
 
     - `{prefix}:page:{ecosystem}:{page}` is a hash: `stamp` and `meta` in JSON, and a field `form:{name}` with the gzip
-      bytes of each form. A missing page expires after a day.
-    - `{prefix}:stray:{ecosystem}:{link}` has the name of the page that lists the link.
+      bytes of each form. A missing page expires; `{prefix}:missing:{ecosystem}` is the sorted set of their names.
+    - `{prefix}:stray:{ecosystem}:{link}` has the name of the page that lists the link, and
+      `{prefix}:strays:{ecosystem}:{page}` is the set of such links of a page. With `:new` and `:old` at the end, it is
+      that of the version that is being stored, and of links that are being dropped.
     - `{prefix}:withheld:{ecosystem}:{page}` is a sorted set of withheld links, by the time when their withholding ends.
+    - `{prefix}:check:{ecosystem}:{key}` is a `FileCheck`, and `{prefix}:key:{ecosystem}:{link}` the key of a link;
+      `{prefix}:checks:{ecosystem}` and `{prefix}:keys:{ecosystem}` are the sorted sets of their names.
     - `{prefix}:stored:{ecosystem}:{key}` is a stored file, in JSON; `{prefix}:link:{ecosystem}:{key}` its URL.
     - `{prefix}:lease:{ecosystem}:{name}` is a lease, `{prefix}:pause:{ecosystem}:{name}` a back-off, both in JSON.
 
@@ -109,7 +78,10 @@ class RedisCatalog:
         ecosystem: str,
         clock: IReactorTime,
         wall: Callable[[], float] | None = None,
+        negative_cache_time: int = _LEAST_KEPT,
     ) -> None:
+        """A missing page is kept for `negative_cache_time` seconds, in which it is fresh, or a minute."""
+        self._missing_kept = max(_LEAST_KEPT, negative_cache_time)
         self._client = client
         self._prefix = prefix
         self._ecosystem = ecosystem
@@ -138,21 +110,38 @@ class RedisCatalog:
         return None if stamp is None else (stamp.version, self._shared.to_own(stamp.checked_at))
 
     @goes_on
-    async def put_page(self, page: Page, indexed_links: tuple[str, ...]) -> None:
+    async def put_page(self, page: Page, indexed_links: tuple[str, ...] | None) -> None:
         """See `ICatalog.put_page`. Writes the links first, so that a visible page has all its links indexed."""
         name = _name(page.id)
+        key, links = self._key("page", name), self._key("strays", name)
+        new, old = f"{links}:new", f"{links}:old"
+        await self._index(indexed_links or (), name, new)
+        kept_for = self._missing_kept if page.missing else 0
+        shared = evolve(page, checked_at=self._shared.to_shared(page.checked_at))
+        left = await self._client.call(
+            "EVAL", scripts.PUT, 6, key, f"{key}:new", self._missing, links, new, old,
+            kept_for, name, MOST_MISSING, self._key("page", ""), int(indexed_links is not None), *encode_page(shared),
+        )  # fmt: skip
+        while left:
+            left = await self._client.call(
+                "EVAL", scripts.DROP_LINKS, 2, old, links, _LINKS_PER_COMMAND, name, self._key("stray", "")
+            )
+
+    async def _index(self, indexed_links: tuple[str, ...], name: str, new: str) -> None:
+        """Index links of a page, and note them in the set `new` before, so that none is forgotten."""
         for start in range(0, len(indexed_links), _LINKS_PER_COMMAND):
             batch = indexed_links[start : start + _LINKS_PER_COMMAND]
+            await self._client.call("SADD", new, *batch)
             await self._client.call("MSET", *(word for link in batch for word in (self._key("stray", link), name)))
-        key, kept_for = self._key("page", name), _DAY if page.missing else 0
-        shared = evolve(page, checked_at=self._shared.to_shared(page.checked_at))
-        await self._client.call("EVAL", _PUT, 2, key, f"{key}:new", kept_for, *encode_page(shared))
 
     @goes_on
     async def touch_page(self, page: PageId, version: str, checked_at: float) -> None:
         """See `ICatalog.touch_page`."""
-        stamp = msgspec.json.encode(Stamp(version, self._shared.to_shared(checked_at)))
-        await self._client.call("EVAL", _TOUCH, 1, self._key("page", _name(page)), version, stamp, _DAY)
+        name, stamp = _name(page), msgspec.json.encode(Stamp(version, self._shared.to_shared(checked_at)))
+        await self._client.call(
+            "EVAL", scripts.TOUCH, 2, self._key("page", name), self._missing,
+            version, stamp, self._missing_kept, name, MOST_MISSING, self._key("page", ""),
+        )  # fmt: skip
 
     async def delete_page(self, page: PageId) -> None:
         """See `ICatalog.delete_page`."""
@@ -168,7 +157,9 @@ class RedisCatalog:
         """See `ICatalog.withhold`."""
         now = self._shared.seconds()
         key = self._key("withheld", _name(page))
-        await self._client.call("EVAL", _WITHHOLD, 1, key, repr(now), repr(now + _DAY), link, _DAY)
+        await self._client.call(
+            "EVAL", scripts.WITHHOLD, 1, key, repr(now), repr(now + _DAY), link, _DAY, MOST_WITHHELD
+        )
 
     async def withheld(self, page: PageId) -> frozenset[str]:
         """See `ICatalog.withheld`."""
@@ -216,7 +207,7 @@ class RedisCatalog:
     async def put_file_check(self, key: str, check: FileCheck) -> None:
         """See `ICatalog.put_file_check`."""
         shared = evolve(check, at=self._shared.to_shared(check.at))
-        await self._client.call("SET", self._key("check", key), msgspec.json.encode(shared))
+        await self._put_counted("check", key, msgspec.json.encode(shared))
 
     async def key_of_link(self, link: str) -> str | None:
         """See `ICatalog.key_of_link`."""
@@ -226,7 +217,7 @@ class RedisCatalog:
     @goes_on
     async def put_key_of_link(self, link: str, key: str) -> None:
         """See `ICatalog.put_key_of_link`."""
-        await self._client.call("SET", self._key("key", link), key)
+        await self._put_counted("key", link, key)
 
     async def link(self, key: str) -> tuple[str, float] | None:
         """See `ICatalog.link`."""
@@ -244,12 +235,19 @@ class RedisCatalog:
             "SET", self._key("link", key), f"{self._shared.to_shared(until)!r} {url}", "EX", seconds
         )
 
+    async def _put_counted(self, kind: str, name: str, value: str | bytes) -> None:
+        """Store a record of a kind of which there may be any number, and delete the oldest if there are too many."""
+        await self._client.call(
+            "EVAL", scripts.PUT_COUNTED, 2, self._key(kind, name), f"{self._prefix}:{kind}s:{self._ecosystem}",
+            value, name, MOST_RECORDS, self._key(kind, ""),
+        )  # fmt: skip
+
     async def take_lease(self, name: str, owner: str, seconds: float, about: str = "") -> HeldLease | None:
         """See `ICatalog.take_lease`."""
         milliseconds, key = max(1, int(seconds * 1000)), self._key("lease", name)
         lease = msgspec.json.encode(Lease(owner, about, milliseconds))
         skew = int(MOST_SKEW * 1000)
-        reply = await self._client.call("EVAL", _TAKE_LEASE, 1, key, owner, lease, milliseconds, skew)
+        reply = await self._client.call("EVAL", scripts.TAKE_LEASE, 1, key, owner, lease, milliseconds, skew)
         if reply is None:
             return None
         held = msgspec.json.decode(reply[0], type=Lease)
@@ -258,7 +256,7 @@ class RedisCatalog:
     @goes_on
     async def release_lease(self, name: str, owner: str) -> None:
         """See `ICatalog.release_lease`."""
-        await self._client.call("EVAL", _RELEASE_LEASE, 1, self._key("lease", name), owner)
+        await self._client.call("EVAL", scripts.RELEASE_LEASE, 1, self._key("lease", name), owner)
 
     async def pause(self, name: str) -> Pause | None:
         """See `ICatalog.pause`."""
@@ -288,6 +286,11 @@ class RedisCatalog:
     async def check(self) -> None:
         """See `ICatalog.check`."""
         await self._client.check()
+
+    @property
+    def _missing(self) -> str:
+        """The key of the set of missing pages."""
+        return f"{self._prefix}:missing:{self._ecosystem}"
 
     def _key(self, kind: str, name: str) -> str:
         return f"{self._prefix}:{kind}:{self._ecosystem}:{name}"

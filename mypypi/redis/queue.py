@@ -19,6 +19,7 @@ from attrs import evolve
 from zope.interface import implementer
 
 from mypypi.clock import MOST_SKEW, SharedClock
+from mypypi.errors import CatalogDown
 from mypypi.job import ClaimedJob, DeadJob, IQueue, Job, LaterJob, QueueState
 from mypypi.redis import queue_scripts as scripts
 
@@ -39,6 +40,11 @@ LONGEST_PAUSE = _LAST_PAUSE * (1 + _SPREAD)
 MOST_TRIES = 24
 #: About this many jobs that were set aside are kept; the oldest are dropped.
 _MOST_DEAD = 10_000
+#: About this many jobs may wait, for one disk or for any. A further one is not queued: its file is fetched or uploaded
+#: when it is requested again, or by the next sweep.
+MOST_WAITING = 100_000
+#: Milliseconds after its last command for which Redis remembers a worker that is gone.
+_WORKER_KEPT = 3_600_000
 #: The longest reason that is kept of a failure, in characters.
 _LONGEST_WHY = 1_000
 #: Milliseconds for which `take` waits for a job if there is none.
@@ -87,7 +93,10 @@ class RedisQueue:
     async def put(self, job: Job) -> None:
         """See `IQueue.put`."""
         stream = self._stream(job)
-        await self._client.call("EVAL", scripts.PUT, 2, stream, self._marker(job), _encode(job), _MARKER_SECONDS)
+        await self._client.call(
+            "EVAL", scripts.PUT, 3, stream, self._marker(job), f"{stream}:later",
+            _encode(job), _MARKER_SECONDS, MOST_WAITING,
+        )  # fmt: skip
 
     async def take(self, count: int) -> list[ClaimedJob]:
         """See `IQueue.take`."""
@@ -210,10 +219,14 @@ class RedisQueue:
         claims, and the next call continues there.
         """
         keys, now = self._keys_to_take_from(stream), self._clock.seconds()
+        is_first = stream not in self._looked_until
         self._looked_until[stream], entries = await self._client.call(
             "EVAL", scripts.TAKE, len(keys), *keys, self._claim, _GROUP, self._consumer, count,
             repr(now), self._looked_until.get(stream, b"0-0"), repr(now + LONGEST_PAUSE + MOST_SKEW),
         )  # fmt: skip
+        if is_first:
+            with suppress(CatalogDown):  # the jobs that were taken are done anyway
+                await self._client.call("EVAL", scripts.FORGET_WORKERS, 1, stream, _GROUP, _WORKER_KEPT)
         return await self._readable(stream, entries)
 
     async def _wait_for_more(self, count: int) -> list[ClaimedJob]:

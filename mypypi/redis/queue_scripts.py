@@ -5,10 +5,25 @@ Knows the streams, the sets and the markers of the queue. Must never know what a
 
 from __future__ import annotations
 
-#: Queue a job, unless its marker shows that it is queued already. KEYS stream, marker; ARGV the job, the seconds until
-#: the marker expires.
+#: Queue a job, unless its marker shows that it is queued already, or too many jobs wait. KEYS stream, marker, later;
+#: ARGV the job, the seconds until the marker expires, the number of jobs that may wait.
 PUT = """
-if redis.call('SET', KEYS[2], '1', 'NX', 'EX', ARGV[2]) then redis.call('XADD', KEYS[1], '*', 'job', ARGV[1]) end
+if redis.call('XLEN', KEYS[1]) + redis.call('ZCARD', KEYS[3]) < tonumber(ARGV[3])
+    and redis.call('SET', KEYS[2], '1', 'NX', 'EX', ARGV[2]) then
+  redis.call('XADD', KEYS[1], '*', 'job', ARGV[1])
+end
+"""
+
+#: Forget workers that are gone. Each start of a worker adds a consumer to its groups. KEYS stream; ARGV group,
+#: milliseconds since a consumer's last command. One that still has a claim stays, until another worker takes it over.
+FORGET_WORKERS = """
+for _, fields in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+  local consumer = {}
+  for i = 1, #fields, 2 do consumer[fields[i]] = fields[i + 1] end
+  if consumer.pending == 0 and consumer.idle > tonumber(ARGV[2]) then
+    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], consumer.name)
+  end
+end
 """
 
 #: Remove a job that succeeded. KEYS stream, marker; ARGV group, id.

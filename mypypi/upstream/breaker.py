@@ -12,13 +12,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from attrs import define, field
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from mypypi.errors import CatalogDown, UpstreamPaused
 from mypypi.upstream.backoff import PATIENCE
 from mypypi.upstream.kind_pauses import THROTTLING, KindPauses
+from mypypi.upstream.origins import Origins, Permit
 from mypypi.upstream.pause_gauge import PauseGauge
 
 if TYPE_CHECKING:
@@ -34,40 +34,8 @@ _SILENT_URLS = 3
 _SERVER_ERROR = 500
 #: Seconds between two tries of a request that waits for the end of a trial.
 _TRIAL_INTERVAL = 0.1
-#: Origins that this process remembers; pages may list files on any number of them.
-_MOST_ORIGINS = 1000
 #: The kind that stands for all requests to an origin, in the metrics.
 _ALL = "all"
-
-
-@define(eq=False)
-class Permit:
-    """
-    Permission for one request. The caller reports how the request ended.
-
-    After a pause of its origin only one request is sent as a `trial`, until it is answered. With `tries_kind`, it is
-    sent during a pause of its kind, which ends if it succeeds. A `late` request was not answered within the time-out,
-    and goes on.
-    """
-
-    origin: str
-    kind: str
-    url: str
-    since: float
-    trial: bool = False
-    tries_kind: bool = False
-    late: bool = False
-
-
-@define
-class _Origin:
-    """What this process has seen of an origin lately."""
-
-    answered_at: float = float("-inf")
-    waiting: set[Permit] = field(factory=set)
-    failed_urls: list[str] = field(factory=list)
-    #: URLs that got no answer in time, since the last answer to any URL.
-    silent_urls: set[str] = field(factory=set)
 
 
 class Breaker:
@@ -84,16 +52,19 @@ class Breaker:
 
     log = Logger()
 
-    def __init__(self, backoff: Backoff, catalog: ICatalog, owner: str, clock: Any, seconds: float) -> None:
+    def __init__(
+        self, backoff: Backoff, catalog: ICatalog, owner: str, clock: Any, seconds: float, upstream: str = ""
+    ) -> None:
+        """`upstream` is the URL of upstream, whose origin the metric names."""
         self._backoff = backoff
         self._catalog = catalog
         self._owner = owner
         self._clock = clock
         self._lease_seconds = seconds
-        self._origins: dict[str, _Origin] = {}
+        self._origins = Origins()
         self._trials: dict[str, Permit] = {}
         self._kinds = KindPauses(backoff, catalog, owner, clock)
-        self.gauge = PauseGauge(clock)
+        self.gauge = PauseGauge(clock, origin_of(upstream))
 
     def remaining(self, url: str, kind: str, *, patient: bool = False) -> float:
         """
@@ -156,7 +127,7 @@ class Breaker:
                 raise self._paused(pause)
             if not await self._begin_trial(permit):
                 raise self._paused(pause)
-        self._origins.setdefault(origin, _Origin()).waiting.add(permit)
+        self._origins.seen(origin).waiting.add(permit)
         return permit
 
     async def answered(self, permit: Permit, status: int, retry_after: float | None = None) -> None:
@@ -165,7 +136,7 @@ class Breaker:
 
         An answer says that the origin can be reached, whatever the status.
         """
-        origin = self._origins.setdefault(permit.origin, _Origin())
+        origin = self._origins.seen(permit.origin)
         origin.answered_at = self._clock.seconds()
         origin.failed_urls.clear()
         origin.silent_urls.clear()
@@ -190,7 +161,7 @@ class Breaker:
         `refused`: there was no connection at all. One that is closed may be this URL's fault, so it counts once for
         each URL.
         """
-        origin = self._origins.setdefault(permit.origin, _Origin())
+        origin = self._origins.seen(permit.origin)
         if refused or permit.url not in origin.failed_urls:
             origin.failed_urls.append(permit.url)
         try:
@@ -208,10 +179,10 @@ class Breaker:
         begins now.
         """
         permit.late = goes_on
-        origin, now = self._origins.setdefault(permit.origin, _Origin()), self._clock.seconds()
+        origin, now = self._origins.seen(permit.origin), self._clock.seconds()
         is_silent = origin.answered_at < permit.since
         if is_silent:
-            origin.silent_urls.add(permit.url)
+            origin.note_silence(permit.url)
         half = (permit.since + now) / 2
         waiting = {each.url for each in origin.waiting if origin.answered_at < each.since <= half}
         try:
@@ -229,8 +200,6 @@ class Breaker:
         origin = self._origins.get(permit.origin)
         if origin is not None:
             origin.waiting.discard(permit)
-            if len(self._origins) > _MOST_ORIGINS and not origin.waiting:
-                del self._origins[permit.origin]
         await self._end_trial(permit)
 
     async def _end_trial(self, permit: Permit) -> None:

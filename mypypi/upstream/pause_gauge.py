@@ -15,12 +15,16 @@ from mypypi.observability import metrics
 if TYPE_CHECKING:
     from mypypi.model import Pause
 
+#: The label of all hosts but upstream's own. Pages decide which hosts they list, so names would be labels without end.
+OTHER = "other"
+
 
 class PauseGauge:
-    """The metric for each origin and kind of request."""
+    """The metric for each kind of request, to `origin`, which is upstream's own, and to all others together."""
 
-    def __init__(self, clock: Any) -> None:
+    def __init__(self, clock: Any, origin: str) -> None:
         self._clock = clock
+        self._origin = origin
         self._timers: dict[tuple[str, str], IDelayedCall] = {}
 
     def open(self) -> list[tuple[str, str]]:
@@ -37,7 +41,7 @@ class PauseGauge:
         if left > 0:
             self.clear(origin, kind)
             self._timers[origin, kind] = self._clock.callLater(left, self.clear, origin, kind)
-            metrics.BREAKER_OPEN.labels(_host(origin), kind).set(1)
+            self._update(origin, kind)
 
     def clear(self, origin: str, kind: str) -> None:
         """Clear the metric, if it is set."""
@@ -45,8 +49,13 @@ class PauseGauge:
         if timer is not None:
             if timer.active():
                 timer.cancel()
-            metrics.BREAKER_OPEN.labels(_host(origin), kind).set(0)
+            self._update(origin, kind)
 
+    def _update(self, origin: str, kind: str) -> None:
+        """Set the metric to 1 while any origin with the same label is held back."""
+        label = self._label(origin)
+        is_open = any(each == kind and self._label(other) == label for other, each in self._timers)
+        metrics.BREAKER_OPEN.labels(label, kind).set(int(is_open))
 
-def _host(origin: str) -> str:
-    return urlsplit(origin).hostname or ""
+    def _label(self, origin: str) -> str:
+        return (urlsplit(origin).hostname or "") if origin == self._origin else OTHER

@@ -26,6 +26,8 @@ log = Logger()
 
 #: Why a request that would change something is refused.
 READ_ONLY = "this server is a read-only cache: log in, publish and upload at the registry or index behind it"
+#: Why a request for an address without a route fails.
+NOTHING_HERE = "there is nothing at this address: see / for what is served"
 #: Headers that describe the page or file that a route began to answer with.
 _DESCRIBING = (
     b"etag", b"last-modified", b"vary", b"cache-status", b"content-encoding", b"accept-ranges", b"content-range"
@@ -104,7 +106,7 @@ def answer_failure(request: Request, failure: Failure) -> bytes:
     if isinstance(error, MyPyPiError):
         return answer(request, error.status, str(error), error.retry_after)
     if isinstance(error, HTTPException):
-        return answer(request, error.code or 404, "there is nothing at this address: see / for what is served")
+        return answer(request, error.code or 404, NOTHING_HERE)
     _log_unexpected(request, failure)
     return answer(request, 500, "internal error: see the server's log for the X-Request-ID of this response")
 
@@ -124,7 +126,7 @@ def answer(request: Request, status: int, text: str, retry_after: int | None = N
     request.setHeader(b"content-length", b"%d" % len(body))
     if retry_after is not None:
         request.setHeader(b"retry-after", b"%d" % retry_after)
-    return body
+    return b"" if request.method == b"HEAD" else body  # Twisted warns of a body, and its warning can't name some paths
 
 
 def _log_unexpected(request: Request, failure: Failure) -> None:

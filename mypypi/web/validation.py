@@ -14,7 +14,7 @@ from twisted.web.resource import IResource, Resource
 
 from mypypi.errors import BadRequest, MyPyPiError
 from mypypi.file_keys import EMPTY_SEGMENT
-from mypypi.web.errors import READ_ONLY, answer
+from mypypi.web.errors import NOTHING_HERE, READ_ONLY, answer
 from mypypi.web.public_address import is_host
 
 if TYPE_CHECKING:
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 _LONGEST_TARGET = 8192
 _SCOPE = re.compile(rb"(/(?:@|%40)[^/%]+)%2[fF]")
 _HEX = frozenset(b"0123456789abcdefABCDEF")
+#: An encoded letter, digit, ``-``, ``.`` or ``_``, which no client has to encode (RFC 3986, section 2.3).
+_NEEDLESSLY_ENCODED = re.compile(rb"%(?:2[dDeE]|3[0-9]|[46][1-9a-fA-F]|[57][0-9aA]|5[fF])")
+#: The first segment of paths for operators and of the registry's endpoints.
+_RESERVED = "-"
 
 
 #: Maps the segments of a path to the methods that are allowed there.
@@ -45,6 +49,9 @@ class RequestValidator(Resource):
     `inner` may call `segments_of` on the requests that it gets. `methods` gives the allowed methods for a path. With
     `scoped`, a segment that starts with ``@`` may contain an encoded slash. `remove_prefix` is called before the method
     is checked.
+
+    A path below ``/-/`` has one spelling. A proxy in front may block ``/-/metrics``, and must not have to know that
+    ``/%2d/metrics`` is the same address (RFC 3986, section 6.2.2.2).
     """
 
     isLeaf = True
@@ -65,8 +72,11 @@ class RequestValidator(Resource):
             segments = segments_of(request, scoped=self._scoped)
         except MyPyPiError as error:
             return answer(request, error.status, str(error))
+        is_spelled_out = not _NEEDLESSLY_ENCODED.search(request.uri.partition(b"?")[0])
         if self._remove_prefix is not None:
             segments = self._remove_prefix(request, segments)
+        if segments[0] == _RESERVED and not is_spelled_out:
+            return answer(request, 404, NOTHING_HERE)
         methods = self._methods(segments)
         if request.method.decode("latin-1") not in methods:
             return _refuse(request, methods)

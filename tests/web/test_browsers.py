@@ -49,6 +49,12 @@ class TestPassedOn:
         assert answer.headers["retry-after"] == "7"
         assert b"script" not in answer.body
 
+    @pytest.mark.parametrize("status", ["7", "99", "600", "12345"])
+    def test_an_invalid_status_is_not_passed_on(self, tmp_path: Path, status: str) -> None:
+        """A number that is no status of a final answer is a 502, also where the body is JSON."""
+        answer = server(tmp_path, "npm", answered(f"{status} Odd", "Content-Type: application/json", b"{}")).get(SEARCH)
+        assert (answer.status, f"an invalid status, {status}" in answer.body.decode()) == (502, True)
+
     @pytest.mark.parametrize("content_type", ["text/html", "application/json; x=\xff"])
     @pytest.mark.parametrize("encoding", ["", "\r\nContent-Encoding: gzip"])
     @pytest.mark.parametrize("body", [b'{"a": "<script>"}', b"\xef\xbb\xbf \r\n[]"])
@@ -82,6 +88,8 @@ class TestEveryResponse:
         *(f"GET {path} HTTP/1.1" for path in ("/", "/-/", "/-/metrics", "/-/health/live", "/nothing/at/all", "/%zz")),
         *("GET /simple/thing/ HTTP/1.1", "GET /simple HTTP/1.1", "GET /file/https/up.example/x.whl HTTP/1.1"),
         *("POST / HTTP/1.1", "HEAD / HTTP/1.1", "nonsense", "GET / HTTP/1.1\r\nContent-Length: 99999999999"),
+        *("OPTIONS * HTTP/1.1", "GET * HTTP/1.1", "CONNECT here:80 HTTP/1.1", "GET /%2d/metrics HTTP/1.1"),
+        *("GET http://here/ HTTP/1.1", "GET / HTTP/1.1\r\nTransfer-Encoding: gzip", f"GET /{'x' * 20_000} HTTP/1.1"),
     )
 
     @pytest.mark.parametrize("request_head", REQUESTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from twisted.logger import capturedLogs
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
@@ -112,3 +113,11 @@ class RequestValidatorTest(MemoryTestCase):
         self.assertIn("no-store", connection.head)
         self.assertIn(b"encoded slash", connection.body)
         self.assertFalse(connection.closed)
+
+    def test_refused_head_logs_nothing(self) -> None:
+        """A HEAD of a path with bytes that are no text is a 400 without a body, and no line of Twisted's log."""
+        with capturedLogs() as events:
+            connection = self.send_request(b"HEAD /simple/x/\x85")
+        self.assertIn("400", connection.head.splitlines()[0])
+        self.assertEqual(b"", connection.body)
+        self.assertEqual([], [event for event in events if event["log_namespace"] != "mypypi.requests"])
