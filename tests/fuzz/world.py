@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -29,9 +29,10 @@ from mypypi.daemon.index import Index
 from mypypi.settings.loading import load_settings
 from mypypi.settings.types import RedisUrl
 from mypypi.upstream.client import Upstream
+from mypypi.upstream.resolver import Resolver
 from mypypi.web.site import WebSite
 from tests.support.fakes import MemoryCatalog, MemoryQueue
-from tests.support.memory import NOW, AtOnce, Connection, Exchange, Reply, Wire, render_at_once
+from tests.support.memory import NOW, AtOnce, Connection, Exchange, Reply, Wire, all_names_are_public, render_at_once
 
 UPSTREAM_HOST = "up.example"
 UPSTREAM = f"https://{UPSTREAM_HOST}"
@@ -71,6 +72,26 @@ def read_answer(data: bytes, *, head: bool = False) -> Answer:
 
     Raises Violation if it is malformed.
     """
+    return _split(data, head=head)[0]
+
+
+def read_answers(data: bytes, heads: Sequence[bool]) -> list[Answer]:
+    """
+    Parse all responses in the bytes that a client received on one connection, without interim ones.
+
+    `heads` tells of each request whether it was HEAD; further ones were not. Raises Violation if a response is
+    malformed.
+    """
+    found: list[Answer] = []
+    while data:
+        answer, data = _split(data, head=len(found) < len(heads) and heads[len(found)])
+        if answer.status >= 200:  # others are interim
+            found.append(answer)
+    return found
+
+
+def _split(data: bytes, *, head: bool) -> tuple[Answer, bytes]:
+    """Parse the first response. Returns it with the bytes after it."""
     top, end, rest = data.partition(b"\r\n\r\n")
     lines = top.split(b"\r\n")
     started = _STATUS_LINE.fullmatch(lines[0])
@@ -84,17 +105,19 @@ def read_answer(data: bytes, *, head: bool = False) -> Answer:
     for name in ("content-length", "location", "content-type", "etag", "transfer-encoding"):
         if sum(found is not None and found[1].decode().lower() == name for found in fields) > 1:
             raise Violation(f"the header {name} is repeated: {top!r}")
-    if head or status in _BODILESS:
-        return Answer(status, headers, b"", whole=True)
+    if head or status in _BODILESS or status < 200:  # interim responses have no body
+        return Answer(status, headers, b"", whole=True), rest
     if headers.get("transfer-encoding") == "chunked":
-        return Answer(status, headers, *_chunks(rest))
+        body, after = _chunks(rest)
+        return Answer(status, headers, body, after is not None), after or b""
     if "content-length" in headers:
         length = int(headers["content-length"])
-        return Answer(status, headers, rest[:length], whole=len(rest) >= length)
-    return Answer(status, headers, rest, whole=True)
+        return Answer(status, headers, rest[:length], whole=len(rest) >= length), rest[length:]
+    return Answer(status, headers, rest, whole=True), b""
 
 
-def _chunks(data: bytes) -> tuple[bytes, bool]:
+def _chunks(data: bytes) -> tuple[bytes, bytes | None]:
+    """Return the content of a chunked body, and the bytes after it; None if it is not whole."""
     body = b""
     while data:
         size = _CHUNK.match(data)
@@ -103,12 +126,12 @@ def _chunks(data: bytes) -> tuple[bytes, bool]:
         count = int(size[1], 16)
         data = data[size.end() :]
         if count == 0:
-            return body, data.startswith(b"\r\n")
+            return body, data[2:] if data.startswith(b"\r\n") else None
         if len(data) > count and not data[count:].startswith(b"\r\n"[: len(data) - count]):
             raise Violation("a chunk is longer than its declared size")
         body += data[:count]
         data = data[count + 2 :]
-    return body, False
+    return body, None
 
 
 @frozen
@@ -233,7 +256,11 @@ class World:
             RenderPool=lambda *_args, **_kwargs: SimpleNamespace(run=render_at_once),
         ):
             backends = Backends(load_settings(texts), RedisUrl(kind="tcp"), self.reactor)
-        with patch("mypypi.daemon.index.Upstream", partial(Upstream, agent=self.wire.agent)):
+        resolver = partial(Resolver, getaddrinfo=all_names_are_public, threads=AtOnce())
+        with (
+            patch("mypypi.daemon.index.Upstream", partial(Upstream, agent=self.wire.agent)),
+            patch("mypypi.daemon.index.Resolver", resolver),
+        ):
             return make_application(backends, Index(backends))
 
     def ask(self, *pieces: bytes, leave: bool = False) -> bytes:
