@@ -17,6 +17,10 @@ _SHORTAGE = (errno.EMFILE, errno.ENFILE)
 #: The descriptors that are kept free of clients' connections: one of so many, and at most so many. Files, drafts and
 #: connections to upstream need them, so that the clients that are connected can be answered.
 _SHARE, _MOST = 8, 64
+#: The descriptors of a client that gets a file: its socket twice, as the kernel copies to the second, and the file.
+_FOR_A_CLIENT = 3
+#: Connections of clients that are enough by default, however many descriptors there are: each takes some 15 kB.
+_ENOUGH_CONNECTIONS = 8192
 #: The directory that lists this process's open descriptors, on Linux as on macOS.
 _OPEN = "/dev/fd"
 #: The message for clients, and for the log.
@@ -69,8 +73,24 @@ def scarcity(newest: int) -> float:
     limit = _limit()
     if limit is None:
         return 0.0
-    kept = max(1, min(limit // _SHARE, _MOST))
-    return 1 - (limit - 1 - newest) / kept
+    return 1 - (limit - 1 - newest) / _kept(limit)
+
+
+def for_connections() -> int:
+    """
+    Return how many connections of clients this process should have at most.
+
+    A client that gets a file needs `_FOR_A_CLIENT` descriptors, and all may get one at once.
+    """
+    limit = _limit()
+    if limit is None:
+        return _ENOUGH_CONNECTIONS
+    return max(1, min((limit - _kept(limit)) // _FOR_A_CLIENT, _ENOUGH_CONNECTIONS))
+
+
+def _kept(limit: int) -> int:
+    """Return how many descriptors, of so many, are kept free of clients' connections."""
+    return max(1, min(limit // _SHARE, _MOST))
 
 
 def _limit() -> int | None:

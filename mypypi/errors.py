@@ -126,6 +126,10 @@ class Interrupted(Truncated):
     """Upstream's body ended early, and may be resumed."""
 
 
+class TooSlow(Interrupted):
+    """Upstream's body came so slowly that it was ended. It may be resumed, but not often."""
+
+
 class StillFetching(TemporarilyUnavailable):
     """
     The file is still being fetched.

@@ -25,6 +25,7 @@ from mypypi.model import (
     Pause,
     RenderedPage,
     SourceDocument,
+    Span,
     StoredFile,
 )
 
@@ -83,6 +84,21 @@ class IEcosystem(Interface):
 
         Slow for large pages: never call it on the reactor thread. Raises NotFound if the page has no such part, and
         BadUpstreamResponse if the form can't be read.
+        """
+
+    def parts(page: PageId, name: str, body: bytes) -> dict[Part, Span] | None:
+        """
+        Return all parts of a page's form with this name, and where each lies in these identity bytes.
+
+        None if this form does not tell which parts there are. `part` makes those that lie at `UNKNOWN_SPAN`. Slow for
+        large pages: never call it on the reactor thread.
+        """
+
+    def listed_on(page: PageId) -> tuple[PageId, Part] | None:
+        """
+        Return the page that lists everything of the kind of this page, and the part of it that stands for this page.
+
+        If that page has parts, and not this one, upstream does not have this page. None if no page tells.
         """
 
     def example(address: str) -> str:
@@ -166,11 +182,12 @@ class ICatalog(Interface):
         See `Page` for both. Unlike `get_page`, this reads no forms.
         """
 
-    def put_page(page: Page, indexed_links: tuple[str, ...]) -> Awaitable[None]:
+    def put_page(page: Page, indexed_links: tuple[str, ...] | None) -> Awaitable[None]:
         """
         Store a page, and replace its previous version as a whole.
 
-        `indexed_links` are the links that `page_listing` must find afterwards (see `RenderedPage`).
+        `indexed_links` are the links that `page_listing` must find afterwards (see `RenderedPage`). Those of its
+        previous version are forgotten: a link that no page lists is not fetched anyway. None leaves them as they are.
         """
 
     def touch_page(page: PageId, version: str, checked_at: float) -> Awaitable[None]:

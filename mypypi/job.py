@@ -92,7 +92,8 @@ class IQueue(Interface):
         """
         Queue a job.
 
-        Does nothing while a job of the same kind, name and disk waits, runs, or waits for its next try.
+        Does nothing while a job of the same kind, name and disk waits, runs, or waits for its next try, nor while very
+        many jobs wait.
         """
 
     def take(count: int) -> Awaitable[list[ClaimedJob]]:

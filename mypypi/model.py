@@ -190,6 +190,12 @@ class Part:
     name: str = ""
 
 
+#: Where a part lies in a form's identity bytes: offset and length.
+Span = tuple[int, int]
+#: That of a part that exists, but can't be cut out.
+UNKNOWN_SPAN: Span = (0, 0)
+
+
 @frozen
 class Refusal:
     """A status with which upstream refuses a page or a file for good, such as 404 or 403, and upstream's reason."""

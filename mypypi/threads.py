@@ -11,9 +11,11 @@ from threading import Thread
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
+
+from mypypi.errors import TemporarilyUnavailable
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorFromThreads
@@ -34,11 +36,22 @@ class Threads(Service):
     Runs functions in at most `size` threads.
 
     Stopping blocks until the running functions have returned. With `patience`, it blocks for at most that many seconds;
-    functions that still run then end with the process.
+    functions that still run then end with the process. With `most`, no more functions than that run or wait.
     """
 
-    def __init__(self, reactor: IReactorFromThreads, name: str, size: int, patience: float | None = None) -> None:
+    def __init__(
+        self,
+        reactor: IReactorFromThreads,
+        name: str,
+        size: int,
+        patience: float | None = None,
+        *,
+        most: int | None = None,
+    ) -> None:
         self._reactor = reactor
+        self._name = name
+        self._most = most
+        self._pending = 0
         self._patience = patience
         self._pool = ThreadPool(0, size, name) if patience is None else _DaemonThreadPool(0, size, name)
 
@@ -47,8 +60,19 @@ class Threads(Service):
         self._pool.start()
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
-        """Call the function in a thread; the Deferred fires with its result or exception."""
-        return deferToThreadPool(self._reactor, self._pool, function, *args, **kwargs)
+        """
+        Call the function in a thread; the Deferred fires with its result or exception.
+
+        It fails with TemporarilyUnavailable if too many others wait.
+        """
+        if self._most is not None and self._pending >= self._most:
+            return fail(TemporarilyUnavailable(f"too much work waits for the {self._name} threads: try again"))
+        self._pending += 1
+        return deferToThreadPool(self._reactor, self._pool, function, *args, **kwargs).addBoth(self._ended)
+
+    def _ended(self, result: T) -> T:
+        self._pending -= 1
+        return result
 
     def stopService(self) -> None:
         super().stopService()

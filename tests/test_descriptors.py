@@ -6,10 +6,11 @@ import errno
 import os
 import resource
 from collections.abc import Iterator
+from unittest import mock
 
 import pytest
 
-from mypypi.descriptors import are_used_up, is_shortage, scarcity
+from mypypi.descriptors import are_used_up, for_connections, is_shortage, scarcity
 from mypypi.errors import OutOfDescriptors, StorageDown, StorageFull, storage_error
 from tests.rig.descriptors import few_descriptors, open_numbers
 
@@ -60,3 +61,10 @@ def test_a_shortage_is_no_failure_of_the_storage(number: int, kind: type[Excepti
     error = storage_error(OSError(number, os.strerror(number)), "a file can't be read")
     assert type(error) is kind
     assert str(error).startswith("a file can't be read: ")
+
+
+def test_clients_leave_descriptors_to_their_files() -> None:
+    """There are so few connections that each client can get a file, and never more than thousands."""
+    for limit, expected in ((256, 74), (1024, 320), (1_000_000, 8192), (resource.RLIM_INFINITY, 8192), (2, 1)):
+        with mock.patch("resource.getrlimit", return_value=(limit, limit)):
+            assert for_connections() == expected

@@ -16,7 +16,7 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 
 from mypypi.clock import SharedClock
-from mypypi.daemon.directories import check_directories
+from mypypi.daemon.directories import check_directories, make_private
 from mypypi.daemon.own_process import OwnProcess
 from mypypi.daemon.watch import Watch
 from mypypi.files.drafts import ABANDONED_SECONDS, Drafts
@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from mypypi.settings.types import RedisUrl
 
 _DISK_THREADS = 8
+#: Threads that decode files which upstream sends in the gzip encoding, and how many files may be decoded or wait.
+_DECODING_THREADS, _MOST_DECODED = 1, 16
+#: Threads that cut parts out of pages, and put addresses into pages while they are sent: short pieces of work.
+_DERIVE_THREADS = 2
 #: Threads for lookups in S3, besides those for uploads.
 _LOOKUP_THREADS = 2
 #: Seconds for which a stopping daemon waits for calls to S3, after the worker has waited for its jobs.
@@ -65,11 +69,21 @@ class Backends(Service):
         self._renders = renders
         self.reactor = reactor
         self.disk_threads = Threads(reactor, "disk", _DISK_THREADS)
+        self.decoding_threads = Threads(reactor, "decoding", _DECODING_THREADS, most=_MOST_DECODED)
         #: Each thread waits for a render process; they are killed first when the daemon stops.
         self.render_threads = Threads(reactor, "render", settings.render_processes + 1, _RENDER_STOP_TIME)
+        self.derive_threads = Threads(reactor, "derive", _DERIVE_THREADS)
         self.render_pool = RenderPool(self.render_threads, reactor, settings.render_processes)
         bucket_threads = settings.worker_concurrency + _LOOKUP_THREADS
         self.bucket_threads = Threads(reactor, "bucket", bucket_threads, _BUCKET_STOP_TIME)
+        #: In the order in which they start; they stop in reverse.
+        self._threads = [
+            self.disk_threads,
+            self.decoding_threads,
+            self.derive_threads,
+            self.render_threads,
+            self.bucket_threads,
+        ]
         probe = ("SET", f"{settings.redis_prefix}:check", "1", "EX", "60")
         self.redis = RedisClient(reactor, redis_url, probe=probe)
         #: For the worker's reads alone, which block.
@@ -78,7 +92,8 @@ class Backends(Service):
         #: The id of this process, which owns the leases of pages.
         self.process = uuid.uuid4().hex
         prefix, ecosystem = settings.redis_prefix, settings.package_type
-        self.catalog = RedisCatalog(self.redis, prefix, ecosystem, reactor, time.time)
+        kept = settings.negative_cache_time
+        self.catalog = RedisCatalog(self.redis, prefix, ecosystem, reactor, time.time, kept)
         shared = SharedClock(reactor, time.time)
         self.queue = RedisQueue(self.redis, prefix, ecosystem, self.disk, shared, reader=self._queue_redis)
         self.storage = self._make_storage()
@@ -103,7 +118,7 @@ class Backends(Service):
         """
         check_directories(self.settings)
         super().startService()
-        for threads in (self.disk_threads, self.render_threads, self.bucket_threads):
+        for threads in self._threads:
             threads.startService()
         if self._renders:
             self.render_pool.startService()
@@ -130,7 +145,7 @@ class Backends(Service):
             self.render_pool.stopService()
         await self._queue_redis.stop()
         await self.redis.stop()
-        for threads in (self.bucket_threads, self.render_threads, self.disk_threads):
+        for threads in reversed(self._threads):
             threads.stopService()
         self.drafts.room.close()
 
@@ -182,7 +197,7 @@ def disk_id(directory: Path) -> str:
     """
     path = directory / "id"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_private(directory)
         draft = directory / f".id-{os.getpid()}"
         draft.write_text(uuid.uuid4().hex)
         try:

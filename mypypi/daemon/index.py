@@ -28,7 +28,9 @@ from mypypi.settings.settings import Settings, default_upstream
 from mypypi.upstream.backoff import Backoff
 from mypypi.upstream.breaker import Breaker
 from mypypi.upstream.client import Upstream
+from mypypi.upstream.guard import AddressGuard
 from mypypi.upstream.requester import RETRIES, Credentials
+from mypypi.upstream.resolver import Resolver
 from mypypi.web.files import Files
 from mypypi.web.npm import NPMRoutes
 from mypypi.web.pages import PageResponses
@@ -59,13 +61,18 @@ class Index(Service):
         self.ecosystem = ECOSYSTEMS[settings.package_type](settings.upstream_url)
         backoff = Backoff(backends.catalog, reactor)
         breaker_lease = settings.upstream_timeout + _RETRIES_TIME
-        breaker = Breaker(backoff, backends.catalog, backends.process, reactor, breaker_lease)
-        self.upstream = _upstream(settings, reactor, breaker)
+        breaker = Breaker(backoff, backends.catalog, backends.process, reactor, breaker_lease, settings.upstream_url)
+        host = urlsplit(settings.upstream_url).hostname or ""
+        resolver = Resolver(reactor, host, settings.upstream_timeout)
+        #: Says which hosts that upstream names may be connected to. What the operator names (S3, Redis) is not asked.
+        self._guard = AddressGuard(resolver, settings.upstream_url, settings.upstream_trust)
+        self.upstream = _upstream(settings, reactor, breaker, self._guard)
         links = Upstream(
             reactor,
             settings.s3_endpoint_url or "",
             concurrency=_BUCKET_CONCURRENCY,
             timeout=_BUCKET_TIMEOUT,
+            min_rate=settings.upstream_min_rate,
             metered=False,
         )
         #: Streams files from the bucket, for clients that can't be redirected there.
@@ -80,6 +87,7 @@ class Index(Service):
             backoff,
             backends.catalog,
             settings.negative_cache_time,
+            backends.decoding_threads,
         )
         self.fetches = Fetches(tools, backends.drafts)
         #: The addresses of this server and of its clients, as proxies tell them.
@@ -91,7 +99,7 @@ class Index(Service):
         settings, backends = self._backends.settings, self._backends
         addresses = self.addresses
         return _ROUTES[settings.package_type](
-            PageResponses(self._proxy, addresses),
+            PageResponses(self._proxy, addresses, backends.derive_threads),
             Files(self._proxy, self.upstream, self._bucket_reader, addresses, backends.disk_threads, backends.reactor),
             self.upstream,
         )
@@ -104,6 +112,7 @@ class Index(Service):
     async def _stop(self) -> None:
         await self.fetches.stop()
         await self.upstream.stop()
+        self._guard.stop()
         await self._bucket_reader.stop()
 
     def _make_pages(self, backoff: Backoff) -> PageCache:
@@ -121,6 +130,7 @@ class Index(Service):
             negative_cache_time=settings.negative_cache_time,
             stale_after=settings.stale_after,
             memory=MemoryCache(settings.hot_pages_bytes - derived_bytes, derived_bytes),
+            threads=backends.derive_threads,
         )
 
     def _make_proxy(self) -> Proxy:
@@ -132,13 +142,13 @@ class Index(Service):
             most_fetches=_FETCHES_PER_REQUEST * settings.upstream_concurrency,
             disk=backends.disk if settings.file_storage_driver == "local" else "",
         )
-        cold = ColdFiles(policy, self.fetches, backends.queue, self.upstream, backends.reactor)
+        cold = ColdFiles(policy, self.fetches, backends.queue, self.upstream, backends.reactor, self._guard)
         proxied = settings.s3_serve == "proxy"
         checks = FileChecks(backends.catalog, self.upstream, backends.reactor)
         return Proxy(self.ecosystem, self.pages, backends.catalog, backends.storage, cold, checks, proxied=proxied)
 
 
-def _upstream(settings: Settings, reactor: Any, breaker: Breaker) -> Upstream:
+def _upstream(settings: Settings, reactor: Any, breaker: Breaker, guard: AddressGuard) -> Upstream:
     credentials = None
     if settings.upstream_username is not None and settings.upstream_password is not None:
         credentials = Credentials(settings.upstream_username, settings.upstream_password.reveal())
@@ -148,7 +158,9 @@ def _upstream(settings: Settings, reactor: Any, breaker: Breaker) -> Upstream:
         credentials=credentials,
         concurrency=settings.upstream_concurrency,
         timeout=settings.upstream_timeout,
+        min_rate=settings.upstream_min_rate,
         breaker=breaker,
+        guard=guard,
         retries=RETRIES,
         public_host=_public_host(settings.package_type),
     )

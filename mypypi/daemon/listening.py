@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.endpoints import serverFromString
+from twisted.internet.tcp import Port as TCPPort
 from twisted.internet.unix import Port as UNIXPort
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 #: Connections that may wait to be accepted, unless the endpoint sets a backlog. Twisted's default of 50 is soon reached
 #: when many clients start at once. The kernel has a limit as well (net.core.somaxconn).
 _BACKLOG = 1024
+#: Connections that are accepted in one turn of the reactor; Twisted accepts a hundred and more. Those that are refused
+#: give their descriptors back after the turn, and other clients are answered between two turns.
+_ACCEPTED_AT_ONCE = 8
 
 
 def listen(
@@ -44,6 +48,7 @@ def listen(
         if "backlog=" not in description and "systemd:" not in description:
             with _socket_of(port) as bound:
                 bound.listen(_BACKLOG)
+        _accept_few(port)
         listening(port)
 
     try:
@@ -177,6 +182,20 @@ class _Shared(socket.socket):
                 raise
             self._port.stopReading()
             raise BlockingIOError(errno.EAGAIN, "the socket was shut down") from None
+
+
+def _accept_few(port: Any) -> None:
+    """Limit the connections that the port accepts in one turn of the reactor."""
+    is_limited = "doRead" in vars(port)
+    if is_limited or not issubclass(type(port), TCPPort):
+        return
+    accept = port.doRead
+
+    def accept_few() -> None:
+        port.numberAccepts = min(port.numberAccepts, _ACCEPTED_AT_ONCE)
+        accept()
+
+    port.doRead = accept_few
 
 
 def _socket_of(port: Any) -> socket.socket:

@@ -16,6 +16,7 @@ from twisted.web.resource import IResource
 from mypypi.daemon.announcement import ServerReady
 from mypypi.daemon.listening import adopt, listen, listen_anew
 from mypypi.settings.settings import Settings
+from mypypi.web.connections import Connections
 from mypypi.web.site import WebSite
 
 
@@ -40,7 +41,9 @@ class Server(Service):
     def privilegedStartService(self) -> None:
         """Bind the port, before twistd drops privileges. Raises CannotStart with the reason."""
         settings = self._settings
-        self._site = site = WebSite(self._application, self._reactor, per_address=settings.connections_per_address)
+        most, per_address = settings.max_connections, settings.connections_per_address
+        connections = Connections(self._reactor, most, per_address, settings.trusted_proxies)
+        self._site = site = WebSite(self._application, self._reactor, connections)
         if self._adopted is None:
             listen(self._reactor, settings.listen, site, self._listening)
         else:

@@ -16,6 +16,9 @@ from mypypi.digests import Digest
 
 #: Bytes at the end of an unchecked file that readers get only after its digest has been checked.
 HELD_BACK = 4096
+#: Bytes of the largest file that is held back as a whole, so that a wrong one ends in an error in place of a response
+#: that breaks off. A longer file, or one of unknown length, is sent as soon as it is known to be longer.
+HELD_WHOLE = 64 * 1024
 
 
 class Content:
@@ -37,6 +40,8 @@ class Content:
         self.late = False
         self.error: Exception | None = None
         self.digest: Digest | None = None
+        #: Is called when the first reader comes, and when the last one leaves.
+        self.readers_changed: Callable[[], None] = lambda: None
         self._watchers: list[Callable[[], None]] = []
         self._users = 1
 
@@ -51,12 +56,18 @@ class Content:
         if self.whole:
             return self.length
         limit = self.length if self.total is None else min(self.length, self.total)
-        return max(0, limit - HELD_BACK)
+        return max(0, limit - HELD_BACK) if self.may_be_read else 0
+
+    @property
+    def has_readers(self) -> bool:
+        """Whether the descriptor has another user than its owner: the draft, while that is open."""
+        return self._users > 1
 
     @property
     def may_be_read(self) -> bool:
-        """Whether readers may get bytes before the content is whole: it is longer than what is held back."""
-        return self.begun and (self.total is None or self.total > HELD_BACK)
+        """Whether readers may get bytes: the content is whole, or is too long to be held back until then."""
+        is_long = (self.length if self.total is None else self.total) > HELD_WHOLE
+        return self.whole or (self.begun and is_long)
 
     @property
     def ended(self) -> bool:
@@ -127,11 +138,15 @@ class Content:
     def open(self) -> Content:
         """Add a user of the descriptor. Each user must call `close` once."""
         self._users += 1
+        if self._users == 2:  # noqa: PLR2004 - the owner, and a reader
+            self.readers_changed()
         return self
 
     def close(self) -> None:
         """Remove a user of the descriptor. The last one closes it."""
         self._users -= 1
+        if self._users == 1:
+            self.readers_changed()
         if self._users == 0 and self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

@@ -141,7 +141,7 @@ class Draft:
         """Remove all bytes and reset the state, to start again. Raises OSError."""
         os.ftruncate(self.content.fd, 0)
         self.share.note_used(0)
-        self.content.length = 0
+        self.content.length, self.content.total, self.content.begun = 0, None, False
         self.write_note(State())
 
     def drop(self) -> None:
@@ -162,7 +162,7 @@ class Draft:
     def _open(self, how: int) -> None:
         """Open the file, unless the draft has ended. Then a file of this name belongs to a newer draft."""
         with suppress(FileNotFoundError):
-            fd = os.open(self.path, how | os.O_CLOEXEC, 0o644)
+            fd = os.open(self.path, how | os.O_CLOEXEC, 0o640)
             if self.has_ended():
                 os.close(fd)
             else:
@@ -189,7 +189,7 @@ class Drafts:
         self._directory.mkdir(parents=True, exist_ok=True)
         path, note = self._directory / f"{name}{_DRAFT}", self._directory / f"{name}{_NOTE}"
         while True:
-            lock = os.open(note, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            lock = os.open(note, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
             draft = Draft(path, Content(-1), False, State(), lock, note, self.room.share())
             try:
                 if not _locked(lock):

@@ -36,7 +36,9 @@ from mypypi.errors import (
     error_from,
     storage_error,
 )
-from mypypi.files.transfer import FetchCancelled, Transfer, complete_state
+from mypypi.files.resuming import FetchCancelled
+from mypypi.files.standby import Standby
+from mypypi.files.transfer import Transfer, complete_state
 from mypypi.model import FileCheck, PackageFile, fetch_lease
 from mypypi.observability import metrics
 from mypypi.redis_budget import end_redis_budget
@@ -73,6 +75,8 @@ class FetchTools:
     backoff: Backoff
     catalog: ICatalog
     negative_cache_time: float = 60
+    #: Threads for decoding files, so that this takes no time of `threads`.
+    decoding: Threads | None = None
 
 
 class Fetch:
@@ -89,13 +93,14 @@ class Fetch:
         self.file = file
         self.anew = anew
         self.draft = draft
-        #: Fire once the file is stored, or fail with the reason why it is not.
-        self.waiting: list[Deferred[None]] = []
+        self.client = client
         self.ended: Deferred[None] = Deferred()
         #: Whether the file is stored. Then it is read from the storage, although the fetch has not ended yet.
         self.is_stored = False
         self._tools = tools
-        self._transfer = Transfer(file, draft, tools.upstream, tools.threads, tools.clock, client)
+        self.standby = Standby(draft, tools.clock)
+        threads = tools.threads, tools.decoding or tools.threads
+        self._transfer = Transfer(file, draft, tools.upstream, *threads, tools.clock, self.standby, client)
         #: If the page gives another digest, that is another file.
         self._backoff_name = f"file:{file.key} {file.digest or ''}".rstrip()
         self._began = tools.clock.seconds()
@@ -110,6 +115,7 @@ class Fetch:
     async def run(self) -> None:
         """Fill or follow the draft, and close it. Its content has the error, if there is one."""
         trouble: MyPyPiError | None = None
+        self.standby.begin()
         try:
             if not self.draft.filling:
                 await self._follow()
@@ -117,7 +123,7 @@ class Fetch:
                 await self._check_backoff()
                 await self._fill()
         except FetchCancelled:
-            trouble = StillFetching("the file is not fetched yet, and this server is stopping: try again", 1)
+            trouble = StillFetching("the file is not fetched yet, and its fetch was stopped here: try again", 1)
         except MyPyPiError as error:
             trouble = error
         except OSError as error:
@@ -128,14 +134,13 @@ class Fetch:
         finally:
             if trouble is not None:
                 self.draft.content.fail(trouble)
+            self.standby.end()
             self._trouble = trouble
             self.draft.close()
 
     def settle(self) -> None:
-        """Fire `waiting` and `ended`, after `run`."""
-        for each in self.waiting:
-            if not each.called:
-                each.callback(None) if self._trouble is None else each.errback(self._trouble)
+        """Fire `ended`, and what `Standby.stored` has returned, after `run`."""
+        self.standby.settle(self._trouble)
         self.ended.callback(None)
 
     async def _follow(self) -> None:
@@ -151,6 +156,7 @@ class Fetch:
         while not (draft.filling or draft.has_ended()):
             look_after = _SHORTEST_LOOK if draft.refresh() else min(1.5 * look_after, _LONGEST_LOOK)
             self._apply_note()
+            self.standby.review()
             await deferLater(self._tools.clock, look_after)
             if self._stopped:
                 raise FetchCancelled
@@ -158,6 +164,7 @@ class Fetch:
                 tried_at = self._tools.clock.seconds()
                 draft.take_over()
         if draft.filling:
+            self.standby.review()
             metrics.TAKE_OVERS.inc()
             self.log.info("fetch of {key} is taken over at byte {at}", key=self.file.key, at=content.length)
             return
@@ -171,6 +178,8 @@ class Fetch:
         content, state = self.draft.content, self.draft.state
         if state.error is not None:
             raise error_from(*state.error)
+        if content.begun and not state.begun:
+            raise AlreadyStored("the fetch of the file was begun anew: try again")
         if state.digest and content.fd >= 0 and not content.whole:
             content.length = state.total or 0
             content.finish(Digest.parse(state.digest))
@@ -196,8 +205,7 @@ class Fetch:
                 self.log.info("{key} is not stored: nothing shows that it is complete", key=key)
                 draft.drop()
                 return
-            window = self._tools.storage.upload_window
-            if window:  # before `commit`: the worker that uploads the file releases the lease
+            if window := self._tools.storage.upload_window:  # before `commit`: the uploading worker releases the lease
                 await self._tools.leases.keep_for(lease, window)
             await self._tools.storage.commit(key, draft.path, digest)
             metrics.FETCHES.labels("stored").inc()
@@ -276,10 +284,9 @@ class Fetch:
             raise AlreadyStored("the file has just been fetched: try again")
 
     async def _is_stored(self) -> bool:
-        try:
+        stored = None
+        with suppress(StorageDown):
             stored = await self._tools.storage.find(self.file.key, recheck=True)
-        except StorageDown:
-            return False
         return stored is not None and self.file.accepts(stored.digest) is True
 
     def _seconds_left(self) -> str:

@@ -10,17 +10,27 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.logger import Logger
 
 from mypypi.digests import Digest
-from mypypi.errors import AlreadyStored, storage_error
+from mypypi.errors import AlreadyStored, StillFetching, storage_error
 from mypypi.files.fetch import Fetch, FetchTools
 from mypypi.model import PackageFile
 from mypypi.observability import metrics
+from mypypi.upstream.breaker import origin_of
 
 if TYPE_CHECKING:
     from mypypi.files.content import Content
     from mypypi.files.drafts import Drafts
+
+#: Share of the fetches at one origin that one client may have.
+_CLIENT_SHARE = 0.75
+#: Seconds for which a worker's job waits for its file. Then the job is tried again later: with few jobs at once, files
+#: of a slow host would keep all others waiting.
+_PATIENCE = 30.0
+#: Fetches of a worker that run at once.
+_MOST = 256
 
 
 class Fetches:
@@ -57,20 +67,44 @@ class Fetches:
         metrics.JOINS.labels("process").inc()
         return fetch.draft.content.open()
 
+    def make_room(self, file: PackageFile, client: str, most: int) -> bool:
+        """
+        Return whether another fetch may start for this client.
+
+        At most `most` fetches run that clients wait for. An origin and a client have fewer of them than may still
+        start, which is half at most, and one client has three quarters of that at one origin. So others find room. Of
+        those that no client waits for, as many go on. Beyond that, those with the fewest bytes are stopped: they begin
+        again when a client asks for them.
+        """
+        wanted = [fetch for fetch in self._running.values() if fetch.standby.is_wanted]
+        idle = [fetch for fetch in self._running.values() if not fetch.standby.is_wanted]
+        for fetch in sorted(idle, key=lambda each: each.draft.content.length)[: max(0, len(idle) - most)]:
+            fetch.stop()
+        origin = origin_of(file.url)
+        of_client = [fetch for fetch in wanted if fetch.client == client]
+        of_origin = [fetch for fetch in wanted if origin_of(fetch.file.url) == origin]
+        of_both = [fetch for fetch in of_origin if fetch.client == client]
+        return max(len(of_client), len(of_origin)) < most - len(wanted) and len(of_both) < most / 2 * _CLIENT_SHARE
+
     async def fetch_and_store(self, file: PackageFile) -> None:
         """
         Fetch a file and wait until it is stored, without a reader.
 
-        Raises FetchedElsewhere, and the errors of `Transfer.run` and `IStorage.commit`.
+        Raises StillFetching after `_PATIENCE` seconds, while the fetch goes on; FetchedElsewhere, and the errors of
+        `Transfer.run` and `IStorage.commit`.
         """
-        settled: Deferred[None] = Deferred(lambda _: None)
+        if not self.make_room(file, "", _MOST):
+            raise StillFetching("too many files are being fetched here")
         running = self._running.get((file.key, file.digest))
         fetch = running or self._open(file, "", anew=False)
-        fetch.waiting.append(settled)
+        stored = fetch.standby.stored()
         if running is None:
             self._begin(fetch)
         with suppress(AlreadyStored):
-            await settled
+            try:
+                await stored.addTimeout(_PATIENCE, self._tools.clock)
+            except DeferredTimeout:
+                raise StillFetching(f"the file is still being fetched after {_PATIENCE:g} seconds") from None
 
     def start(self, file: PackageFile, client: str = "", *, anew: bool = False) -> Content:
         """

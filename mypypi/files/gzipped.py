@@ -9,25 +9,40 @@ from __future__ import annotations
 import os
 import tempfile
 import zlib
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from mypypi.digests import Digest
 from mypypi.errors import BadUpstreamResponse, DigestMismatch
 from mypypi.files.drafts import write_at
+from mypypi.files.resuming import FetchCancelled
+from mypypi.gunzip import GzipError, gunzip
 
 if TYPE_CHECKING:
     from mypypi.files.drafts import Draft
     from mypypi.model import PackageFile
 
 #: The ends of names of files that are in the gzip format themselves.
-GZIPPED = (".gz", ".tgz")
+_GZIPPED = (".gz", ".tgz")
 #: The largest file that is unpacked, in bytes.
 _LARGEST = 4 * 1024**3
-_BLOCK = 256 * 1024
+_BLOCK = 64 * 1024
 _MAGIC = b"\x1f\x8b"
 
 
-def is_encoded(fd: int, *, is_archive: bool) -> bool:
+def decode(draft: Draft, file: PackageFile, stopped: Callable[[], bool]) -> Digest | None:
+    """
+    Decode a draft that upstream says is in the gzip encoding, and return the digest of its bytes.
+
+    None if there is no digest to tell, and the bytes look like the file itself. Raises as `_inflate` does.
+    """
+    is_archive = file.url.partition("?")[0].lower().endswith(_GZIPPED)
+    if file.digest is None and not _is_encoded(draft.content.fd, is_archive=is_archive):
+        return None
+    return _inflate(draft, file, stopped)
+
+
+def _is_encoded(fd: int, *, is_archive: bool) -> bool:
     """
     Whether the bytes are a file in the gzip encoding, and not the file itself.
 
@@ -43,43 +58,60 @@ def is_encoded(fd: int, *, is_archive: bool) -> bool:
     return decoded == _MAGIC if is_archive else True
 
 
-def inflate(draft: Draft, file: PackageFile) -> Digest:
+def _inflate(draft: Draft, file: PackageFile, stopped: Callable[[], bool]) -> Digest:
     """
     Replace the draft's gzip bytes by the decoded file, and return its digest.
 
-    Meanwhile there are two copies on the disk. Raises DigestMismatch if the decoded bytes are not the listed file
-    either, BadUpstreamResponse if they are damaged, StorageFull, and OSError.
+    They are decoded twice: nothing is written before size and digest are known and there is room for the file. While
+    it is written, the encoded bytes lie beside it. Raises DigestMismatch if the decoded bytes are not the listed file
+    either, BadUpstreamResponse if they are damaged, FetchCancelled once `stopped` says so, StorageFull, and OSError.
     """
-    decoder = zlib.decompressobj(wbits=31)
-    hasher = (file.digest or Digest("sha256", "")).hasher()
-    limit = file.size if file.size and file.digest else _LARGEST
-    encoded = draft.content.length
-    with tempfile.TemporaryFile(dir=draft.path.parent) as inflated:
-        read = written = 0
-        try:
-            while written <= limit and (block := os.pread(draft.content.fd, _BLOCK, read)):
-                read += len(block)
-                while written <= limit and (data := decoder.decompress(block, _BLOCK)):
-                    hasher.update(data)
-                    draft.share.ask_for_writing(encoded + written + len(data))
-                    write_at(inflated.fileno(), data, written)
-                    written += len(data)
-                    draft.share.note_used(encoded + written)
-                    block = decoder.unconsumed_tail
-        except zlib.error:
-            raise DigestMismatch(
-                "upstream's bytes do not match the index's digest, and are not in the encoding they claim"
-            ) from None
-        digest = Digest(hasher.name, hasher.hexdigest())
-        if not file.accepts(digest):
-            raise DigestMismatch("upstream's bytes match the index's digest neither as sent nor decoded")
-        if not decoder.eof or decoder.unused_data:
-            raise BadUpstreamResponse("upstream sends a file in gzip encoding that is damaged or too large")
-        draft.share.ask_for_writing(2 * written)
-        offset = 0  # overwrite the draft in place, since other processes have it open
-        while block := os.pread(inflated.fileno(), _BLOCK, offset):
-            write_at(draft.content.fd, block, offset)
+    content, encoded = draft.content, draft.content.length
+    size, digest = _measured(_blocks(content.fd, stopped), file)
+    largest = max(encoded, size)
+    draft.share.ask(encoded + largest)
+    with tempfile.TemporaryFile(dir=draft.path.parent) as copy:
+        offset = 0
+        for block in _blocks(content.fd, stopped):
+            write_at(copy.fileno(), block, offset)
             offset += len(block)
-        os.ftruncate(draft.content.fd, written)
-    draft.reserve(written)
+            draft.share.note_used(encoded + offset)
+        offset = 0  # overwrite the draft in place, since other processes have it open
+        for data in gunzip(_blocks(copy.fileno(), stopped), size, "a file"):
+            write_at(content.fd, data, offset)
+            offset += len(data)
+            draft.share.note_used(encoded + max(encoded, offset))
+        os.ftruncate(content.fd, offset)
+    draft.reserve(offset)
     return digest
+
+
+def _measured(blocks: Iterator[bytes], file: PackageFile) -> tuple[int, Digest]:
+    """Decode the bytes without keeping them, and return their size and digest. Raises as `_inflate` does."""
+    hasher = (file.digest or Digest("sha256", "")).hasher()
+    most = file.size if file.size and file.digest else _LARGEST
+    size = 0
+    try:
+        for data in gunzip(blocks, most, "a file"):
+            hasher.update(data)
+            size += len(data)
+    except GzipError as error:
+        if file.digest is None:
+            raise BadUpstreamResponse(f"upstream sent {error}") from None
+        raise DigestMismatch(
+            f"upstream's bytes do not match the index's digest as sent, and can't be decoded: it sent {error}"
+        ) from None
+    digest = Digest(hasher.name, hasher.hexdigest())
+    if not file.accepts(digest):
+        raise DigestMismatch("upstream's bytes match the index's digest neither as sent nor decoded")
+    return size, digest
+
+
+def _blocks(fd: int, stopped: Callable[[], bool]) -> Iterator[bytes]:
+    offset = 0
+    while not stopped():
+        if not (block := os.pread(fd, _BLOCK, offset)):
+            return
+        yield block
+        offset += len(block)
+    raise FetchCancelled

@@ -13,19 +13,30 @@ from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 
-from mypypi.errors import BadUpstreamResponse, Interrupted, storage_error
+from mypypi.errors import BadUpstreamResponse, Interrupted, TooSlow, storage_error
 from mypypi.observability import metrics
 from mypypi.upstream.bodies import abort_connection
 from mypypi.upstream.causes import excess_of
+from mypypi.upstream.pace import LONGEST_FILE, Pace
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
     from mypypi.files.drafts import Draft
+    from mypypi.model import PackageFile
     from mypypi.threads import Threads
+    from mypypi.upstream.pace import PaceLimits
 
 #: Bytes that may wait to be written before the connection to upstream is paused.
 BACKLOG = 1024 * 1024
+#: Bytes that a file may have beyond the size on its page, which may be wrong. A larger one is not the listed one.
+MOST_BEYOND_LISTED = 1024 * 1024
+
+
+def check_length(file: PackageFile, length: int | None) -> None:
+    """Raise BadUpstreamResponse if a file of this many bytes is much larger than its page says."""
+    if length is not None and file.size and length > file.size + MOST_BEYOND_LISTED:
+        raise BadUpstreamResponse(f"upstream sends a file of {length} bytes or more, and its page says {file.size}")
 
 
 class Receiver(Protocol):
@@ -33,32 +44,39 @@ class Receiver(Protocol):
     The protocol that receives a body.
 
     It collects bytes while a thread writes and hashes the earlier ones. The first `skip` bytes of the body are ignored.
-    It fails after `timeout` seconds without a byte.
+    It fails when the body exceeds the limits of its pace.
 
     `done` fires once the body has ended and is written: with True if upstream gave neither a length nor an end marker,
     so that the body may be incomplete, else with False. It fails with Interrupted, BadUpstreamResponse or StorageDown.
     """
 
-    def __init__(self, draft: Draft, hasher: _Hash, skip: int, threads: Threads, clock: Any, timeout: float) -> None:
+    def __init__(
+        self,
+        draft: Draft,
+        hasher: _Hash,
+        skip: int,
+        threads: Threads,
+        clock: Any,
+        pace: PaceLimits,
+        file: PackageFile,
+    ) -> None:
         self.done: Deferred[bool] = Deferred()
         self._draft = draft
+        self._file = file
         self._content = draft.content
         self._hasher = hasher
         self._skip = skip
         self._threads = threads
-        self._clock = clock
-        self._timeout = timeout
         self._waiting: list[bytes] = []
         self._backlog = 0
         self._writing = False
         self._paused = False
         self._end: Failure | None = None
         self._error: Exception | None = None
-        self._silence = clock.callLater(timeout, self._stalled)
+        self._pace = Pace(clock, pace, "the file", LONGEST_FILE, self._too_slow)
 
     def dataReceived(self, data: bytes) -> None:
-        if self._silence.active():
-            self._silence.reset(self._timeout)
+        self._pace.received(len(data))
         if self._skip:
             passed = min(self._skip, len(data))
             self._skip -= passed
@@ -72,19 +90,24 @@ class Receiver(Protocol):
             self._write()
         if self._backlog > BACKLOG and not self._paused and self.transport is not None:
             self._paused = True
-            self._silence.cancel()  # a paused connection is expected to be silent
+            self._pace.pause()
             self.transport.pauseProducing()  # type: ignore[attr-defined]
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._end = reason
+        self._pace.stop()
         self._settle()
 
     def _write(self) -> None:
         data = b"".join(self._waiting)
         self._waiting.clear()
-        total = self._content.total
-        if total is not None and self._content.length + len(data) > total:
-            self.abort(BadUpstreamResponse(f"upstream sends more than the {total} bytes it announced"))
+        total, end = self._content.total, self._content.length + len(data)
+        try:
+            if total is not None and end > total:
+                raise BadUpstreamResponse(f"upstream sends more than the {total} bytes it announced")
+            check_length(self._file, end)
+        except BadUpstreamResponse as error:
+            self.abort(error)
             return
         self._writing = True
         self._threads.run(self._store, data, self._content.length).addCallbacks(
@@ -103,7 +126,7 @@ class Receiver(Protocol):
             self._write()
         if self._paused and self._backlog <= BACKLOG and self.transport is not None:
             self._paused = False
-            self._silence = self._clock.callLater(self._timeout, self._stalled)
+            self._pace.resume()
             self.transport.resumeProducing()  # type: ignore[attr-defined]
         self._settle()
 
@@ -114,8 +137,8 @@ class Receiver(Protocol):
         self.abort(storage_error(error, "a draft could not be written") if isinstance(error, OSError) else error)
         self._settle()
 
-    def _stalled(self) -> None:
-        self.abort(Interrupted(f"upstream stopped in the middle of a file for {self._timeout:g} seconds"))
+    def _too_slow(self, why: str) -> None:
+        self.abort(TooSlow(why) if self._pace.is_poor else Interrupted(why))
 
     def abort(self, error: Exception) -> None:
         """Abort the connection. `done` fails with this error once the current write has ended."""
@@ -126,8 +149,6 @@ class Receiver(Protocol):
         """Fire `done`, once the connection has ended and all bytes are written."""
         if self._end is None or self._writing or self.done.called:
             return
-        if self._silence.active():
-            self._silence.cancel()
         if self._error is not None:
             self.done.errback(self._error)
         elif self._end.check(ResponseDone, PotentialDataLoss):

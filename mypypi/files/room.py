@@ -163,7 +163,7 @@ class Room:
         """Keep other threads and processes out. Raises OSError."""
         with self._turn:
             self._directory.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self._directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            lock = os.open(self._directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 yield
@@ -175,7 +175,7 @@ class Room:
         if self._account >= 0 and os.fstat(self._account).st_nlink:
             return
         self._close_account()
-        account = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        account = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         try:
             fcntl.flock(account, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._sums.write(account)

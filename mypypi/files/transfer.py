@@ -20,38 +20,28 @@ from mypypi.errors import (
     BadUpstreamResponse,
     DigestMismatch,
     Interrupted,
-    MyPyPiError,
     OutOfDescriptors,
     Truncated,
     UpstreamDown,
-    UpstreamPaused,
     storage_error,
 )
 from mypypi.files.drafts import State
 from mypypi.files.endings import has_end
-from mypypi.files.gzipped import GZIPPED, inflate, is_encoded
-from mypypi.files.receiver import Receiver
+from mypypi.files.gzipped import decode
+from mypypi.files.receiver import Receiver, check_length
+from mypypi.files.resuming import Attempts, FetchCancelled, bytes_to_skip
 from mypypi.model import PackageFile
+from mypypi.observability import metrics
 
 if TYPE_CHECKING:
     from mypypi.files.drafts import Draft
+    from mypypi.files.standby import Standby
     from mypypi.threads import Threads
     from mypypi.upstream.client import Upstream
     from mypypi.upstream.responses import FileResponse
 
-#: A transfer fails after more than this many interruptions in a row without a new byte.
-FRUITLESS = 3
-#: The number of attempts for one file, including those that bring new bytes.
-_RESUMES = 50
-#: Seconds before a transfer is resumed: doubled after each attempt without a new byte. While upstream is in back-off,
-#: the transfer waits longer, up to the second value.
-_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
 #: Bytes to read from a file at once.
 _BLOCK = 256 * 1024
-
-
-class FetchCancelled(Exception):
-    """The transfer was stopped. The draft can be resumed."""
 
 
 class Transfer:
@@ -60,14 +50,27 @@ class Transfer:
     log = Logger()
 
     def __init__(
-        self, file: PackageFile, draft: Draft, upstream: Upstream, threads: Threads, clock: Any, client: str = ""
+        self,
+        file: PackageFile,
+        draft: Draft,
+        upstream: Upstream,
+        threads: Threads,
+        decoding: Threads,
+        clock: Any,
+        standby: Standby,
+        client: str = "",
     ) -> None:
-        """`client` names the client that waits, for a fair share of the requests to upstream."""
+        """
+        `client` names the client that waits, for a fair share of the requests to upstream.
+
+        `standby` tells the transfer when to give way to them. Gzip bytes are decoded by the `decoding` threads.
+        """
         self._file = file
         self._draft = draft
         self._content = draft.content
         self._upstream = upstream
         self._threads = threads
+        self._decoding = decoding
         self._clock = clock
         self._client = client
         self._hasher = self._new_hasher()
@@ -81,6 +84,8 @@ class Transfer:
         self._stopped = False
         self._receiver: Receiver | None = None
         self._step: Deferred[Any] | None = None
+        self._standby = standby
+        standby.interrupt = self._interrupt
 
     async def run(self) -> Digest:
         """
@@ -105,6 +110,9 @@ class Transfer:
         Once `run` has failed, nothing more is written to the draft.
         """
         self._stopped = True
+        self._interrupt()
+
+    def _interrupt(self) -> None:
         if self._receiver is not None:
             self._receiver.abort(Interrupted("the transfer was stopped"))
         elif self._step is not None:
@@ -143,30 +151,27 @@ class Transfer:
     async def _check(self) -> Digest:
         digest = await self._decoded()
         if self._is_open_ended:
-            self.is_certain = await self._threads.run(has_end, self._content.fd)
+            self.is_certain = await self._decoding.run(has_end, self._content.fd)
         return digest
 
     async def _decoded(self) -> Digest:
         """Compare the draft with the index's digest, decode it where needed, and return the digest of its bytes."""
         digest, file = self._digest(), self._file
-        if file.digest is None and self._encoding:
-            if self._encoding != "gzip":
-                raise BadUpstreamResponse(
-                    "upstream sends a file in an encoding that was not requested, and there is no digest to check it"
-                )
-            is_archive = file.url.partition("?")[0].lower().endswith(GZIPPED)
-            if not await self._threads.run(is_encoded, self._content.fd, is_archive=is_archive):
-                return digest
-        elif file.accepts(digest):
+        if file.accepts(digest) and not (self._encoding and file.digest is None):
             return digest
-        elif self._encoding != "gzip":
-            raise DigestMismatch(
-                f"upstream's bytes do not match the index's digest ({digest} instead of {file.digest})"
+        if self._encoding != "gzip":
+            if file.digest is not None:
+                why = f"upstream's bytes do not match the index's digest ({digest} instead of {file.digest})"
+                raise DigestMismatch(why)
+            raise BadUpstreamResponse(
+                "upstream sends a file in an encoding that was not requested, and there is no digest to check it"
             )
-        digest = await self._threads.run(inflate, self._draft, file)
+        decoded = await self._decoding.run(decode, self._draft, file, lambda: self._stopped)
+        if decoded is None:
+            return digest
         self._content.length = os.fstat(self._content.fd).st_size
         self._is_open_ended = False  # the encoding has an end marker
-        return digest
+        return decoded
 
     def _new_hasher(self) -> Any:
         return (self._file.digest or Digest("sha256", "")).hasher()
@@ -175,23 +180,33 @@ class Transfer:
         return Digest(self._hasher.name, self._hasher.hexdigest())
 
     async def _transfer(self) -> None:
-        fruitless = 0
-        for _ in range(_RESUMES):
+        attempts = Attempts()
+        while True:
             length = self._content.length
             try:
                 await self._attempt(length)
             except (Interrupted, UpstreamDown, OutOfDescriptors) as error:
                 if self._stopped:
                     raise FetchCancelled from None
-                fruitless = fruitless + 1 if self._content.length == length else 0
-                if not self._resumable() or fruitless > FRUITLESS:
-                    raise
+                if self._standby.gives_way:
+                    await self._give_way()
+                    continue
                 at = self._content.length
+                if not self._resumable():
+                    raise
+                pause = attempts.pause(error, brought=at > length)
                 self.log.info("{key} is resumed at byte {at}: {why}", key=self._file.key, at=at, why=error)
-                await self._wait_for(deferLater(self._clock, _pause(error, fruitless)))
+                await self._wait_for(deferLater(self._clock, pause))
             else:
                 return
-        raise Truncated("upstream's body ended early too often")
+
+    async def _give_way(self) -> None:
+        """Rest, so that other requests get the place. What can't be resumed is begun anew, since it has no readers."""
+        metrics.GAVE_WAY.inc()
+        if not self._resumable():
+            self._hasher, self._validator, self._encoding = self._new_hasher(), "", ""
+            self._draft.empty()
+        await self._wait_for(self._standby.rest())
 
     async def _wait_for(self, step: Deferred[Any]) -> Any:
         """Wait for a step of the transfer. `stop` cancels it, and this raises FetchCancelled."""
@@ -199,11 +214,17 @@ class Transfer:
         try:
             return await step
         except CancelledError:
-            if self._stopped:
-                raise FetchCancelled from None
+            self._check_interrupted()
             raise
         finally:
             self._step = None
+
+    def _check_interrupted(self) -> None:
+        """Raise FetchCancelled after `stop`, and Interrupted if the transfer has to give way."""
+        if self._stopped:
+            raise FetchCancelled from None
+        if self._standby.gives_way:
+            raise Interrupted("other requests need the place of this transfer") from None
 
     def _resumable(self) -> bool:
         """
@@ -219,14 +240,15 @@ class Transfer:
             headers["Range"] = f"bytes={offset}-"
             if self._validator:
                 headers["If-Range"] = self._validator
-        if self._stopped:
-            raise FetchCancelled
-        asked = self._upstream.file(self._file.url, headers, self._client, self._make_late)
+        self._check_interrupted()
+        demand = self._standby.demand
+        asked = self._upstream.file(self._file.url, headers, self._client, self._make_late, demand)
         body = await self._wait_for(Deferred.fromCoroutine(asked))
         self._content.set_late(False)
         try:
             if offset:
-                skip = self._continue(body, offset)
+                total, has_digest = self._content.total, self._file.digest is not None
+                skip = bytes_to_skip(body, offset, total, has_digest=has_digest)
             else:
                 await self._reserve(body.length)
                 skip = self._begin(body)
@@ -241,8 +263,7 @@ class Transfer:
         if size is None or size == self._draft.share.size:
             return
         await self._threads.run(self._draft.reserve, size)
-        if self._stopped:
-            raise FetchCancelled
+        self._check_interrupted()
 
     def _make_late(self) -> None:
         """Let clients know that upstream has not answered in time, while the request goes on."""
@@ -252,7 +273,8 @@ class Transfer:
             self._content.set_late(True)
 
     async def _receive(self, body: FileResponse, skip: int) -> None:
-        receiver = Receiver(self._draft, self._hasher, skip, self._threads, self._clock, self._upstream.timeout)
+        pace = self._upstream.pace
+        receiver = Receiver(self._draft, self._hasher, skip, self._threads, self._clock, pace, self._file)
         self._receiver = receiver
         try:
             body.deliver(receiver)
@@ -266,6 +288,7 @@ class Transfer:
     def _begin(self, body: FileResponse) -> int:
         if body.status != 200:  # noqa: PLR2004 - no range was requested
             raise BadUpstreamResponse(f"upstream answered {body.status} to a request for a whole file")
+        check_length(self._file, body.length)
         self.validators = (body.header("etag"), body.header("last-modified"))
         self._encoding = body.encoding
         if self._encoding:
@@ -276,23 +299,6 @@ class Transfer:
         self._draft.write_note(State(begun=True, total=total, validator=self._validator))
         self._content.begin(total)
         return 0
-
-    def _continue(self, body: FileResponse, offset: int) -> int:
-        """Return the number of body bytes to skip: those that are in the draft already."""
-        if body.status == 200:  # noqa: PLR2004 - upstream does not support ranges, or has another version now
-            if self._file.digest is None or body.length not in (None, self._content.total):
-                raise Truncated("upstream's body ended early and could not be resumed")
-            return offset
-        unit, _, rest = body.header("content-range").partition(" ")
-        if unit != "bytes" or not rest.startswith(f"{offset}-"):
-            raise Truncated("upstream resumed its body at another offset than requested")
-        return 0
-
-
-def _pause(error: MyPyPiError, fruitless: int) -> float:
-    """Return the seconds until the next attempt. If upstream is in back-off, they last until its end."""
-    backoff = error.retry_after or 0 if isinstance(error, UpstreamPaused) else 0
-    return max(_PAUSE * 2.0**fruitless, min(backoff, _LONGEST_PAUSE))
 
 
 def complete_state(draft: Draft, digest: Digest) -> State:

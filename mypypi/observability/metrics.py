@@ -64,6 +64,10 @@ JOINS = Counter(
     "Requests that joined a running fetch of the same process or of another one on this host (process, host)",
     ["where"],
 )
+GAVE_WAY = Counter(
+    "mypypi_fetches_gave_way",
+    "Times that a fetch without clients was interrupted, since other requests needed its place",
+)
 TAKE_OVERS = Counter("mypypi_fetch_take_overs", "Fetches taken over from a process that has died")
 LEASE_WAITS = Counter("mypypi_lease_waits", "Times that a process waited for a lease of another one", ["kind"])
 
@@ -82,7 +86,11 @@ PROCESSES_DEGRADED = Gauge(
     multiprocess_mode="livesum",
 )
 REJECTED_CONNECTIONS = Counter(
-    "mypypi_rejected_connections", "Connections refused at once: their address has too many, or descriptors are short"
+    "mypypi_rejected_connections",
+    "Connections refused: the server or their address has too many, or descriptors are short",
+)
+CLOSED_IDLE_CONNECTIONS = Counter(
+    "mypypi_closed_idle_connections", "Idle connections of clients that were closed in favour of new ones"
 )
 
 HOT_PAGES_BYTES = Gauge("mypypi_hot_pages_bytes", "Bytes of memory in use for hot pages", multiprocess_mode="livesum")

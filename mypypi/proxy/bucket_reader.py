@@ -55,6 +55,7 @@ class BucketReader:
         self._storage = storage
         self._clock = clock
         self.timeout = client.timeout
+        self.pace = client.pace
 
     async def open(self, link: Link, headers: Mapping[str, str], client: str) -> FileResponse:
         """Request the file behind a link, for this client. Raises what `Upstream.file` raises."""

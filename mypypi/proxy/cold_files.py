@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from mypypi.files.fetches import Fetches
     from mypypi.job import IQueue
     from mypypi.upstream.client import Upstream
+    from mypypi.upstream.guard import AddressGuard
 
 #: The longest Retry-After, in seconds.
 _MAX_RETRY_AFTER = 60
@@ -51,8 +52,8 @@ class ColdFilePolicy:
     The settings for files that are not stored yet.
 
     `redirect`: MYPYPI_COLD_FILES is "redirect". `strict` and `strict_wait` (seconds): MYPYPI_UPSTREAM_STRICT and
-    MYPYPI_STRICT_WAIT. `most_fetches`: how many fetches may run in this process. `disk`: the id of the disk on which a
-    worker must store the file, empty if any will do.
+    MYPYPI_STRICT_WAIT. `most_fetches`: how many fetches may run in this process for clients that wait. `disk`: the id
+    of the disk on which a worker must store the file, empty if any will do.
     """
 
     redirect: bool = False
@@ -67,8 +68,18 @@ class ColdFiles:
 
     log = Logger()
 
-    def __init__(self, policy: ColdFilePolicy, fetches: Fetches, queue: IQueue, upstream: Upstream, clock: Any) -> None:
+    def __init__(
+        self,
+        policy: ColdFilePolicy,
+        fetches: Fetches,
+        queue: IQueue,
+        upstream: Upstream,
+        clock: Any,
+        guard: AddressGuard | None = None,
+    ) -> None:
+        """With a `guard`, clients are not redirected to an address that this server would not connect to."""
         self._policy = policy
+        self._guard = guard
         self._fetches = fetches
         self._queue = queue
         self._upstream = upstream
@@ -88,9 +99,9 @@ class ColdFiles:
         strict = self._policy.strict
         redirected = self._policy.redirect and (strict or not self._upstream.needs_credentials(file.url)) and not anew
         if redirected and unreadable and not strict:
-            return self._redirect(file)
+            return await self._redirect(file)
         if redirected and not unreadable and await self._queue_fetch(file):
-            return await self._stored_by_worker(file, stored) if strict else self._redirect(file)
+            return await (self._stored_by_worker(file, stored) if strict else self._redirect(file))
         return await self._fetch(file, stored, client, anew=anew or unreadable)
 
     async def describe(self, file: PackageFile, client: str) -> FileDescription | None:
@@ -138,7 +149,7 @@ class ColdFiles:
                 if isinstance(error, AlreadyStored):
                     anew = True  # the file is stored, but can't be read from the storage
                 elif not self._policy.strict:
-                    return self._bypass(file)
+                    return await self._bypass(file)
                 elif self._clock.seconds() >= until:
                     raise _still_fetching(error.retry_after or _MAX_RETRY_AFTER) from None
                 else:
@@ -151,9 +162,9 @@ class ColdFiles:
             content = self._fetches.join(file) or self._start(file, client, anew=anew)
         except StorageDown as error:
             self._note_storage_failure(error)
-            return self._bypass(file)
+            return await self._bypass(file)
         if content is None:
-            return self._bypass(file)
+            return await self._bypass(file)
         try:
             if self._policy.strict:
                 await self._wait_until_checked(content, until)
@@ -164,7 +175,7 @@ class ColdFiles:
         except StorageDown as error:
             content.close()
             self._note_storage_failure(error)
-            return self._bypass(file)
+            return await self._bypass(file)
         except BaseException:
             content.close()
             raise
@@ -172,12 +183,12 @@ class ColdFiles:
         return LocalContent(content, content.digest or file.only_digest, hit=False, immutable=file.digest is not None)
 
     def _start(self, file: PackageFile, client: str, *, anew: bool) -> Content | None:
-        """Start a fetch and return its content. Returns None if too many fetches run."""
-        if len(self._fetches) >= self._policy.most_fetches:
+        """Start a fetch and return its content. Returns None if too many run, or too many of this client or origin."""
+        if not self._fetches.make_room(file, client, self._policy.most_fetches):
             return None
         return self._fetches.start(file, client, anew=anew)
 
-    def _bypass(self, file: PackageFile) -> FileAnswer:
+    async def _bypass(self, file: PackageFile) -> FileAnswer:
         """
         Answer a client if this server does not fetch the file.
 
@@ -190,10 +201,18 @@ class ColdFiles:
             )
         if self._upstream.needs_credentials(file.url):
             return PassThrough(file)
-        return self._redirect(file)
+        return await self._redirect(file)
 
-    def _redirect(self, file: PackageFile) -> FileAnswer:
-        return RedirectToUpstream(self._upstream.first_url(file.url))
+    async def _redirect(self, file: PackageFile) -> FileAnswer:
+        """
+        Redirect a client to upstream. Raises BadUpstreamResponse if the guard refuses the address.
+
+        A page could else lead clients to services of their own network.
+        """
+        url = self._upstream.first_url(file.url)
+        if self._guard is not None:
+            await self._guard.check(url)
+        return RedirectToUpstream(url)
 
     async def _wait_until_readable(self, content: Content) -> None:
         """

@@ -31,6 +31,7 @@ from mypypi.settings.types import (
     matching,
     networks,
     number,
+    places,
     url,
 )
 
@@ -100,6 +101,17 @@ class Settings:
         "separate host for files.",
     )
     upstream_password: Secret | None = _setting(None, CREDENTIAL, "Password for HTTP basic authentication at upstream.")
+    upstream_trust: tuple[tuple[str | IPv4Network | IPv6Network, int | None], ...] = _setting(
+        None,
+        SettingType(
+            places,
+            "hosts, host:port, addresses or networks, separated by commas, as in files.example:8080, 10.0.0.0/8",
+            unset=(),
+        ),
+        "Hosts and networks that upstream's pages and redirects may lead to although their addresses are not public; "
+        "those of the same class as upstream's own (loopback, private) need not be named.",
+        shown="none",
+    )
     upstream_strict: bool = _setting(
         "false",
         BOOLEAN,
@@ -235,13 +247,20 @@ class Settings:
     upstream_concurrency: int = _setting(
         "64",
         number("a whole number"),
-        "Concurrent requests to upstream, per process, of which pages or files take at most half, and one client less.",
+        "Concurrent requests to one origin, per process, of which pages or files take at most half, and one client "
+        "less; all origins but upstream's own take twice as many together.",
     )
     upstream_timeout: int = _setting(
         "15",
         SECONDS,
         "Seconds for which clients wait for upstream's answer, which may take up to 60 and is kept; also the limit to "
         "connect, and to silence in a body.",
+    )
+    upstream_min_rate: int = _setting(
+        "1000",
+        number("a whole number of bytes", 0),
+        "Bytes per second below which the body of an answer of upstream or the bucket is ended, measured over 30 "
+        "seconds; ``0`` is no limit.",
     )
     render_processes: int = _setting(
         Factory(default_render_processes),
@@ -257,13 +276,18 @@ class Settings:
         choice("debug", "info", "warn", "error"),
         "Lowest level of log lines to write; ``debug`` adds the messages of Redis and Twisted.",
     )
+    max_connections: int = _setting(
+        "0",
+        number("a whole number", 0),
+        "Connections of clients per server process, of which one address may have 3/4; beyond them an idle one is "
+        "closed, or a new one gets a 503; ``0`` is as many as the file descriptors allow, and at most 8192.",
+    )
     connections_per_address: int = _setting(
         "0",
         number("a whole number", 0),
-        "Connections per client address and process, beyond which new ones are closed; ``0`` is no limit, as needed "
-        "behind a proxy, whose address all clients share.",
+        "Connections per client address and process, beyond which new ones are closed; ``0`` is no limit but 3/4 of "
+        "``MYPYPI_MAX_CONNECTIONS``, and trusted proxies have neither.",
     )
-
     drain_time: int = _setting(
         "30",
         number("a whole number of seconds", 0, 86_400),

@@ -178,6 +178,27 @@ def networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
     return tuple(ip_network(part.strip(), strict=False) for part in text.split(","))
 
 
+def places(text: str) -> tuple[tuple[str | IPv4Network | IPv6Network, int | None], ...]:
+    """
+    Parse hosts, addresses and networks, separated by commas, each but a network with a port if one is meant.
+
+    Returns each as a host's name or a network, with the port or None. Raises ValueError.
+    """
+    return tuple(_place(part.strip()) for part in text.split(","))
+
+
+def _place(text: str) -> tuple[str | IPv4Network | IPv6Network, int | None]:
+    with suppress(ValueError):
+        return ip_network(text, strict=False), None
+    parts = urlsplit(f"//{text}")
+    host = parts.hostname or ""
+    if parts.netloc != text or "@" in text or parts.port == 0 or not _HOST.fullmatch(host):
+        raise ValueError(text)
+    with suppress(ValueError):
+        return ip_network(host), parts.port
+    return host.removesuffix("."), parts.port
+
+
 def endpoint(text: str) -> str:
     """
     Check a Twisted server endpoint description without opening anything.

@@ -12,14 +12,17 @@ from attrs import define, field, frozen
 from cachetools import LRUCache
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IConsumer
-from twisted.web.client import BrowserLikePolicyForHTTPS, HTTPConnectionPool, _HTTP11ClientFactory
+from twisted.web.client import Agent, BrowserLikePolicyForHTTPS, HTTPConnectionPool, _HTTP11ClientFactory
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from mypypi.tls import ExplainedTLS, explain
 from mypypi.upstream.framing import BoundedProtocol
+from mypypi.upstream.guard import AddressGuard, GuardedEndpoints
 
+#: How many times the connections of one host are kept open in all.
+_HOSTS_KEPT = 2
 #: The hosts whose last TLS connection is remembered.
 _HOSTS = 64
 #: The headers by which upstream would make its clients keep cookies (RFC 6265, and its predecessor RFC 2965).
@@ -129,17 +132,63 @@ class _Factory(_HTTP11ClientFactory):
         return BoundedProtocol(self._quiescentCallback)
 
 
-class _Pool(HTTPConnectionPool):
+class Pool(HTTPConnectionPool):
+    """
+    Keeps at most `most` connections in all: the one that was used longest ago is closed for another one.
+
+    Pages can name any number of hosts. A host without a kept connection is forgotten.
+    """
+
     _factory = _Factory
+
+    def __init__(self, reactor: Any, most: int) -> None:
+        super().__init__(reactor, persistent=most > 0)
+        self._most = most
+
+    def getConnection(self, key: Any, endpoint: Any) -> Deferred[Any]:
+        """See `HTTPConnectionPool.getConnection`."""
+        found = super().getConnection(key, endpoint)
+        self._forget(key)
+        return found
+
+    def _putConnection(self, key: Any, connection: Any) -> None:
+        super()._putConnection(key, connection)
+        while len(self._timeouts) > self._most:
+            oldest = next(iter(self._timeouts))
+            host = next(each for each, kept in self._connections.items() if oldest in kept)
+            self._timeouts[oldest].cancel()
+            self._removeConnection(host, oldest)
+        self._forget(key)
+
+    def _removeConnection(self, key: Any, connection: Any) -> None:
+        super()._removeConnection(key, connection)
+        connection.abort()  # over TLS, the peer may never answer that it closes, too
+        self._forget(key)
+
+    def _forget(self, key: Any) -> None:
+        if not self._connections.get(key, True):
+            del self._connections[key]
 
 
 def connection_pool(reactor: Any, most: int) -> HTTPConnectionPool:
     """
-    Return a pool of up to `most` persistent connections per host; with 0, each request has its own connection.
+    Return a pool of up to `most` persistent connections per host, and `_HOSTS_KEPT` times as many in all.
+
+    With 0, each request has its own connection.
 
     It does not send requests again by itself: the requester does, for all methods.
     """
-    pool = _Pool(reactor, persistent=most > 0)
+    pool = Pool(reactor, _HOSTS_KEPT * most)
     pool.retryAutomatically = False
     pool.maxPersistentPerHost = most
     return pool
+
+
+def default_agent(
+    reactor: Any, tls: ExplainingPolicy, timeout: float, pool: HTTPConnectionPool, guard: AddressGuard | None
+) -> Agent:
+    """Return an agent with this pool. With a `guard`, it connects only to addresses that the guard allows."""
+    if guard is None:
+        return Agent(reactor, tls, connectTimeout=timeout, pool=pool)
+    endpoints = GuardedEndpoints(reactor, tls, timeout, guard)
+    return Agent.usingEndpointFactory(reactor, endpoints, pool)  # type: ignore[no-any-return]

@@ -5,6 +5,7 @@ Knows Twisted's body protocols, lengths and idle limits. Must never know what wa
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -14,7 +15,9 @@ from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 
 from mypypi.errors import BadUpstreamResponse, UpstreamDown
+from mypypi.upstream.body_memory import BodyClaim, BodyMemory
 from mypypi.upstream.causes import excess_of
+from mypypi.upstream.pace import LONGEST_PAGE, Pace, PaceLimits
 
 
 def abort_connection(receiver: Protocol) -> None:
@@ -36,52 +39,62 @@ class BodyCollector(Protocol):
     """
     Collects a body of at most `largest` bytes.
 
-    Collecting fails after `timeout` seconds without a byte. `done` fires with the body as it came; it fails with
-    UpstreamDown or BadUpstreamResponse. The end of an `encoded` body is checked by its decoder.
+    Collecting fails when the body exceeds the limits of its `pace`. `done` fires with the body as it came; it fails
+    with UpstreamDown or BadUpstreamResponse. The end of an `encoded` body is checked by its decoder. While `claim` has
+    to wait for memory, the connection is paused. The claim is released if collecting fails.
     """
 
-    def __init__(self, clock: Any, timeout: float, largest: int, *, encoded: bool) -> None:
+    def __init__(
+        self, clock: Any, pace: PaceLimits, largest: int, claim: BodyClaim | None = None, *, encoded: bool
+    ) -> None:
         self.done: Deferred[bytes] = Deferred(lambda _: self._fail(UpstreamDown("the request was cancelled")))
-        self._chunks: list[bytes] = []
+        self._body = io.BytesIO()  # its value is not copied, as joined chunks would be
         self._size = 0
+        self._claim = claim or BodyMemory().claim()
         self._error: Exception | None = None
-        self._timeout = timeout
         self._largest = largest
         self._encoded = encoded
-        self._idle_timer = clock.callLater(timeout, self._stalled)
+        self._pace = Pace(clock, pace, "the page", LONGEST_PAGE, lambda why: self._fail(UpstreamDown(why)))
 
     def dataReceived(self, data: bytes) -> None:
-        if self._idle_timer.active():
-            self._idle_timer.reset(self._timeout)
+        self._pace.received(len(data))
         if self._error is not None:
             return
-        self._chunks.append(data)
+        self._body.write(data)
         self._size += len(data)
         if self._size > self._largest:
             self._fail(BadUpstreamResponse(f"upstream sent a page of more than {self._largest} bytes"))
+        elif not self._claim.take(len(data), self._resume) and self.transport is not None:
+            self._pace.pause()
+            self.transport.pauseProducing()  # type: ignore[attr-defined]
+
+    def _resume(self) -> None:
+        if self.transport is not None:
+            self._pace.resume()
+            self.transport.resumeProducing()  # type: ignore[attr-defined]
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self._idle_timer.active():
-            self._idle_timer.cancel()
+        self._pace.stop()
         if self.done.called:
+            self._claim.release()
             return
-        content = b"".join(self._chunks)
+        content, self._body = self._body.getvalue(), io.BytesIO()  # the garbage collector finds the collector late
         error = self._error or excess_of(reason)
         if error is not None:
+            self._claim.release()
             self.done.errback(error)
         elif not reason.check(ResponseDone) and not (
             reason.check(PotentialDataLoss) and (self._encoded or _looks_complete(content))
         ):
+            self._claim.release()
             self.done.errback(UpstreamDown("upstream closed the connection in the middle of a page"))
         else:
             self.done.callback(content)
 
-    def _stalled(self) -> None:
-        self._fail(UpstreamDown(f"upstream stopped in the middle of a page for {self._timeout:g} seconds"))
-
     def _fail(self, error: Exception) -> None:
         self._error = error
-        self._chunks.clear()
+        self._body = io.BytesIO()
+        self._claim.release()
         abort_connection(self)
 
 

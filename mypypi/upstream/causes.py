@@ -55,5 +55,7 @@ def reason_of(error: BaseException) -> str:
         return "it closed the connection"
     if isinstance(error, (ConnectingCancelledError, ConnectTimedOut)):
         return "connecting timed out"
+    if isinstance(error, ValueError):  # a length in the answer, a host or a port in the URL
+        return "its answer or its address is malformed"
     words = (type(error).__doc__ or type(error).__name__).strip().splitlines()[0]
     return words.rstrip(".").lower()

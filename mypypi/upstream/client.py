@@ -13,32 +13,28 @@ from urllib.parse import urlsplit
 from attrs import evolve
 from twisted.web.iweb import IAgent, IResponse
 
-from mypypi.errors import BadUpstreamResponse, MyPyPiError, NotFound, UpstreamDown, UpstreamPaused
+from mypypi.errors import BadUpstreamResponse, NotFound, UpstreamPaused
 from mypypi.model import PageRequest, SourceDocument
 from mypypi.observability import metrics
 from mypypi.upstream.backoff import PATIENCE
-from mypypi.upstream.bodies import BodyCollector, abort_connection
-from mypypi.upstream.limiter import ConcurrencyLimiter, Place
+from mypypi.upstream.bodies import BodyCollector
+from mypypi.upstream.body_memory import BodyClaim, BodyMemory
+from mypypi.upstream.breaker import origin_of
+from mypypi.upstream.limiter import ConcurrencyLimiter, Demand, Place
+from mypypi.upstream.pace import LOWEST_RATE, PaceLimits
 from mypypi.upstream.redirects import follow
-from mypypi.upstream.refusals import LARGEST_REASON, RULES, inflated, refusal
-from mypypi.upstream.requester import Credentials, Request, Requester
-from mypypi.upstream.responses import (
-    FileResponse,
-    PageResponse,
-    PassedResponse,
-    first_values,
-    retry_after,
-    told_wait,
-)
+from mypypi.upstream.refusals import RULES, read_refusal
+from mypypi.upstream.requester import Credentials, Requester
+from mypypi.upstream.requests import Request
+from mypypi.upstream.responses import FileResponse, PageResponse, PassedResponse, down_error, first_values
 
 if TYPE_CHECKING:
     from mypypi.upstream.breaker import Breaker
+    from mypypi.upstream.guard import AddressGuard
 
 #: Bytes of the largest page that is fetched, in its encoding. PyPI's list of all projects has 40 MB.
 LARGEST_PAGE = 128 * 1024 * 1024
 _LARGEST_PASSED = 32 * 1024 * 1024
-#: Seconds until a refusal is passed on without its reason, if that comes slowly.
-_REASON_SECONDS = 2.0
 
 #: Is called if upstream has not answered within the time-out. The request goes on then, up to
 #: `mypypi.upstream.requester.LATE_LIMIT`, if not too many do; without such a function it fails.
@@ -49,9 +45,9 @@ class Upstream:
     """
     One upstream, at `url`, whose own pages say where its files are.
 
-    `timeout` (seconds) bounds connecting, waiting for the response head, and each wait for more of a page's body. At
-    most `concurrency` requests run at once, bodies included; others wait. `public_host` is the public registry's (see
-    `first_url`). See `Requester` for the other arguments.
+    `timeout` (seconds) bounds connecting, waiting for the response head, and each wait for more of a body. `min_rate`
+    is the lowest rate of a body (see `Pace`). At most `concurrency` requests to one origin run at once, bodies
+    included; others wait. `public_host` is the public registry's (see `first_url`). See `Requester` for the rest.
     """
 
     def __init__(
@@ -62,18 +58,22 @@ class Upstream:
         credentials: Credentials | None = None,
         concurrency: int = 64,
         timeout: float = 15,
+        min_rate: int = LOWEST_RATE,
         agent: IAgent | None = None,
         breaker: Breaker | None = None,
+        guard: AddressGuard | None = None,
         retries: Sequence[float] = (),
         metered: bool = True,
         public_host: str = "",
     ) -> None:
         self.url = url
         self.timeout = timeout
+        self.pace = PaceLimits(timeout, min_rate)
         self._reactor = reactor
         self._breaker = breaker
         self._metered = metered
         self._public_host = public_host if public_host != urlsplit(url).hostname else ""
+        self._memory = BodyMemory()
         self._limiter = ConcurrencyLimiter(concurrency, metered=metered)
         self._requester = Requester(
             reactor,
@@ -83,6 +83,7 @@ class Upstream:
             timeout=timeout,
             agent=agent,
             breaker=breaker,
+            guard=guard,
             retries=retries,
             metered=metered,
         )
@@ -163,25 +164,30 @@ class Upstream:
         try:
             if response.status == 304:  # noqa: PLR2004 - not modified
                 return PageResponse(None, etag, modified)
-            content = await self._collect(response, LARGEST_PAGE)
+            content, claim = await self._collect(response, LARGEST_PAGE)
         finally:
             response.close()
         if self._metered:
             metrics.UPSTREAM_BYTES.labels("page").inc(len(content))
         source = SourceDocument(content, response.header("content-type"), response.url, response.encoding)
-        return PageResponse(source, response.header("etag"), response.header("last-modified"))
+        return PageResponse(source, response.header("etag"), response.header("last-modified"), claim.release)
 
     async def file(
-        self, url: str, headers: Mapping[str, str], client: str = "", late: Late | None = None
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        client: str = "",
+        late: Late | None = None,
+        demand: Demand | None = None,
     ) -> FileResponse:
         """
         Request the file that is listed at this URL, for this client. The end of a short pause is awaited.
 
         It is requested at its `first_url`, and where that is 404, at the URL as listed. The status of the response is
-        200 or 206. The caller reads its body and closes it. See `page` for `late`.
-        Raises NotFound, UpstreamDown, UpstreamRefused, BadUpstreamResponse.
+        200 or 206. The caller reads its body and closes it. See `page` for `late`. `demand` says whether any client
+        waits for the file. Raises NotFound, UpstreamDown, UpstreamRefused, BadUpstreamResponse.
         """
-        sent = Request("file", url, {"Accept": "*/*", **headers}, "identity", patient=True)
+        sent = Request("file", url, {"Accept": "*/*", **headers}, "identity", patient=True, demand=demand)
         return await self._get_file(sent, client, late=late)
 
     async def size_of(self, url: str, client: str = "") -> int | None:
@@ -214,12 +220,14 @@ class Upstream:
         request = Request(kind, self.url + target, dict(headers), encoding, method, content)
         place, request = await self._acquire_place(request, client, late=lambda: None)
         try:
-            response, request = await follow(self._requester, request)
+            response, request = await self._follow(request, place)
             body = FileResponse(response.code, response.headers, request.url, response, lambda: None)
             passed = first_values(response.headers)
             if body.encoding:
                 passed["content-encoding"] = body.encoding
-            return PassedResponse(response.code, passed, await self._collect(body, _LARGEST_PASSED))
+            content, claim = await self._collect(body, _LARGEST_PASSED)
+            claim.release()
+            return PassedResponse(response.code, passed, content)
         finally:
             place.release()
 
@@ -240,12 +248,21 @@ class Upstream:
         """Send a GET or HEAD, follow redirects, and turn other statuses than success into errors."""
         place, request = await self._acquire_place(request, client, background=background, late=late)
         try:
-            response, request = await follow(self._requester, request)
+            response, request = await self._follow(request, place)
             await self._check_status(response, request)
         except BaseException:
             place.release()
             raise
         return FileResponse(response.code, response.headers, request.url, response, place.release)
+
+    async def _follow(self, request: Request, place: Place) -> tuple[IResponse, Request]:
+        """Send a request and follow redirects. One to another origin takes a place there."""
+        return await follow(self._requester, request, lambda url: place.move(self._origin_of(url)))
+
+    def _origin_of(self, url: str) -> str:
+        """Return the origin whose places a request to this URL takes; empty for upstream's own."""
+        origin = origin_of(url)
+        return "" if origin == origin_of(self.url) else origin
 
     async def _acquire_place(
         self, request: Request, client: str, *, background: bool = False, late: Late | None = None
@@ -256,8 +273,8 @@ class Upstream:
             left = self._breaker.remaining(request.url, request.kind, patient=patient)
             if left > (PATIENCE if patient else 0.0):
                 await self._breaker.check(request.url, request.kind)
-        slot = await self._limiter.acquire(request.kind, client, background=background)
-        place = Place(self._limiter, slot)
+        origin, demand = self._origin_of(request.url), request.demand
+        place = await self._limiter.acquire(request.kind, client, origin=origin, background=background, demand=demand)
         return place, request if late is None else evolve(request, late=lambda: place.make_late(late))
 
     async def _check_status(self, response: IResponse, request: Request) -> None:
@@ -266,40 +283,17 @@ class Upstream:
         if status == 200 or (status == 206 and "Range" in asked) or confirms:  # noqa: PLR2004 - whole, or the part
             return
         if status in RULES and status != NotFound.status:
-            raise await self._refusal(response, request.url)
+            raise await read_refusal(self._reactor, self.pace, response, request.url, self._requester.secrets)
         self._requester.discard(response)
         if status == NotFound.status:  # its reason is not passed on, and nobody should wait for it
             raise NotFound(RULES[status].words)
         if status == 429 or status >= 500:  # noqa: PLR2004 - too many requests, and the server's own errors
-            raise self._down(response)
+            raise down_error(response, self._reactor.seconds())
         raise BadUpstreamResponse(f"upstream answered {status}")
 
-    def _down(self, response: IResponse) -> UpstreamDown:
-        now = self._reactor.seconds()
-        error = UpstreamDown(f"upstream answered {response.code}", retry_after(response.headers, now))
-        error.told = told_wait(response.headers, now)
-        return error
-
-    async def _refusal(self, response: IResponse, url: str) -> MyPyPiError:
-        """Read a refusal's reason, where its body is short and comes in time, and return the error for it."""
-        body = FileResponse(response.code, response.headers, url, response, lambda: None)
-        collector = BodyCollector(self._reactor, self.timeout, LARGEST_REASON, encoded=bool(body.encoding))
-        body.deliver(collector)
-        deadline = self._reactor.callLater(_REASON_SECONDS, abort_connection, collector)
-        try:
-            content = await collector.done
-        except (UpstreamDown, BadUpstreamResponse):
-            content = b""
-        finally:
-            if deadline.active():
-                deadline.cancel()
-        if body.encoding:
-            content = inflated(content) if body.encoding == "gzip" else b""
-        phrase = response.phrase.decode("latin-1").strip()
-        return refusal(response.code, phrase, body.header("content-type"), content, self._requester.secrets)
-
-    async def _collect(self, response: FileResponse, largest: int) -> bytes:
-        """Return the whole body, in its encoding. Raises UpstreamDown, BadUpstreamResponse."""
-        collector = BodyCollector(self._reactor, self.timeout, largest, encoded=bool(response.encoding))
+    async def _collect(self, response: FileResponse, largest: int) -> tuple[bytes, BodyClaim]:
+        """Return the whole body, in its encoding, and its claim. Raises UpstreamDown, BadUpstreamResponse."""
+        claim = self._memory.claim()
+        collector = BodyCollector(self._reactor, self.pace, largest, claim, encoded=bool(response.encoding))
         response.deliver(collector)
-        return await collector.done
+        return await collector.done, claim

@@ -1,202 +1,292 @@
-"""Limits concurrent requests, and shares them between kinds of requests and between clients.
+"""Limits concurrent requests, and shares them between origins, kinds of requests and clients.
 
 Requests that find no free place wait in a bounded queue. Background requests do not wait, and only run while there is
-spare capacity. Late requests, which upstream has not answered in time, take no place from others. Knows numbers and
-names. Must never know what a request is about.
+spare capacity. Late requests, which upstream has not answered in time, take no place from others. A request that no
+client waits for gives its place to one that a client waits for. Knows places. Must never know what a request is about.
 """
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, deque
+from collections import Counter
 from collections.abc import Callable
 
-from attrs import define, evolve, frozen
+from attrs import define, evolve, field
 from twisted.internet.defer import Deferred
 
 from mypypi.errors import UpstreamBusy
 from mypypi.observability import metrics
+from mypypi.upstream.places import Places, Slot
+from mypypi.upstream.waiting import Waiting
 
 #: Requests that may wait, for each that may run. If each takes a second, the last one waits about as many seconds.
 _WAITING_PER_SLOT = 16
-#: A kind may hold one in so many places: half of them.
-_KINDS = 2
-#: Share of all places, and of a kind's places, that one client may hold.
-_CLIENT_SHARE = 0.75
 
 
-@frozen
-class Slot:
-    """A place among the running requests, or among the `late` ones, to be released once."""
-
-    kind: str
-    client: str
-    late: bool = False
-
-
-class _Places:
+@define(eq=False)
+class Demand:
     """
-    A number of places: how many are taken, and by whom.
+    Whether any client waits for a request. While it is `idle`, none does.
 
-    A kind of requests takes at most half of them. A client takes at most three quarters of a kind's places, and of all
-    places. Where that is less than one place, it is one.
+    An idle request gives way to others: `give_way` is called, once for each place, when another request needs the
+    place. The request releases the place then, and may ask for one again. That is granted while nobody else needs it.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._per_kind = max(1, limit // _KINDS)
-        self._per_client = max(1, int(limit * _CLIENT_SHARE))
-        self._per_slot = max(1, int(self._per_kind * _CLIENT_SHARE))
-        self._taken = 0
-        self._kinds: Counter[str] = Counter()
-        self._clients: Counter[str] = Counter()
-        self._slots: Counter[Slot] = Counter()
+    give_way: Callable[[], object]
+    idle: bool = False
+    _place: Place | None = field(default=None, repr=False)
 
-    def has_room(self, slot: Slot) -> bool:
-        """Whether there is a place for such a request."""
-        return (
-            not self.is_full
-            and self._kinds[slot.kind] < self._per_kind
-            and self._clients[slot.client] < self._per_client
-            and self._slots[slot] < self._per_slot
-        )
+    def set_idle(self, idle: bool) -> None:  # noqa: FBT001 - it is the value
+        """Record whether any client waits. Another request may take the place at once."""
+        if self.idle != idle:
+            self.idle = idle
+            if self._place is not None:
+                self._place.limiter.reconsider(self._place)
+
+    def belongs_to(self, place: Place) -> None:
+        """Use this place from now on, which waits or runs."""
+        self._place = place
+
+
+@define(eq=False)
+class Place:
+    """
+    The place of one request, which waits for it or holds it. Its slot is another one once the request is late.
+
+    It `holds` until it is released. `turn` fires when it may run. It was `asked_by` another slot to give way.
+    """
+
+    limiter: ConcurrencyLimiter
+    slot: Slot
+    demand: Demand | None = None
+    holds: bool = False
+    turn: Deferred[None] | None = field(default=None, repr=False)
+    asked_by: Slot | None = None
 
     @property
-    def is_full(self) -> bool:
-        """Whether all places are taken."""
-        return self._taken >= self._limit
+    def is_idle(self) -> bool:
+        """Whether no client waits for the request."""
+        return self.demand is not None and self.demand.idle
 
-    def is_half_free(self, kind: str) -> bool:
-        """Whether more than half of this kind's places, and of all, are free."""
-        return 2 * self._kinds[kind] < self._per_kind and 2 * self._taken < self._limit
+    def release(self) -> None:
+        """Free the place for the next request that waits. May be called more than once."""
+        if self.holds:
+            self.limiter.release(self)
 
-    def of_kind(self, kind: str) -> int:
-        """Return how many places this kind has taken."""
-        return self._kinds[kind]
+    def make_late(self, told: Callable[[], object]) -> bool:
+        """Let the request go on, if not too many are late; then call `told`. Returns whether it goes on."""
+        if not self.limiter.make_late(self):
+            return False
+        told()
+        return True
 
-    def take(self, slot: Slot) -> None:
-        """Take a place."""
-        self._add(slot, 1)
+    async def move(self, origin: str) -> None:
+        """
+        Exchange the place for one at this origin, to which the request was redirected.
 
-    def free(self, slot: Slot) -> None:
-        """Free a place."""
-        self._add(slot, -1)
-        if not self._clients[slot.client]:
-            del self._clients[slot.client]
-        if not self._slots[slot]:
-            del self._slots[slot]
-
-    def _add(self, slot: Slot, number: int) -> None:
-        self._taken += number
-        self._kinds[slot.kind] += number
-        self._clients[slot.client] += number
-        self._slots[slot] += number
+        The first place is free meanwhile. Raises UpstreamBusy, and then holds none.
+        """
+        if origin != self.slot.origin:
+            self.release()
+            self.slot = evolve(self.slot, origin=origin, late=False)
+            await self.limiter.enter(self)
 
 
 class ConcurrencyLimiter:
     """
-    Runs at most `limit` requests at once.
+    Runs at most `limit` requests at once at upstream's own origin, and as many at each other one; see `Places`.
 
-    At most half of them are of one kind, and at most three quarters of one client; the same holds for the queue. So
-    requests that hang can't keep all others waiting. With less than four places, there are not enough for all that.
-    Places that become free go to the kind that has the fewest, and to its clients in turn. As many late requests go on
-    besides, with the same shares. With `metered`, requests are counted in the metrics.
+    The same shares hold for the queue. So requests that hang can't keep all others waiting. With less than four places,
+    there are not enough for all that. Places that become free go to the kind that has the fewest, at other origins to
+    the client that has the fewest, and else to clients in turn. As many late requests go on besides, with the same
+    shares. With `metered`, requests are counted in the metrics.
     """
 
     def __init__(self, limit: int, *, metered: bool = True) -> None:
         self._metered = metered
-        self._running = _Places(limit)
-        self._late = _Places(limit)
-        self._queued = _Places(_WAITING_PER_SLOT * limit)
-        self._waiting: OrderedDict[Slot, deque[Deferred[None]]] = OrderedDict()
+        self._running = Places(limit)
+        self._late = Places(limit)
+        self._queued = Places(_WAITING_PER_SLOT * limit)
+        self._waiting: Waiting[Place] = Waiting()
+        #: Idle requests that wait, and those that run and may be asked to give way. Their owner bounds their number.
+        self._aside: dict[Place, None] = {}
+        self._idle: dict[Place, None] = {}
+        #: How many requests were asked to give way for a slot, and have not done so yet.
+        self._asked: Counter[Slot] = Counter()
 
     def has_spare_capacity(self, kind: str) -> bool:
         """Whether more than half of this kind's places, and of all, are free. Only then may background requests run."""
         return self._running.is_half_free(kind)
 
-    async def acquire(self, kind: str, client: str = "", *, background: bool = False) -> Slot:
+    async def acquire(
+        self,
+        kind: str,
+        client: str = "",
+        *,
+        origin: str = "",
+        background: bool = False,
+        demand: Demand | None = None,
+    ) -> Place:
         """
-        Wait for a place, which the caller has to release.
+        Wait for a place, which the caller has to release. `origin` is empty for upstream's own.
 
         Raises UpstreamBusy if too many requests wait, or if a `background` request finds no spare capacity.
         """
-        slot = Slot(kind, client)
+        place = Place(self, Slot(kind, client, origin), demand)
         if background:
             if not self.has_spare_capacity(kind):
                 raise UpstreamBusy("upstream has no spare capacity for requests that no client waits for")
-        elif not self._running.has_room(slot):
-            await self._wait(slot)
-            return slot
-        self._start(slot)
-        return slot
+            self._start(place)
+        else:
+            await self.enter(place)
+        return place
 
-    def release(self, slot: Slot) -> None:
+    async def enter(self, place: Place) -> None:
+        """Wait until this place holds. Raises UpstreamBusy if too many requests wait."""
+        if place.demand is not None:
+            place.demand.belongs_to(place)
+        if self._running.has_room(place.slot):
+            self._start(place)
+            return
+        turn: Deferred[None] = Deferred(lambda _: None)
+        place.turn = turn
+        if place.is_idle:
+            self._aside[place] = None
+        else:
+            self._enqueue(place)
+        try:
+            await turn
+        except BaseException:
+            self._leave(place)
+            raise
+
+    def release(self, place: Place) -> None:
         """Free the place for the next request that waits."""
-        (self._late if slot.late else self._running).free(slot)
+        place.holds = False
+        self._idle.pop(place, None)
+        if place.asked_by is not None:
+            self._asked[place.asked_by] -= 1
+            self._asked += Counter()  # forget those without any
+            place.asked_by = None
+        (self._late if place.slot.late else self._running).free(place.slot)
         self._count(running=-1)
-        self._start_waiting()
+        self._start_waiting(place.slot)
 
-    def make_late(self, slot: Slot) -> Slot | None:
+    def make_late(self, place: Place) -> bool:
         """
         Give the place of a request that upstream has not answered in time to others.
 
-        Returns the place in which it goes on. Returns None if there is none: too many requests are late.
+        Returns whether it goes on. Otherwise too many requests are late.
         """
+        slot = place.slot
         if slot.late:
-            return slot
+            return True
         late = evolve(slot, late=True)
         if not self._late.has_room(late):
-            return None
+            return False
         self._late.take(late)
         self._running.free(slot)
-        self._start_waiting()
-        return late
+        self._idle.pop(place, None)
+        place.slot = late
+        self._start_waiting(slot)
+        return True
 
-    def _start(self, slot: Slot) -> None:
-        self._running.take(slot)
+    def reconsider(self, place: Place) -> None:
+        """Act on a change of the place's demand."""
+        if place.holds:
+            if place.slot.late or place.asked_by is not None:
+                return
+            if place.is_idle:
+                self._idle[place] = None
+                self._let_give_way(place)
+            else:
+                self._idle.pop(place, None)
+        elif place in self._aside:
+            del self._aside[place]
+            try:
+                self._enqueue(place)
+            except UpstreamBusy as error:
+                assert place.turn is not None
+                place.turn.errback(error)
+        elif place.is_idle and place in self._waiting:
+            self._dequeue(place)
+            self._aside[place] = None
+
+    def _start(self, place: Place) -> None:
+        self._running.take(place.slot)
+        place.holds = True
+        if place.is_idle:
+            self._idle[place] = None
         self._count(running=1)
 
-    async def _wait(self, slot: Slot) -> None:
+    def _enqueue(self, place: Place) -> None:
+        """Let a request wait, and ask an idle one to give way to it. Raises UpstreamBusy."""
+        slot = place.slot
         if not self._queued.has_room(slot):
             if self._metered:
                 metrics.UPSTREAM_REFUSED.inc()
             raise UpstreamBusy("too many requests wait for upstream: try again later")
-        turn: Deferred[None] = Deferred(lambda _: None)
-        self._waiting.setdefault(slot, deque()).append(turn)
+        self._waiting.add(place)
         self._queued.take(slot)
         self._count(waiting=1)
-        try:
-            await turn
-        except BaseException:
-            self._leave_queue(slot, turn)
-            raise
-
-    def _leave_queue(self, slot: Slot, turn: Deferred[None]) -> None:
-        """The request was cancelled: it waits no longer, or gives back the place that it just got."""
-        queue = self._waiting.get(slot)
-        if queue is not None and turn in queue:
-            queue.remove(turn)
-            self._left(slot)
-        else:
-            self.release(slot)
-
-    def _left(self, slot: Slot) -> None:
-        self._queued.free(slot)
-        self._count(waiting=-1)
-        if not self._waiting[slot]:
-            del self._waiting[slot]
-
-    def _start_waiting(self) -> None:
-        """Start requests that wait: the kind that runs least first, and one of each client in turn."""
-        for slot in sorted(self._waiting, key=lambda each: self._running.of_kind(each.kind)):
-            if self._running.is_full:
+        for idle in self._idle:
+            if self._would_help(idle, slot):
+                self._ask(idle, slot)
                 return
-            queue = self._waiting.get(slot)
-            if queue and self._running.has_room(slot):
-                turn = queue.popleft()
-                self._waiting.move_to_end(slot)
-                self._left(slot)
-                self._start(slot)
-                turn.callback(None)
+
+    def _dequeue(self, place: Place) -> None:
+        self._waiting.remove(place)
+        self._dequeued(place)
+
+    def _dequeued(self, place: Place) -> None:
+        self._queued.free(place.slot)
+        self._count(waiting=-1)
+
+    def _leave(self, place: Place) -> None:
+        """The request was cancelled: it waits no longer, or gives back the place that it just got."""
+        if place in self._aside:
+            del self._aside[place]
+        elif place in self._waiting:
+            self._dequeue(place)
+        else:
+            place.release()
+
+    def _start_waiting(self, freed: Slot) -> None:
+        """Start requests that wait, and then idle ones, as far as there are places."""
+        while (place := self._waiting.take_next(self._running, freed)) is not None:
+            self._dequeued(place)
+            self._begin(place)
+        for place in tuple(self._aside):
+            if place in self._aside and self._running.has_room(place.slot):
+                del self._aside[place]
+                self._begin(place)
+
+    def _begin(self, place: Place) -> None:
+        self._start(place)
+        assert place.turn is not None
+        place.turn.callback(None)
+
+    def _let_give_way(self, idle: Place) -> None:
+        """Ask a request that has become idle to give way, if it would help one that waits."""
+        for slot in self._waiting.slots(like=idle.slot):
+            if self._waiting.count(slot) > self._asked[slot] and self._would_help(idle, slot):
+                self._ask(idle, slot)
+                return
+
+    def _would_help(self, idle: Place, slot: Slot) -> bool:
+        """Whether such a request would have room without the idle one."""
+        if not _compete(idle.slot, slot):
+            return False
+        self._running.free(idle.slot)
+        has_room = self._running.has_room(slot)
+        self._running.take(idle.slot)
+        return has_room
+
+    def _ask(self, idle: Place, slot: Slot) -> None:
+        del self._idle[idle]
+        idle.asked_by = slot
+        self._asked[slot] += 1
+        assert idle.demand is not None
+        idle.demand.give_way()
 
     def _count(self, *, waiting: int = 0, running: int = 0) -> None:
         if self._metered:
@@ -204,22 +294,6 @@ class ConcurrencyLimiter:
             metrics.UPSTREAM_RUNNING.inc(running)
 
 
-@define
-class Place:
-    """The slot of a request that runs. It is another one once the request is late."""
-
-    limiter: ConcurrencyLimiter
-    slot: Slot
-
-    def release(self) -> None:
-        """Free the slot."""
-        self.limiter.release(self.slot)
-
-    def make_late(self, told: Callable[[], object]) -> bool:
-        """Let the request go on, if not too many are late; then call `told`. Returns whether it goes on."""
-        slot = self.limiter.make_late(self.slot)
-        if slot is None:
-            return False
-        self.slot = slot
-        told()
-        return True
+def _compete(slot: Slot, other: Slot) -> bool:
+    """Whether both are at upstream's own origin, or both at others: then one's place may be of use to the other."""
+    return bool(slot.origin) == bool(other.origin)

@@ -5,7 +5,7 @@ Knows URLs, statuses and headers. Must never know what is requested, or for whom
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
@@ -18,7 +18,8 @@ from mypypi.upstream.responses import first_value
 if TYPE_CHECKING:
     from twisted.web.iweb import IResponse
 
-    from mypypi.upstream.requester import Request, Requester
+    from mypypi.upstream.requester import Requester
+    from mypypi.upstream.requests import Request
 
 _REDIRECTS = 5
 _REDIRECT_STATUSES = (301, 302, 303, 307, 308)
@@ -31,17 +32,21 @@ _CONDITIONS = ("If-None-Match", "If-Modified-Since", "If-Range")
 _CONDITIONAL = (*_CONDITIONS, "Range")
 
 
-async def follow(requester: Requester, request: Request) -> tuple[IResponse, Request]:
+async def follow(
+    requester: Requester, request: Request, turned: Callable[[str], Awaitable[None]]
+) -> tuple[IResponse, Request]:
     """
     Send a request, follow redirects, and return the last response with its request.
 
     Once a redirect has left the origin that credentials belong to, no later request carries them: another host could
-    else have anything requested with them. Conditions that upstream refuses are left out.
+    else have anything requested with them. Conditions that upstream refuses are left out. `turned` is awaited with the
+    target of each redirect, before it is requested.
     """
     for _ in range(_REDIRECTS + 1):
         response = await requester.send(request)
         if response.code in _REDIRECT_STATUSES:
             target = _target(requester, request.url, response)
+            await turned(target)
             is_own = requester.needs_credentials(request.url) and requester.needs_credentials(target)
             request = evolve(request, url=target, anonymous=request.anonymous or not is_own)
             if request.method == "POST" and response.code in _BECOMES_GET:

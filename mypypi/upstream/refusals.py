@@ -8,12 +8,22 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from attrs import frozen
 
-from mypypi.errors import MyPyPiError, NotFound, UpstreamRefused
+from mypypi.errors import BadUpstreamResponse, MyPyPiError, NotFound, UpstreamDown, UpstreamRefused
+from mypypi.upstream.bodies import BodyCollector, abort_connection
+from mypypi.upstream.responses import FileResponse
 
+if TYPE_CHECKING:
+    from twisted.web.iweb import IResponse
+
+    from mypypi.upstream.pace import PaceLimits
+
+#: Seconds until a refusal is passed on without its reason, if that comes slowly.
+_REASON_SECONDS = 2.0
 #: Bytes of a refusal's body that are read for its reason.
 LARGEST_REASON = 64 * 1024
 #: Characters of a reason that clients are told.
@@ -46,6 +56,27 @@ RULES: dict[int, Rule] = {
     410: Rule(410, replaces=True, words="upstream does not have this any more"),
     451: Rule(451, replaces=True, words="upstream withholds this for legal reasons"),
 }
+
+
+async def read_refusal(
+    clock: Any, pace: PaceLimits, response: IResponse, url: str, secrets: Collection[str]
+) -> MyPyPiError:
+    """Read a refusal's reason, where its body is short and comes in time, and return the error for it."""
+    body = FileResponse(response.code, response.headers, url, response, lambda: None)
+    collector = BodyCollector(clock, pace, LARGEST_REASON, encoded=bool(body.encoding))
+    body.deliver(collector)
+    deadline = clock.callLater(_REASON_SECONDS, abort_connection, collector)
+    try:
+        content = await collector.done
+    except (UpstreamDown, BadUpstreamResponse):
+        content = b""
+    finally:
+        if deadline.active():
+            deadline.cancel()
+    if body.encoding:
+        content = inflated(content) if body.encoding == "gzip" else b""
+    phrase = response.phrase.decode("latin-1").strip()
+    return refusal(response.code, phrase, body.header("content-type"), content, secrets)
 
 
 def refusal(status: int, phrase: str, content_type: str, body: bytes, secrets: Collection[str]) -> MyPyPiError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from base64 import b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
@@ -18,7 +18,7 @@ from twisted.internet.error import ConnectionClosed
 from twisted.internet.error import ConnectionRefusedError as Refused
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
-from twisted.web.client import Agent, HTTPConnectionPool
+from twisted.web.client import HTTPConnectionPool
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IResponse
 
@@ -29,18 +29,22 @@ from mypypi.errors import (
     MyPyPiError,
     OutOfDescriptors,
     RequestCancelled,
+    UpstreamBusy,
     UpstreamTimedOut,
     UpstreamUnreachable,
 )
 from mypypi.observability import metrics
-from mypypi.upstream.agent import Content, ExplainingPolicy, RawEncodingAgent, connection_pool
+from mypypi.upstream.agent import Content, ExplainingPolicy, RawEncodingAgent, connection_pool, default_agent
 from mypypi.upstream.bodies import DiscardedBody
 from mypypi.upstream.breaker import origin_of
 from mypypi.upstream.causes import NOT_CONNECTED, cause_of, is_closed_unanswered, lacks_descriptors, reason_of
-from mypypi.upstream.responses import told_wait
+from mypypi.upstream.responses import outcome_of, told_wait
 
 if TYPE_CHECKING:
-    from mypypi.upstream.breaker import Breaker, Permit
+    from mypypi.upstream.breaker import Breaker
+    from mypypi.upstream.guard import AddressGuard
+    from mypypi.upstream.origins import Permit
+    from mypypi.upstream.requests import Request
 
 _USER_AGENT = f"mypypi/{__version__}"
 #: Seconds after which a late request is given up: one that goes on although upstream has not answered within the
@@ -65,28 +69,6 @@ class Credentials:
     password: str = field(repr=False)
 
 
-@frozen
-class Request:
-    """
-    One HTTP request to upstream.
-
-    `kind` is page, file, keys, attestations, search or audit. Requests of one kind share places and are held back
-    together; it is a label of the metrics. `encoding` is the one content coding that is accepted, gzip or identity. A
-    `patient` request waits for the end of a short pause. `late` is called if upstream does not answer within the
-    time-out, and returns whether the request goes on, up to `LATE_LIMIT`. An `anonymous` one carries no credentials.
-    """
-
-    kind: str
-    url: str
-    headers: dict[str, str] = field(repr=False)
-    encoding: str = "gzip"
-    method: str = "GET"
-    content: bytes | None = field(default=None, repr=False)
-    patient: bool = False
-    anonymous: bool = False
-    late: Callable[[], bool] = field(default=lambda: False, repr=False)
-
-
 class Requester:
     """
     Sends requests. `timeout` (seconds) bounds connecting and waiting for a response head, except for late requests.
@@ -109,10 +91,14 @@ class Requester:
         timeout: float,
         agent: IAgent | None,
         breaker: Breaker | None,
+        guard: AddressGuard | None,
         retries: Sequence[float],
         metered: bool,
     ) -> None:
-        """`agent` sends the requests. The default one keeps up to `connections` open to each host."""
+        """
+        `agent` sends the requests. The default one keeps up to `connections` open to each host, and connects only to
+        addresses that the `guard` allows.
+        """
         self.timeout = timeout
         self._reactor = reactor
         self._credentials = credentials
@@ -125,8 +111,8 @@ class Requester:
         fresh = agent
         if agent is None:
             self._pool = connection_pool(reactor, connections)
-            agent = Agent(reactor, self._tls, connectTimeout=timeout, pool=self._pool)
-            fresh = Agent(reactor, self._tls, connectTimeout=timeout, pool=connection_pool(reactor, 0))
+            agent = default_agent(reactor, self._tls, timeout, self._pool, guard)
+            fresh = default_agent(reactor, self._tls, timeout, connection_pool(reactor, 0), guard)
         assert fresh is not None
         #: By content coding: over kept connections, and over a new one for each request.
         self._clients = {coding: _client(agent, coding) for coding in _CODINGS}
@@ -158,7 +144,7 @@ class Requester:
         outcome = "none"
         try:
             response = await self._send_with_retries(request, permit)
-            outcome = f"{response.code // 100}xx"
+            outcome = outcome_of(response.code)
         except UpstreamUnreachable as error:
             await self._report_failure(permit, error)
             raise
@@ -290,7 +276,7 @@ class Requester:
 
     def _error_of(self, cause: BaseException, url: str) -> MyPyPiError:
         """Return the error of a request to this URL that got no answer for this cause."""
-        if isinstance(cause, BadUpstreamResponse):  # its head exceeds a bound
+        if isinstance(cause, (BadUpstreamResponse, UpstreamBusy)):  # its head exceeds a bound; no connection was tried
             return cause
         if lacks_descriptors(cause):
             return OutOfDescriptors(f"upstream can't be asked: {NONE_LEFT}; try again")

@@ -13,6 +13,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
 from mypypi.dates import parse_date
+from mypypi.errors import UpstreamDown
 from mypypi.model import SourceDocument
 from mypypi.upstream.agent import RAW_ENCODING
 from mypypi.upstream.bodies import RefusedBody
@@ -28,12 +29,14 @@ class PageResponse:
     """
     Upstream's response to a request for a page.
 
-    `source` is None if the page is not modified. `etag` and `modified` are its validators as sent.
+    `source` is None if the page is not modified. `etag` and `modified` are its validators as sent. The receiver calls
+    `release` once it does not hold the source any more.
     """
 
     source: SourceDocument | None
     etag: str
     modified: str
+    release: Callable[[], object] = field(default=lambda: None, eq=False, repr=False)
 
 
 @frozen
@@ -103,6 +106,23 @@ def first_value(headers: Headers, name: str) -> str:
 def first_values(headers: Headers) -> dict[str, str]:
     """Return each header's first value, by its name in lower case."""
     return {name.decode("latin-1").lower(): values[0].decode("latin-1") for name, values in headers.getAllRawHeaders()}
+
+
+def is_final(status: int) -> bool:
+    """Whether this is a valid status of a final response (RFC 9110, section 15). Upstream may send any number."""
+    return 200 <= status <= 599  # noqa: PLR2004 - the lowest and the highest one
+
+
+def outcome_of(status: int) -> str:
+    """Return the label for a response with this status in the metrics."""
+    return f"{status // 100}xx" if is_final(status) else "invalid"
+
+
+def down_error(response: IResponse, now: float) -> UpstreamDown:
+    """Return the error for an answer of a server that fails."""
+    error = UpstreamDown(f"upstream answered {response.code}", retry_after(response.headers, now))
+    error.told = told_wait(response.headers, now)
+    return error
 
 
 def told_wait(headers: Headers, now: float) -> int | None:

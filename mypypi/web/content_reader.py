@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from mypypi.files.content import Content
     from mypypi.threads import Threads
 
-#: Seconds without a byte read by the client, after which its connection is aborted.
+#: Seconds in which a client must read, and the bytes of a file that it must read meanwhile if they are there. Else its
+#: connection is aborted: a client that reads a few bytes now and then would keep its connection and its file for ever.
 CLIENT_SILENCE = 300.0
+LEAST_READ = 64 * 1024
 
 
 @define
@@ -57,6 +59,8 @@ class Reader:
         self._done: Deferred[None] = Deferred(lambda _: self._stop())
         self._copier: SendfileCopier | WriteCopier | None = None
         self._stall_timer: Any = None
+        self._progress = 0  # bytes since the timer was started
+        self._waits = True  # for bytes of the content
         self._stopped = False
 
     def run(self) -> Deferred[None]:
@@ -80,6 +84,9 @@ class Reader:
     def wake(self) -> None:
         """Send what has become available. Raises nothing: the source of the content calls it."""
         try:
+            if self._waits and not self._stopped and self.next_part(1) is not None:
+                self._waits = False
+                self._restart_timer()
             if self._copier is not None:
                 self._copier.wake()
         except Exception:  # noqa: BLE001 - whatever it is, the response has begun
@@ -107,7 +114,6 @@ class Reader:
 
     def sent(self, count: int) -> None:
         """Note that `count` bytes of the first part were sent."""
-        self._stall_timer.reset(CLIENT_SILENCE)
         part = self._parts[0]
         if isinstance(part, Span):
             part.start += count
@@ -115,6 +121,10 @@ class Reader:
             self._parts.pop(0)
         else:
             self._parts[0] = part[count:]
+        self._progress += count
+        self._waits = self.next_part(1) is None
+        if self._waits or self._progress >= LEAST_READ:
+            self._restart_timer()
 
     def read(self, span: Span) -> Deferred[bytes]:
         """Read a span in a thread. The descriptor stays open until the thread is done, also if the reader ends."""
@@ -162,10 +172,18 @@ class Reader:
         """The file descriptor of the content."""
         return self._content.fd
 
+    def _restart_timer(self) -> None:
+        self._progress = 0
+        self._stall_timer.reset(CLIENT_SILENCE)
+
     def _check_stalled(self) -> None:
         self._stall_timer = self._reactor.callLater(CLIENT_SILENCE, self._check_stalled)
         if self.next_part(1) is not None:
-            self.log.info("a connection was aborted: its client read nothing for {seconds} s", seconds=CLIENT_SILENCE)
+            self.log.info(
+                "a connection was aborted: its client read {count} bytes in {seconds} s",
+                count=self._progress,
+                seconds=CLIENT_SILENCE,
+            )
             self.disconnect()
 
     def _stop(self) -> None:

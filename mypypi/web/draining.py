@@ -62,7 +62,7 @@ class DrainingChannel(HTTPChannel):
             if not self.requests[0].startedWriting:
                 _set_connection_close(self.requests[0])
         elif self._answered and not self._pending:
-            self.loseConnection()
+            self.close_idle()
         elif not self._pending:
             self.callLater(_FIRST_REQUEST, self._stop_waiting)
 
@@ -77,11 +77,21 @@ class DrainingChannel(HTTPChannel):
         """
         Close the connection once everything is sent.
 
-        In a drain, TLS is bypassed: it would wait for the client's close_notify, which an idle client does not send.
+        In a drain, this does not wait for the client.
         """
         super().loseConnection()
+        if self._draining:
+            self._bypass_tls()
+
+    def close_idle(self) -> None:
+        """Close a connection that is idle, without waiting for its client."""
+        self.loseConnection()
+        self._bypass_tls()
+
+    def _bypass_tls(self) -> None:
+        """Close without the client's close_notify, which an idle client does not send."""
         plain_transport = getattr(self.transport, "transport", None)
-        if self._draining and plain_transport is not None:
+        if plain_transport is not None:
             plain_transport.loseConnection()
 
     def _stop_waiting(self) -> None:

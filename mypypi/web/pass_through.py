@@ -21,11 +21,12 @@ from zope.interface import implementer
 
 from mypypi.digests import Digest
 from mypypi.errors import BadUpstreamResponse, DigestMismatch, MyPyPiError, UpstreamDown
-from mypypi.files.content import HELD_BACK
+from mypypi.files.content import HELD_BACK, HELD_WHOLE
 from mypypi.model import PackageFile
 from mypypi.proxy.bucket_reader import BODY_SILENCE
 from mypypi.upstream.bodies import abort_connection
 from mypypi.upstream.causes import excess_of
+from mypypi.upstream.pace import LONGEST_FILE, Pace
 from mypypi.web.content_reader import Span
 from mypypi.web.errors import sending
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from mypypi.proxy.answers import StoredElsewhere
     from mypypi.proxy.bucket_reader import BucketReader
     from mypypi.upstream.client import Upstream
+    from mypypi.upstream.pace import PaceLimits
     from mypypi.upstream.responses import FileResponse
 
 
@@ -53,8 +55,8 @@ async def pass_through(request: Request, file: PackageFile, upstream: Upstream, 
         request.setHeader(b"cache-control", b"no-store")
         if body.length is not None:
             request.setHeader(b"content-length", b"%d" % body.length)
-        passing = CompleteFile(file.digest)
-        await sending(request, _PassThrough(request, passing, body, clock, upstream.timeout, upstream.timeout).done)
+        passing = CompleteFile(file.digest, body.length)
+        await sending(request, _PassThrough(request, passing, body, clock, upstream.pace, upstream.timeout).done)
     finally:
         body.close()
 
@@ -82,9 +84,9 @@ async def pass_on(
         body = await bucket.open(linked.link, headers, client)
         try:
             skip = span.start if body.status == 200 else 0  # noqa: PLR2004 - a bucket may ignore Range
-            passing = StoredPart(skip, stop - span.start) if part else CompleteFile(stored.digest)
+            passing = StoredPart(skip, stop - span.start) if part else CompleteFile(stored.digest, stored.size)
             began = partial(bucket.began, stored, since)
-            passed = _PassThrough(request, passing, body, clock, bucket.timeout, BODY_SILENCE, began, spoiled)
+            passed = _PassThrough(request, passing, body, clock, bucket.pace, BODY_SILENCE, began, spoiled)
             await sending(request, passed.done)
         finally:
             body.close()
@@ -94,12 +96,14 @@ async def pass_on(
 
 class CompleteFile:
     """
-    A complete file: its last bytes are held back until its digest matches.
+    A complete file: its last bytes are held back until its digest matches, and a small file as a whole.
 
-    Hashing runs on the reactor thread: a chunk has 64 KiB at most, and takes some 40 microseconds.
+    `length` is the announced one, None if unknown. Hashing runs on the reactor thread: a chunk has 64 KiB at most, and
+    takes some 40 microseconds.
     """
 
-    def __init__(self, digest: Digest | None) -> None:
+    def __init__(self, digest: Digest | None, length: int | None) -> None:
+        self._is_long = length is not None and length > HELD_WHOLE
         self._digest = digest
         self._hasher = (digest or Digest("sha256", "")).hasher()
         self._held = b""
@@ -108,6 +112,10 @@ class CompleteFile:
         """Return the bytes that may be sent now."""
         self._hasher.update(data)
         data = self._held + data
+        self._is_long = self._is_long or len(data) > HELD_WHOLE
+        if not self._is_long:
+            self._held = data
+            return b""
         self._held = data[-HELD_BACK:]
         return data[:-HELD_BACK]
 
@@ -151,8 +159,8 @@ class _PassThrough(Protocol):
     """
     Copies the body to the client; `done` fires when the complete body was sent.
 
-    It fails, and the transfer is stopped, if that breaks or if the digest does not match. The first byte is awaited for
-    `timeout` seconds, each further one for `silence`. `began` is called with the first one.
+    It fails, and the transfer is stopped, if that breaks, if it is too slow, or if the digest does not match. The first
+    byte is awaited as `pace` says, each further one for `silence` seconds. `began` is called with the first one.
     """
 
     def __init__(
@@ -161,7 +169,7 @@ class _PassThrough(Protocol):
         passed: CompleteFile | StoredPart,
         body: FileResponse,
         clock: Any,
-        timeout: float,
+        pace: PaceLimits,
         silence: float,
         began: Callable[[], object] = lambda: None,
         mismatched: Callable[[], object] = lambda: None,
@@ -172,19 +180,16 @@ class _PassThrough(Protocol):
         self.done: Deferred[None] = Deferred(lambda _: self.stopProducing())
         self._request = request
         self._passed = passed
-        self._clock = clock
-        self._silence = clock.callLater(timeout, self._stalled)
-        self._timeout = timeout
+        self._pace = Pace(clock, pace, "the file", LONGEST_FILE, lambda why: self._fail(Failure(UpstreamDown(why))))
         request.registerProducer(self, True)
         body.deliver(self)
 
     def dataReceived(self, data: bytes) -> None:
         began, self._began = self._began, None
         if began is not None:
-            self._timeout = self._later_timeout
+            self._pace.silence = self._later_timeout
             began()
-        if self._silence.active():
-            self._silence.reset(self._timeout)
+        self._pace.received(len(data))
         if self.done.called:
             return
         try:
@@ -195,8 +200,7 @@ class _PassThrough(Protocol):
             self._fail(Failure())
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self._silence.active():
-            self._silence.cancel()
+        self._pace.stop()
         if self.done.called:
             return
         rest = self._passed.end(marked=reason.check(ResponseDone, PotentialDataLoss) is not None)
@@ -213,9 +217,6 @@ class _PassThrough(Protocol):
             closed = UpstreamDown("the connection that the file came from was closed in the middle")
             self._fail(Failure(excess_of(reason) or closed))
 
-    def _stalled(self) -> None:
-        self._fail(Failure(UpstreamDown(f"no byte of the file came for {self._timeout:g} seconds")))
-
     def _fail(self, failure: Failure) -> None:
         self.stopProducing()
         if not self.done.called:
@@ -224,18 +225,15 @@ class _PassThrough(Protocol):
             self.done.errback(failure)
 
     def pauseProducing(self) -> None:
-        if self._silence.active():
-            self._silence.cancel()
+        self._pace.pause()
         if self.transport is not None:
             self.transport.pauseProducing()  # type: ignore[attr-defined]
 
     def resumeProducing(self) -> None:
-        if not self._silence.active():
-            self._silence = self._clock.callLater(self._timeout, self._stalled)
+        self._pace.resume()
         if self.transport is not None:
             self.transport.resumeProducing()  # type: ignore[attr-defined]
 
     def stopProducing(self) -> None:
-        if self._silence.active():
-            self._silence.cancel()
+        self._pace.stop()
         abort_connection(self)

@@ -5,17 +5,16 @@ Knows Twisted's HTTP classes. Must never know routes or what is served.
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from cachetools import TTLCache
-from twisted.internet.interfaces import IAddress, IHalfCloseableDescriptor
-from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.interfaces import IHalfCloseableDescriptor, ISSLTransport
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mypypi import descriptors
 from mypypi.observability import metrics
+from mypypi.web.connections import FULL, Connections, Verdict
 from mypypi.web.content_reader import CLIENT_SILENCE
 from mypypi.web.draining import DrainingChannel, DrainingSite
 from mypypi.web.request import BROWSER_HEADERS, TOO_LARGE, WebRequest
@@ -37,12 +36,8 @@ _LINGER = 5
 _RETRY_AFTER = 5
 #: The share of the descriptors kept for files beyond which connections are aborted, and not refused with an answer.
 _MOST_REFUSED = 0.5
-#: Seconds between two warnings about one address with too many connections, and how many addresses are remembered.
-_WARN_EVERY = 60.0
-_MOST_WARNED = 1000
 
 _log_requests = Logger("mypypi.requests")
-_log_connections = Logger("mypypi.connections")
 
 
 class Channel(DrainingChannel):
@@ -59,7 +54,7 @@ class Channel(DrainingChannel):
 
     def connectionMade(self) -> None:
         """
-        Count the connection; refuse it if it took one of the descriptors that are kept for files.
+        Count the connection; refuse it if there are too many, or if it took a descriptor that is kept for files.
 
         Twisted would close it without a word once no descriptor is left. Refused connections take at most half of the
         kept ones, since each lingers for some seconds.
@@ -67,6 +62,14 @@ class Channel(DrainingChannel):
         metrics.CONNECTIONS.inc()
         super().connectionMade()
         transport: Any = self.transport
+        verdict = self._connections.admit(self)
+        if verdict is not Verdict.STAYS:
+            if verdict is Verdict.REFUSED:
+                self.turn_away(FULL)
+            else:
+                metrics.REJECTED_CONNECTIONS.inc()
+                self.abort()
+            return
         scarcity = descriptors.scarcity(transport.fileno()) if hasattr(transport, "fileno") else 0.0
         if scarcity > 0:
             metrics.REJECTED_CONNECTIONS.inc()
@@ -78,12 +81,15 @@ class Channel(DrainingChannel):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Stop counting the connection."""
         metrics.CONNECTIONS.dec()
+        self._connections.forget(self)
         self._set_stall_timer(None)
         super().connectionLost(reason)
 
     def dataReceived(self, data: bytes) -> None:
         """Parse the bytes; discard them once a request was refused."""
         if not self._refused:
+            if not self._pending:
+                self._connections.set_waiting(self)
             super().dataReceived(data)
 
     def resetTimeout(self) -> None:
@@ -100,7 +106,13 @@ class Channel(DrainingChannel):
     def allContentReceived(self) -> None:
         """Note that the request is complete."""
         self._begun = False
+        self._connections.set_busy(self)
         super().allContentReceived()
+
+    def requestDone(self, request: Request) -> None:
+        """Note that the request is answered."""
+        self._connections.set_idle(self)
+        super().requestDone(request)
 
     def _send100Continue(self) -> None:
         if not self._refused:
@@ -129,15 +141,29 @@ class Channel(DrainingChannel):
         self._set_stall_timer(CLIENT_SILENCE)
         super().loseConnection()
 
+    def turn_away(self, why: str) -> None:
+        """Answer with a 503 instead of reading the request. TLS is closed: an answer would cost a handshake."""
+        metrics.REJECTED_CONNECTIONS.inc()
+        if ISSLTransport.providedBy(self.transport):
+            self.abort()
+        else:
+            self.refuse(b"503 Service Unavailable", why.encode())
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        transport: Any = self.transport
+        transport.abortConnection()
+
+    @property
+    def _connections(self) -> Connections:
+        site: Any = self.factory
+        return site.connections  # type: ignore[no-any-return]
+
     def _set_stall_timer(self, seconds: float | None) -> None:
         """Abort the connection after so many seconds; None stops the timer."""
         if self._stall_timer is not None and self._stall_timer.active():
             self._stall_timer.cancel()
-        self._stall_timer = None if seconds is None else self.callLater(seconds, self._abort_stalled)
-
-    def _abort_stalled(self) -> None:
-        transport: Any = self.transport
-        transport.abortConnection()
+        self._stall_timer = None if seconds is None else self.callLater(seconds, self.abort)
 
     def lineLengthExceeded(self, line: bytes) -> None:
         """Refuse a head that is too large: over 16 KiB, or over 500 headers."""
@@ -193,42 +219,18 @@ class WebSite(DrainingSite):
     """
     Accepts connections and logs requests.
 
-    One address may have at most `per_address` connections at a time (0: any number). The log has no queries, since they
-    may hold secrets.
+    `connections` limits how many there are. The log has no queries, since they may hold secrets.
     """
 
     requestFactory = WebRequest
     protocol = Channel  # type: ignore[assignment] # not the one that speaks HTTP/2 as well
     noisy = False
 
-    def __init__(self, resource: IResource, reactor: Any, *, per_address: int = 0) -> None:
+    def __init__(self, resource: IResource, reactor: Any, connections: Connections | None = None) -> None:
         super().__init__(resource, reactor=reactor, timeout=_IDLE)
         self.displayTracebacks = False
         self.now = reactor.seconds
-        self._per_address = per_address
-        self._connected: Counter[str] = Counter()
-        self._warned: TTLCache[str, None] = TTLCache(_MOST_WARNED, _WARN_EVERY, reactor.seconds)
-
-    def buildProtocol(self, addr: IAddress) -> Protocol | None:  # type: ignore[override] # Site's type is narrower
-        """Return a connection; one that is closed at once if its address has too many."""
-        host = getattr(addr, "host", None)
-        if self._per_address and host is not None:
-            if self._connected[host] >= self._per_address:
-                metrics.REJECTED_CONNECTIONS.inc()
-                self._warn(host)
-                return _RejectedConnection()
-            self._connected[host] += 1
-        built: Protocol | None = super().buildProtocol(addr)
-        return built
-
-    def connection_lost(self, channel: DrainingChannel) -> None:
-        """Forget a closed connection, also for the limit of its address."""
-        super().connection_lost(channel)
-        host = getattr(channel.getPeer(), "host", None)
-        if self._per_address and host is not None:
-            self._connected[host] -= 1
-            if self._connected[host] <= 0:
-                del self._connected[host]
+        self.connections = connections or Connections(reactor)
 
     def log(self, request: Request, *, broken: bool = False) -> None:
         """Log and count a finished request."""
@@ -244,26 +246,3 @@ class WebSite(DrainingSite):
         line = RequestRecord(client, method_of(method), path_of(uri), status, size, 0.0, "none", "other", "-")
         line.count()
         _log_requests.info("{record}", record=line)
-
-    def _warn(self, host: str) -> None:
-        if host not in self._warned:
-            self._warned[host] = None
-            _log_connections.warn(
-                "{client} has {most} connections, the limit for one address; further ones are closed",
-                client=host,
-                most=self._per_address,
-            )
-
-
-class _RejectedConnection(Protocol):
-    """
-    A connection over the limit, closed without a response.
-
-    A response would need a TLS handshake first. `policies.LimitConnectionsByPeer` can't be used: its transport hides
-    the socket that readers send to.
-    """
-
-    def connectionMade(self) -> None:
-        """Close it."""
-        transport: Any = self.transport
-        transport.abortConnection()

@@ -42,6 +42,30 @@ class AdoptingTest(TestCase):
         await port.stopListening()
 
 
+class AcceptingTest(TestCase):
+    """A port accepts connections."""
+
+    async def test_many_connections_are_accepted_in_several_turns(self) -> None:
+        """A port accepts a few connections in each turn of the reactor, however many wait, and in the end all."""
+        ports: list[Any] = []
+        factory = Factory.forProtocol(Protocol)
+        factory.noisy = False
+        accepted: list[object] = []
+        factory.buildProtocol = accepted.append  # type: ignore[assignment] # returns None, which closes the connection
+        listen(reactor, "tcp:0:interface=127.0.0.1", factory, ports.append)
+        (port,) = ports
+        for _ in range(50):
+            client = socket.create_connection(("127.0.0.1", port.getHost().port))
+            self.addCleanup(client.close)
+        seen = []
+        while len(accepted) < 50:
+            before = len(accepted)
+            port.doRead()
+            seen.append(len(accepted) - before)
+        assert max(seen) == 8
+        await port.stopListening()
+
+
 class ReloadTest(TestCase):
     """A port reads its certificate again, whichever kind of endpoint names it."""
 

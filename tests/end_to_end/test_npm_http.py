@@ -426,7 +426,7 @@ class TestTarballs(OverHTTP):
 
         A wrong digest aborts the transfer, and nothing is stored.
         """
-        tarball = make_tarball(name, padding=50_000)
+        tarball = make_tarball(name, padding=100_000)
         registry.add(tarball, dist=says)
         path = f"/{name}/-/{tarball.filename}"
         for times in (1, 2):

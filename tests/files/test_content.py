@@ -7,7 +7,7 @@ import os
 from twisted.internet.defer import CancelledError
 
 from mypypi.errors import UpstreamDown
-from mypypi.files.content import HELD_BACK, Content
+from mypypi.files.content import HELD_BACK, HELD_WHOLE, Content
 from tests.support.memory import MemoryTestCase, open_descriptors, sha256
 
 DIGEST = sha256(b"")
@@ -28,19 +28,35 @@ class ContentTest(MemoryTestCase):
 
     def test_last_bytes_are_held_back_until_the_digest_is_checked(self) -> None:
         """The last bytes are held back until the digest has been checked (promise 2)."""
-        self.content.begin(None)
+        self.content.begin(10 * HELD_WHOLE)
         self.content.grow(HELD_BACK)
-        self.assertEqual(0, self.content.readable)
+        self.assertEqual((True, 0), (self.content.may_be_read, self.content.readable))
         self.content.grow(1000)
         self.assertEqual(1000, self.content.readable)
         self.content.finish(DIGEST)
         self.assertEqual(HELD_BACK + 1000, self.content.readable)
 
+    def test_small_files_are_held_back_as_a_whole(self) -> None:
+        """No byte of a file of up to 64 KiB may be read before its digest has been checked."""
+        self.content.begin(HELD_WHOLE)
+        self.content.grow(HELD_WHOLE)
+        self.assertEqual((False, 0), (self.content.may_be_read, self.content.readable))
+        self.content.finish(DIGEST)
+        self.assertEqual((True, HELD_WHOLE), (self.content.may_be_read, self.content.readable))
+
+    def test_files_of_unknown_length_are_held_back_until_they_are_long(self) -> None:
+        """No byte of a file of unknown length may be read before there are more than 64 KiB of it."""
+        self.content.begin(None)
+        self.content.grow(HELD_WHOLE)
+        self.assertEqual((False, 0), (self.content.may_be_read, self.content.readable))
+        self.content.grow(1)
+        self.assertEqual((True, HELD_WHOLE + 1 - HELD_BACK), (self.content.may_be_read, self.content.readable))
+
     def test_held_back_bytes_are_counted_from_the_announced_size(self) -> None:
         """Held-back bytes are counted from the announced size, even if upstream sends more."""
-        self.content.begin(HELD_BACK + 10)
-        self.content.grow(HELD_BACK + 500)
-        self.assertEqual(10, self.content.readable)
+        self.content.begin(HELD_WHOLE + 10)
+        self.content.grow(HELD_WHOLE + 500)
+        self.assertEqual(HELD_WHOLE + 10 - HELD_BACK, self.content.readable)
 
     def test_finished_content_has_its_size_and_digest(self) -> None:
         """Finished content has its size and digest, even if none was announced."""

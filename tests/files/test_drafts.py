@@ -34,11 +34,11 @@ def abandoned(drafts: Drafts, name: str = NAME, *, since: float = ABANDONED_SECO
 
 
 def test_draft_is_created_in_the_directory(drafts: Drafts, tmp_path: Path) -> None:
-    """A draft is created in the drafts' directory, which is created if needed. Other users can read it."""
+    """A draft is created in the drafts' directory, which is created if needed. Only its group can read it, too."""
     draft = drafts.open(NAME)
     assert draft.filling
     assert draft.path.parent == tmp_path / "below" / "drafts"
-    assert draft.path.stat().st_mode & 0o777 == 0o644
+    assert draft.path.stat().st_mode & 0o777 == 0o640
     assert (draft.content.length, draft.content.begun, draft.state) == (0, False, State())
     draft.close()
 

@@ -36,8 +36,8 @@ from mypypi.files.drafts import Draft, Drafts, State
 from mypypi.files.fetch import FetchTools
 from mypypi.files.fetches import Fetches
 from mypypi.files.receiver import BACKLOG
+from mypypi.files.resuming import FRUITLESS
 from mypypi.files.room import Room
-from mypypi.files.transfer import FRUITLESS
 from mypypi.model import HeldLease, PackageFile, StoredFile, fetch_lease
 from mypypi.redis.leases import Leases
 from mypypi.storage.disk import DiskStorage
@@ -58,6 +58,8 @@ from tests.support.memory import (
 
 URL = "https://files.example/a/thing-1.0.whl"
 DATA = bytes(range(256)) * 80
+#: A file that is too long to be held back as a whole.
+LONG = DATA * 5
 SIZE = len(DATA)
 DIGEST = sha256(DATA)
 TIMEOUT = 15
@@ -87,8 +89,8 @@ class FetchTestCase(MemoryTestCase):
         self.addCleanup(self.assert_nothing_is_left)
         self.fetches = self.make_fetches()
 
-    def make_fetches(self) -> Fetches:
-        upstream = Upstream(self.clock, "https://index.example", timeout=TIMEOUT, agent=self.wire.agent)
+    def make_fetches(self, **options: Any) -> Fetches:
+        upstream = Upstream(self.clock, "https://index.example", timeout=TIMEOUT, agent=self.wire.agent, **options)
         leases, backoff = Leases(self.catalog, "disk", self.clock), Backoff(self.catalog, self.clock)
         tools = FetchTools(upstream, self.storage, self.threads, self.clock, leases, backoff, self.catalog)
         room = Room(self.root / "room")
@@ -171,15 +173,26 @@ class UninterruptedTest(FetchTestCase):
 
     def test_bytes_are_readable_as_they_arrive(self) -> None:
         """Bytes are readable as they arrive, except the last ones. The total is known from the response head on."""
-        content = self.fetch()
+        content = self.fetch(listed(sha256(LONG)))
         self.assertFalse(content.begun)
-        self.send_head()
-        self.assertEqual((True, SIZE, 0), (content.begun, content.total, content.readable))
-        self.wire.last.send(DATA[: HELD_BACK + 100])
+        self.wire.last.send(response(200, content_length=str(len(LONG))))
+        self.assertEqual((True, len(LONG), 0), (content.may_be_read, content.total, content.readable))
+        self.wire.last.send(LONG[: HELD_BACK + 100])
         self.assertEqual(100, content.readable)
-        self.assertEqual(DATA[:100], os.pread(content.fd, 100, 0))
-        self.wire.last.send(DATA[HELD_BACK + 100 :])
+        self.assertEqual(LONG[:100], os.pread(content.fd, 100, 0))
+        self.wire.last.send(LONG[HELD_BACK + 100 :])
         self.assertTrue(content.whole)
+
+    def test_small_file_is_readable_once_it_is_checked(self) -> None:
+        """No byte of a small file is readable before its digest agreed, with a length from upstream or without."""
+        for data, length in ((DATA, str(SIZE)), (DATA[::-1], "")):
+            content = self.fetch(listed(sha256(data)))
+            self.wire.last.send(response(200, content_length=length))
+            self.wire.last.send(data[:-1])
+            self.assertEqual((True, False, 0), (content.begun, content.may_be_read, content.readable))
+            self.wire.last.send(data[-1:])
+            self.wire.last.end()
+            self.assertEqual((True, SIZE), (content.may_be_read, content.readable))
 
     def test_one_fetch_serves_all_clients(self) -> None:
         """All clients share one request and one content (promise 3). A fetch that has ended can't be joined."""
@@ -352,7 +365,7 @@ class EncodedTest(FetchTestCase):
     def test_full_disk_while_decoding_is_a_storage_error(self) -> None:
         """A disk that fills up while decoding is a storage error. Clients are then redirected to upstream."""
         content = self.fetch()
-        with mock.patch("mypypi.files.transfer.inflate", side_effect=OSError(errno.ENOSPC, "No space left on device")):
+        with mock.patch("mypypi.files.transfer.decode", side_effect=OSError(errno.ENOSPC, "No space left on device")):
             self.wire.last.answer(body=gzipped(DATA), content_encoding="gzip")
         self.assert_failed(content, StorageFull)
 
@@ -580,7 +593,8 @@ class SilenceTest(FetchTestCase):
         self.assertTrue(content.whole)
 
     def test_each_byte_restarts_the_timeout(self) -> None:
-        """Each byte restarts the timeout, so that a slow upstream does not time out."""
+        """Each byte restarts the timeout. Without a minimum rate, a slow upstream does not time out."""
+        self.fetches = self.make_fetches(min_rate=0)
         self.fetch()
         self.send_head()
         for at in range(0, SIZE, 1_024):
@@ -810,21 +824,39 @@ class SharedTest(FetchTestCase):
 
         Its readers get the last bytes after the check.
         """
-        content = self.fetch()
-        followed = self.follow()
+        size, digest = len(LONG), sha256(LONG)
+        content = self.fetch(listed(digest))
+        followed = self.follow(listed(digest))
         self.assertFalse(followed.begun)
-        self.send_head()
-        self.wire.last.send(DATA[:10_000])
+        self.wire.last.send(response(200, content_length=str(size)))
+        self.wire.last.send(LONG[:10_000])
         self.wait_for_follower()
-        self.assertEqual((True, SIZE, 10_000 - HELD_BACK), (followed.begun, followed.total, followed.readable))
-        self.assertEqual(DATA[:10_000], os.pread(followed.fd, SIZE, 0))
-        self.wire.last.send(DATA[10_000:])
+        self.assertEqual((True, size, 10_000 - HELD_BACK), (followed.begun, followed.total, followed.readable))
+        self.assertEqual(LONG[:10_000], os.pread(followed.fd, size, 0))
+        self.wire.last.send(LONG[10_000:])
         self.assertTrue(content.whole)
         self.wait_for_follower()
-        self.assertEqual((True, SIZE, DIGEST), (followed.whole, followed.readable, followed.digest))
-        self.assertEqual(DATA, os.pread(followed.fd, SIZE, 0))
+        self.assertEqual((True, size, digest), (followed.whole, followed.readable, followed.digest))
+        self.assertEqual(LONG, os.pread(followed.fd, size, 0))
         self.assertEqual(1, len(self.wire.exchanges))
-        self.assert_stored()
+        stored = self.find_stored()
+        assert stored is not None
+        self.assertEqual(digest, stored.digest)
+
+    def test_another_process_holds_a_small_file_back(self) -> None:
+        """Followers get no byte of a small file before its digest agreed."""
+        self.fetch()
+        followed = self.follow()
+        self.send_head()
+        self.wire.last.send(DATA[:-1])
+        self.wait_for_follower()
+        self.assertEqual((True, SIZE - 1, False, 0), self.progress_of(followed))
+        self.wire.last.send(DATA[-1:])
+        self.wait_for_follower()
+        self.assertEqual((True, SIZE, True, SIZE), self.progress_of(followed))
+
+    def progress_of(self, content: Content) -> tuple[bool, int, bool, int]:
+        return content.begun, content.length, content.may_be_read, content.readable
 
     def test_all_processes_get_the_error(self) -> None:
         """All processes get the same error, without another request."""

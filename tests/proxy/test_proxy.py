@@ -105,6 +105,7 @@ class ProxyTestCase(MemoryTestCase):
             negative_cache_time=60,
             stale_after=3,
             memory=MemoryCache(100_000_000),
+            threads=AtOnce(),
         )
         self.queue = MemoryQueue(self.clock)
         self.cold = ColdFiles(self.cold_files, self.fetches, self.queue, upstream, self.clock)

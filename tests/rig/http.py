@@ -70,15 +70,16 @@ def get(
     method: str = "GET",
     body: bytes = b"",
     timeout: float = BOUND,
+    source: str = "",
 ) -> Answer:
     """
-    Send one request on a new connection.
+    Send one request on a new connection, from the address `source` where that is given.
 
     It has these headers, Host, and a body's Content-Length, and no others. A transfer that breaks returns an answer
     that is not complete. Raises ConnectionRefusedError if nothing listens at the address, and TimeoutError after
     `timeout` seconds without a byte.
     """
-    connection = _connection(url, timeout)
+    connection = _connection(url, timeout, source)
     try:
         connection.connect()
         response = _send(connection, url, headers, method, body)
@@ -244,8 +245,8 @@ def _unverified() -> ssl.SSLContext:
     return context
 
 
-def _connection(url: str, timeout: float) -> HTTPConnection:
-    return HTTPConnection(urlsplit(url).netloc, timeout=timeout)
+def _connection(url: str, timeout: float, source: str = "") -> HTTPConnection:
+    return HTTPConnection(urlsplit(url).netloc, timeout=timeout, source_address=(source, 0) if source else None)
 
 
 def _send(

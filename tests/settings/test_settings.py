@@ -23,6 +23,10 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "MYPYPI_UPSTREAM_URL": ("https://index.example/", "https://index.example"),
     "MYPYPI_UPSTREAM_USERNAME": ("me", "me"),
     "MYPYPI_UPSTREAM_PASSWORD": ("hunter2", Secret("hunter2")),
+    "MYPYPI_UPSTREAM_TRUST": (
+        "Files.example., [fd00::1]:81, 10.0.0.0/8",
+        (("files.example", None), (ip_network("fd00::1"), 81), (ip_network("10.0.0.0/8"), None)),
+    ),
     "MYPYPI_UPSTREAM_STRICT": ("true", True),
     "MYPYPI_CACHE_TIME": ("1", 1),
     "MYPYPI_DATA_DIRECTORY": ("/srv/mypypi", Path("/srv/mypypi")),
@@ -52,9 +56,11 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "MYPYPI_NEGATIVE_CACHE_TIME": ("5", 5),
     "MYPYPI_UPSTREAM_CONCURRENCY": ("3", 3),
     "MYPYPI_UPSTREAM_TIMEOUT": ("30", 30),
+    "MYPYPI_UPSTREAM_MIN_RATE": ("0", 0),
     "MYPYPI_RENDER_PROCESSES": ("3", 3),
     "MYPYPI_LOG_FORMAT": ("json", "json"),
     "MYPYPI_LOG_LEVEL": ("warn", "warn"),
+    "MYPYPI_MAX_CONNECTIONS": ("500", 500),
     "MYPYPI_CONNECTIONS_PER_ADDRESS": ("20", 20),
     "MYPYPI_DRAIN_TIME": ("0", 0),
     "MYPYPI_STALE_AFTER": ("1", 1),
@@ -273,6 +279,16 @@ class TestOneVariable:
         A worker reads the same settings, but has neither the server's sockets nor its certificate.
         """
         assert load_settings({"MYPYPI_LISTEN": text}).listen == text
+
+    @pytest.mark.parametrize(
+        "text",
+        ["http://x", "a b", "x:0", "x:99999", "user@x", "x/path", "x?y", "a,,b", "*.example", "10.0.0.0/99", "[::1"],
+    )
+    def test_texts_that_are_no_trusted_places(self, text: str) -> None:
+        """Only hosts, host:port, addresses and networks can be trusted."""
+        (problem,) = problems({"MYPYPI_UPSTREAM_TRUST": text})
+        assert "MYPYPI_UPSTREAM_TRUST" in problem
+        assert "expected hosts, host:port, addresses or networks" in problem
 
     @pytest.mark.parametrize("text", ["80", "tcp", "tcp:", "tcp:http", "tcp:80:port=1", "tcp:80\\", "carrier-pigeon:1"])
     def test_listen_is_a_server_endpoint(self, text: str) -> None:

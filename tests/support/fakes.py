@@ -22,6 +22,7 @@ from mypypi.errors import CatalogDown, NotFound, StorageDown
 from mypypi.interfaces import ICatalog, IStorage
 from mypypi.job import ClaimedJob, DeadJob, IQueue, Job, LaterJob, QueueState
 from mypypi.model import FileCheck, HeldLease, Link, Page, PageId, Pause, StoredFile
+from mypypi.redis.catalog import MOST_MISSING
 from mypypi.redis.queue import CLAIM_MS, LONGEST_PAUSE, MOST_TRIES, WAIT_MS, pause_after
 
 _DAY = 86_400.0
@@ -34,11 +35,15 @@ class MemoryCatalog:
     """
     A catalog in dictionaries.
 
-    Missing pages and withheld links expire after a day. `clock` is the process's, and stands for that of Redis as well;
-    `wall` is the time of day (see `RedisCatalog`). While `down` is a reason, every method raises CatalogDown with it.
+    Missing pages expire after `missing_kept` seconds, withheld links after a day. `clock` is the process's, and stands
+    for that of Redis as well; `wall` is the time of day (see `RedisCatalog`). While `down` is a reason, every method
+    raises CatalogDown with it.
     """
 
-    def __init__(self, clock: IReactorTime, wall: Callable[[], float] | None = None) -> None:
+    def __init__(
+        self, clock: IReactorTime, wall: Callable[[], float] | None = None, missing_kept: float = _DAY
+    ) -> None:
+        self._missing_kept = missing_kept
         self.down: str | None = None
         self._clock = clock
         self._shared = SharedClock(clock, wall)
@@ -66,20 +71,24 @@ class MemoryCatalog:
         kept = await self.get_page(page)
         return None if kept is None else (kept.version, kept.checked_at)
 
-    async def put_page(self, page: Page, indexed_links: tuple[str, ...]) -> None:
+    async def put_page(self, page: Page, indexed_links: tuple[str, ...] | None) -> None:
         """See `ICatalog.put_page`."""
         await self.delete_page(page.id)
-        self._strays.update(dict.fromkeys(indexed_links, page.id))
+        if indexed_links is not None:
+            self._strays = {link: listing for link, listing in self._strays.items() if listing != page.id}
+            self._strays.update(dict.fromkeys(indexed_links, page.id))
         checked_at = self._shared.to_shared(page.checked_at)
         self._pages[page.id] = evolve(page, forms=dict(page.forms), checked_at=checked_at)
         if page.missing:
-            self._missing_until[page.id] = self._clock.seconds() + _DAY
+            self._missing_until[page.id] = self._clock.seconds() + self._missing_kept
+            if len(self._missing_until) > MOST_MISSING:
+                await self.delete_page(next(iter(self._missing_until)))
 
     async def touch_page(self, page: PageId, version: str, checked_at: float) -> None:
         """See `ICatalog.touch_page`."""
         kept = await self.get_page(page)
         if kept is not None and kept.version == version:
-            await self.put_page(evolve(kept, checked_at=checked_at), ())
+            await self.put_page(evolve(kept, checked_at=checked_at), None)
 
     async def delete_page(self, page: PageId) -> None:
         """See `ICatalog.delete_page`."""

@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import json
 import os
+import socket
 import tempfile
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from pathlib import Path
@@ -77,11 +78,22 @@ def _is_file(name: str) -> bool:
 class AtOnce(Threads):
     """Threads that run each function at once, while its caller waits."""
 
+    running = 1
+
     def __init__(self) -> None:
         pass
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
         return maybeDeferred(function, *args, **kwargs)
+
+
+def all_names_are_public(host: str, *_: object) -> list[tuple[Any, ...]]:
+    """Resolve a name as `socket.getaddrinfo` does, but to one public address, and a number to the address it is."""
+    try:
+        address = socket.inet_ntoa(socket.inet_aton(host))
+    except OSError:
+        address = "192.88.99.1"
+    return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0))]
 
 
 def render_at_once(task: bytes) -> Deferred[bytes]:

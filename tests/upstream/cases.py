@@ -112,7 +112,7 @@ class BreakerTestCase(UpstreamTestCase):
         owner: str = "one",
         **options: Any,
     ) -> Upstream:
-        breaker = Breaker(Backoff(self.catalog, self.clock), self.catalog, owner, self.clock, TIMEOUT)
+        breaker = Breaker(Backoff(self.catalog, self.clock), self.catalog, owner, self.clock, TIMEOUT, self.url)
         return super().make_upstream(url, credentials, concurrency, breaker=breaker, retries=self.retries, **options)
 
     def refuse_connections(self, times: int = 5, upstream: Upstream | None = None) -> None:

@@ -10,6 +10,7 @@ from twisted.web.http import PotentialDataLoss
 
 from mypypi.errors import BadUpstreamResponse, MyPyPiError, UpstreamDown
 from mypypi.upstream.bodies import BodyCollector
+from mypypi.upstream.pace import PaceLimits
 from tests.support.memory import MemoryTestCase, gzipped
 
 TIMEOUT = 15
@@ -19,7 +20,7 @@ class CollectorTest(MemoryTestCase):
     """A collector returns a body as it came, or fails."""
 
     def collector(self, largest: int = 100, *, encoded: bool = False) -> BodyCollector:
-        collector = BodyCollector(self.clock, TIMEOUT, largest, encoded=encoded)
+        collector = BodyCollector(self.clock, PaceLimits(TIMEOUT), largest, encoded=encoded)
         self.transport = StringTransport()
         collector.makeConnection(self.transport)
         return collector

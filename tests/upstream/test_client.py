@@ -394,7 +394,8 @@ class TimeTest(UpstreamTestCase):
         self.failing(pending, UpstreamDown)
 
     def test_stalled_page_times_out(self) -> None:
-        """A body times out after 15 seconds without a byte. A slow page that makes progress does not."""
+        """A body times out after 15 seconds without a byte. Without a minimum rate, a slow one does not."""
+        self.upstream = self.make_upstream(min_rate=0)
         pending = self.page()
         self.wire.last.send(response(200, b"{", content_length="5"))
         for _ in range(3):
@@ -447,7 +448,7 @@ class ConcurrencyTest(UpstreamTestCase):
 
     def test_file_keeps_its_slot_until_it_is_closed(self) -> None:
         """A file keeps its slot until it is closed. Closing it twice frees only one slot."""
-        pending = self.file()
+        pending = self.file(f"{self.url}/a.whl")
         self.wire.last.send(response(200, b"", content_length="9"))
         body = self.now(pending)
         self.page("/2")

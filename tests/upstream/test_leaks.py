@@ -102,14 +102,14 @@ class LeakTest(BreakerTestCase):
 
     def assert_all_places_are_free(self) -> None:
         """Send a request, which ends any pause; then fill all places with two kinds. So much is sent, and no more."""
-        for kind in ("page", "keys"):
+        for kind in ("page", "search"):
             first = self.page(kind=kind)
             self.clock.pump([0.05] * 20)
             self.wire.last.answer(body=b"{}")
             self.clock.pump([0.05] * 20)
             self.successResultOf(first)
         self.wire.exchanges.clear()
-        asked = [self.page(path, kind=kind, client=path) for kind in ("page", "keys") for path in paths(LIMIT)]
+        asked = [self.page(path, kind=kind, client=path) for kind in ("page", "search") for path in paths(LIMIT)]
         self.clock.pump([0.05] * 20)
         self.assertEqual(LIMIT, self.request_count)
         for each in asked:

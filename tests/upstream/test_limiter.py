@@ -8,7 +8,7 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from mypypi.errors import UpstreamBusy, UpstreamDown
 from mypypi.observability import metrics
-from mypypi.upstream.limiter import ConcurrencyLimiter, Slot
+from mypypi.upstream.limiter import ConcurrencyLimiter, Place
 from tests.support.memory import MemoryTestCase
 from tests.upstream.cases import TIMEOUT, UpstreamTestCase, paths
 
@@ -22,23 +22,23 @@ class LimiterTestCase(MemoryTestCase):
         super().setUp()
         self.limiter = ConcurrencyLimiter(64, metered=False)
 
-    def ask(self, kind: str = "page", client: str = "", *, background: bool = False) -> Deferred[Slot]:
+    def ask(self, kind: str = "page", client: str = "", *, background: bool = False) -> Deferred[Place]:
         return self.start(self.limiter.acquire(kind, client, background=background))
 
-    def ask_often(self, count: int, kind: str = "page", client: str = "") -> list[Deferred[Slot]]:
+    def ask_often(self, count: int, kind: str = "page", client: str = "") -> list[Deferred[Place]]:
         return [self.ask(kind, client) for _ in range(count)]
 
-    def ask_as_many(self, count: int, kind: str = "page") -> list[Deferred[Slot]]:
+    def ask_as_many(self, count: int, kind: str = "page") -> list[Deferred[Place]]:
         """Ask as one client each."""
         return [self.ask(kind, f"{kind} client {number}") for number in range(count)]
 
-    def release(self, asked: Deferred[Slot]) -> None:
-        self.limiter.release(self.successResultOf(asked))
+    def release(self, asked: Deferred[Place]) -> None:
+        self.successResultOf(asked).release()
 
 
-def running(asked: list[Deferred[Slot]]) -> int:
+def running(asked: list[Deferred[Place]]) -> int:
     """Return how many of these requests have got a place."""
-    return sum(each.called and isinstance(each.result, Slot) for each in asked)
+    return sum(each.called and isinstance(each.result, Place) for each in asked)
 
 
 class ShareTest(LimiterTestCase):
@@ -117,10 +117,10 @@ class ShareTest(LimiterTestCase):
 class QueueTest(LimiterTestCase):
     """The queue is bounded, and has shares of the same sizes as the places."""
 
-    def refused(self, asked: list[Deferred[Slot]]) -> int:
+    def refused(self, asked: list[Deferred[Place]]) -> int:
         count = 0
         for each in asked:
-            if each.called and not isinstance(each.result, Slot):
+            if each.called and not isinstance(each.result, Place):
                 self.failureResultOf(each, UpstreamBusy)
                 count += 1
         return count
@@ -168,7 +168,7 @@ class QueueTest(LimiterTestCase):
         chance = random.Random(20)  # noqa: S311 - an order that can be repeated
         for limit in (1, 2, 3, 5, 8):
             self.limiter = ConcurrencyLimiter(limit, metered=False)
-            asked: list[Deferred[Slot]] = []
+            asked: list[Deferred[Place]] = []
             for _ in range(2000):
                 act = chance.random()
                 if act < 0.5 or not asked:
@@ -182,7 +182,7 @@ class QueueTest(LimiterTestCase):
             fresh = [each for kind in KINDS for each in self.ask_as_many(limit, kind)]
             self.assertEqual(limit, running(fresh))
 
-    def leave(self, asked: Deferred[Slot]) -> None:
+    def leave(self, asked: Deferred[Place]) -> None:
         """Release the place of this request, or cancel the request while it waits."""
         if running([asked]):
             self.release(asked)

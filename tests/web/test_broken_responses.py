@@ -26,6 +26,7 @@ from twisted.web.server import Request
 from mypypi.errors import BadUpstreamResponse, NotFound
 from mypypi.files.content import Content
 from mypypi.model import Link, StoredFile
+from mypypi.pieces import inflated, slices
 from mypypi.proxy.answers import StoredElsewhere
 from mypypi.proxy.bucket_reader import BODY_SILENCE, BucketReader
 from mypypi.upstream.client import Upstream
@@ -144,7 +145,6 @@ def _cut_short(body: bytes) -> Iterator[bytes]:
     return inflated(body[: len(body) // 2])
 
 
-inflated, slices = pages.inflated, pages.slices
 _NO_DESCRIPTOR = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
@@ -330,6 +330,30 @@ class TestBucket(MemoryTestCase):
         self.wire.last.send(response(200, DATA)[:300_000])
         self.clock.advance(BODY_SILENCE)
         self.assert_broken_off(connection)
+
+    def test_transfer_that_trickles(self) -> None:
+        """A bucket that sends a byte every five seconds breaks the transfer after a minute at most."""
+        connection = self.serve(Span(0, None))
+        self.wire.last.send(response(200, DATA)[:300_000])
+        for at in range(300_000, 300_012):
+            assert not connection.aborted
+            self.clock.advance(5)
+            if self.wire.last.closed:
+                break
+            self.wire.last.send(DATA[at : at + 1])
+        self.assert_broken_off(connection)
+
+    def test_client_that_reads_slowly(self) -> None:
+        """A client that reads slowly gets the file: the time in which the bucket waits for it does not count."""
+        connection = self.serve(Span(0, None))
+        data = response(200, DATA)
+        self.wire.last.send(data[:300_000])
+        for _ in range(4):
+            connection.full()
+            self.clock.advance(100)
+            connection.drained()
+        self.wire.last.send(data[300_000:])
+        assert connection.body == DATA
 
     def test_transfer_with_more_framing_than_content(self) -> None:
         """A body in chunks of one byte is broken off for the client."""

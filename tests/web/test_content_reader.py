@@ -20,7 +20,7 @@ from twisted.web.server import Request, Site
 
 from mypypi.errors import UpstreamDown
 from mypypi.files.content import HELD_BACK, Content
-from mypypi.web.content_reader import CLIENT_SILENCE, Reader, Span
+from mypypi.web.content_reader import CLIENT_SILENCE, LEAST_READ, Reader, Span
 from mypypi.web.copiers import SendfileCopier
 from tests.support.memory import AtOnce, Connection, Handling, MemoryTestCase, WhenTold, open_descriptors, sha256
 
@@ -30,6 +30,13 @@ T = TypeVar("T")
 DATA = os.urandom(1024) * 1200
 SIZE = len(DATA)
 Parts = Sequence[bytes | Span]
+
+
+def sip(self: Connection, data: bytes) -> None:
+    """Write to a client whose receive buffer is full after each piece."""
+    super(Connection, self).write(data)
+    if len(data) > 1000:
+        self.full()
 
 
 def growing_content(count: int) -> Content:
@@ -190,6 +197,33 @@ class WriteTest(MemoryTestCase):
         self.clock.advance(CLIENT_SILENCE - 0.1)
         self.assertFalse(connection.closed)
         self.clock.advance(0.1)
+        self.assertTrue(connection.aborted)
+
+    def test_client_that_reads_a_little_is_disconnected(self) -> None:
+        """A client must read `LEAST_READ` in `CLIENT_SILENCE`, or it is disconnected."""
+        for count, is_disconnected in ((LEAST_READ // 20, True), (LEAST_READ // 5, False)):
+            content = growing_content(SIZE)
+            content.finish(sha256(DATA))
+            with mock.patch("mypypi.web.copiers._BLOCK", count), mock.patch.object(Connection, "write", sip):
+                connection = self.serve(content, length=SIZE)
+                for _ in range(10):
+                    self.clock.advance(CLIENT_SILENCE / 10)
+                    if not connection.aborted:
+                        connection.drained()
+            self.assertEqual(is_disconnected, connection.aborted)
+            self.assertGreaterEqual(len(connection.body), 9 * count)
+            connection.leave()
+
+    def test_wait_for_bytes_is_not_the_fault_of_the_client(self) -> None:
+        """The time in which upstream sent nothing does not count: the limit starts again with new bytes."""
+        content = growing_content(50_000)
+        connection = self.serve(content, length=SIZE)
+        connection.full()
+        self.clock.advance(CLIENT_SILENCE - 1)
+        content.grow(SIZE - 50_000)
+        self.clock.advance(CLIENT_SILENCE - 1)
+        self.assertFalse(connection.closed)
+        self.clock.advance(1)
         self.assertTrue(connection.aborted)
 
     def test_client_that_waits_for_bytes_is_not_disconnected(self) -> None:

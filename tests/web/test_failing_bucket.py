@@ -26,7 +26,7 @@ from tests.support.memory import Exchange, response, sha256
 
 BUCKET = "https://bucket.example"
 FILES = "https://files.example"
-DATA = random.Random(1).randbytes(50_000)  # noqa: S311
+DATA = random.Random(1).randbytes(100_000)  # noqa: S311
 SHA512 = hashlib.sha512(DATA)
 PYPI, NPM = "pypi", "npm"
 REASON = "S3 answered 500 to HeadObject"
@@ -65,10 +65,9 @@ class Slow(Transmission):
 
     def to(self, exchange: Exchange) -> None:
         """Send a piece now, and the rest later."""
-        at = len(self.data) // 5 + 1
-        exchange.send(self.data[:at])
-        if self.data[at:]:
-            exchange._wire.clock.callLater(6, Slow(self.data[at:]).to, exchange)
+        exchange.send(self.data[: self.piece])
+        if self.data[self.piece :]:
+            exchange._wire.clock.callLater(6, Slow(self.data[self.piece :], self.piece).to, exchange)
 
 
 class Scene:
@@ -316,9 +315,9 @@ class TestThroughTheServer:
             assert DATA.startswith(answer.body)
 
     def test_silence_in_a_body_is_borne_for_longer_than_before_it(self, tmp_path: Path) -> None:
-        """A body that goes on slowly is not broken off."""
-        scene = Scene(tmp_path, S3_SERVE="proxy")
-        scene.bucket = Slow(response(200, DATA))
+        """Without a lowest rate, a body that goes on slowly is not broken off."""
+        scene = Scene(tmp_path, S3_SERVE="proxy", UPSTREAM_MIN_RATE="0")
+        scene.bucket = Slow(response(200, DATA), piece=len(DATA) // 5 + 1)
         began = scene.world.reactor.seconds()
         assert_whole(scene.get())
         assert scene.world.reactor.seconds() - began > 20

@@ -16,11 +16,13 @@ from twisted.web.resource import IResource, Resource
 from twisted.web.server import Request, Site
 
 from mypypi.errors import NotFound
+from mypypi.pieces import slices
+from mypypi.web.connections import Connections
 from mypypi.web.content_reader import CLIENT_SILENCE
 from mypypi.web.errors import answer_failure
-from mypypi.web.pages import send, slices
 from mypypi.web.request import LARGEST_BODY
 from mypypi.web.request_log import cache_word, method_of, path_of, set_kind
+from mypypi.web.senders import send
 from mypypi.web.site import WebSite
 from tests.support.memory import Connection, Handling, MemoryTestCase
 
@@ -67,8 +69,9 @@ class SiteTestCase(MemoryTestCase):
         globalLogPublisher.addObserver(observer)
         self.addCleanup(globalLogPublisher.removeObserver, observer)
 
-    def site(self, resource: Resource | None = None, **options: int) -> WebSite:
-        return WebSite(cast("IResource", resource or LengthResource()), self.clock, **options)
+    def site(self, resource: Resource | None = None, **limits: Any) -> WebSite:
+        connections = Connections(self.clock, **limits)
+        return WebSite(cast("IResource", resource or LengthResource()), self.clock, connections)
 
     def site_with_handler(self, handler: Callable[[Any], Deferred[None]]) -> WebSite:
         return self.site(Handling(handler))

@@ -1,0 +1,70 @@
+"""Decodes gzip bytes of upstream (RFC 1952) piece by piece, and stops where they cost more than they bring.
+
+Knows zlib and sizes. Must never know what the bytes are, or where they are kept.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator
+
+#: Decoded bytes for each encoded one, above which a block counts as swollen. Pages have 4 to 40, package files up to
+#: 20, and deflate reaches 1032.
+MOST_RATIO = 200
+#: Bytes of swollen blocks that are accepted. Each file may have some, such as a long run of spaces.
+MOST_SWOLLEN = 4 * 1024 * 1024
+#: Members that a body may have, and the decoded bytes that allow one more. An empty member has 20 bytes, and costs some
+#: microseconds.
+MOST_MEMBERS, BYTES_PER_MEMBER = 100, 1024
+#: Bytes that the decoder gets at once: it copies what it leaves over.
+_FED = 16 * 1024
+#: The longest piece that is returned, in bytes.
+_PIECE = 256 * 1024
+
+
+class GzipError(Exception):
+    """The bytes can't be decoded, or exceed a limit. The message says why, after "upstream sent"."""
+
+
+class TooMuch(GzipError):
+    """There are more decoded bytes than the caller takes."""
+
+
+def gunzip(blocks: Iterable[bytes], most: int, what: str) -> Iterator[bytes]:
+    """
+    Yield the decoded bytes of all members, up to `most`. Raises GzipError; `what` names the bytes in its message.
+
+    It also fails for swollen bytes, and for members that bring next to nothing. Its own memory is small, and its time
+    grows with the bytes.
+    """
+    decoder = zlib.decompressobj(wbits=31)
+    decoded = swollen = members = 0
+    try:
+        for fed in _slices(blocks):
+            rest, grown = fed, 0
+            while rest:
+                if decoder.eof:
+                    decoder, members = zlib.decompressobj(wbits=31), members + 1
+                    if members > MOST_MEMBERS + decoded // BYTES_PER_MEMBER:
+                        raise GzipError(f"{what} of {members} gzip members with next to nothing in them")
+                piece = decoder.decompress(rest, _PIECE)
+                rest = decoder.unused_data if decoder.eof else decoder.unconsumed_tail
+                decoded += len(piece)
+                grown += len(piece)
+                if decoded > most:
+                    raise TooMuch(f"{what} of more than {most} bytes")
+                if grown > MOST_RATIO * len(fed) and swollen + grown > MOST_SWOLLEN:
+                    raise GzipError(f"{what} that grows more than {MOST_RATIO} times when it is decoded")
+                if piece:
+                    yield piece
+            swollen += grown if grown > MOST_RATIO * len(fed) else 0
+    except zlib.error:
+        raise GzipError(f"{what} with damaged gzip encoding") from None
+    if not decoder.eof:
+        raise GzipError(f"{what} in gzip encoding that ends early")
+
+
+def _slices(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    for block in blocks:
+        for start in range(0, len(block), _FED):
+            yield block[start : start + _FED]
