@@ -287,7 +287,7 @@ class TestFailures:
         A second client arrives during the fetch, and the file is stored before the bucket answers that it does not have
         it.
         """
-        wheel = cluster.publish(50_000)
+        wheel = cluster.publish(200_000)
         server = cluster.server()
         gate = cluster.index.fault(cluster.index.path_of(wheel.filename), Gate())
         with SlowReader(server.url + cluster.path(wheel)) as first, ThreadPoolExecutor() as pool:
