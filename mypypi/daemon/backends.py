@@ -40,7 +40,7 @@ _DISK_THREADS = 8
 #: Threads that decode files which upstream sends in the gzip encoding, and how many files may be decoded or wait.
 _DECODING_THREADS, _MOST_DECODED = 1, 16
 #: Threads that cut parts out of pages, and put addresses into pages while they are sent: short pieces of work.
-_DERIVE_THREADS = 2
+_DERIVE_THREADS = 1
 #: Threads for lookups in S3, besides those for uploads.
 _LOOKUP_THREADS = 2
 #: Seconds for which a stopping daemon waits for calls to S3, after the worker has waited for its jobs.

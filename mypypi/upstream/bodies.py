@@ -15,6 +15,7 @@ from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 
 from mypypi.errors import BadUpstreamResponse, UpstreamDown
+from mypypi.gunzip import ENCODED_PER_MEMBER, MEMBER_BEGIN, MOST_MEMBERS
 from mypypi.upstream.body_memory import BodyClaim, BodyMemory
 from mypypi.upstream.causes import excess_of
 from mypypi.upstream.pace import LONGEST_PAGE, Pace, PaceLimits
@@ -40,8 +41,9 @@ class BodyCollector(Protocol):
     Collects a body of at most `largest` bytes.
 
     Collecting fails when the body exceeds the limits of its `pace`. `done` fires with the body as it came; it fails
-    with UpstreamDown or BadUpstreamResponse. The end of an `encoded` body is checked by its decoder. While `claim` has
-    to wait for memory, the connection is paused. The claim is released if collecting fails.
+    with UpstreamDown or BadUpstreamResponse. The end of an `encoded` body is checked by its decoder; one of empty gzip
+    members, which might never end, fails at once. While `claim` has to wait for memory, the connection is paused. The
+    claim is released if collecting fails.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class BodyCollector(Protocol):
         self.done: Deferred[bytes] = Deferred(lambda _: self._fail(UpstreamDown("the request was cancelled")))
         self._body = io.BytesIO()  # its value is not copied, as joined chunks would be
         self._size = 0
+        self._members = 0
         self._claim = claim or BodyMemory().claim()
         self._error: Exception | None = None
         self._largest = largest
@@ -62,8 +65,12 @@ class BodyCollector(Protocol):
             return
         self._body.write(data)
         self._size += len(data)
+        if self._encoded:
+            self._members += data.count(MEMBER_BEGIN)
         if self._size > self._largest:
             self._fail(BadUpstreamResponse(f"upstream sent a page of more than {self._largest} bytes"))
+        elif self._members > MOST_MEMBERS + self._size // ENCODED_PER_MEMBER:
+            self._fail(BadUpstreamResponse("upstream sent a page of gzip members with next to nothing in them"))
         elif not self._claim.take(len(data), self._resume) and self.transport is not None:
             self._pace.pause()
             self.transport.pauseProducing()  # type: ignore[attr-defined]

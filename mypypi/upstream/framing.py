@@ -31,8 +31,10 @@ LARGEST_HEAD = 64 * 1024
 LONGEST_LINE = 16 * 1024
 #: The most interim answers (1xx) before an answer. Twisted logs each.
 MOST_INTERIM = 16
-#: Bytes that the chunks' sizes, extensions and trailers may take, besides this share of the bytes of their content.
-LARGEST_FRAMING, FRAMING_SHARE = 64 * 1024, 0.5
+#: Bytes that the chunks' sizes, extensions and trailers may take beyond the bytes of their content.
+LARGEST_FRAMING = 64 * 1024
+#: Chunks that a body may have, and the bytes of content that allow one more. Each chunk takes about a microsecond.
+MOST_CHUNKS, BYTES_PER_CHUNK = 4096, 16
 #: The first line of a chunk: its size, and extensions of a usual length.
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,7})(?:;[%s]{0,200})?\r\n" % re.escape(_chunkExtChars))
 
@@ -69,7 +71,7 @@ class _BoundedChunks(_ChunkedTransferDecoder):
     chunks that arrive together.
     """
 
-    _received = _delivered = 0
+    _received = _delivered = _chunks = 0
 
     def __init__(self, deliver: Callable[[bytes], object], finish: Callable[[bytes], object]) -> None:
         self._deliver = deliver
@@ -93,8 +95,12 @@ class _BoundedChunks(_ChunkedTransferDecoder):
                 raise BadUpstreamResponse("upstream sent a chunked body with too long extensions") from error
             raise
         self._flush()
-        if self.state != "FINISHED" and self._received - (1 + FRAMING_SHARE) * self._delivered > LARGEST_FRAMING:
-            raise BadUpstreamResponse("upstream sent a chunked body with too much framing for its content")
+        if self.state == "FINISHED":
+            return
+        if self._received - 2 * self._delivered > LARGEST_FRAMING:
+            raise BadUpstreamResponse("upstream sent a chunked body that has more framing than content")
+        if self._chunks > MOST_CHUNKS + self._delivered // BYTES_PER_CHUNK:
+            raise BadUpstreamResponse("upstream sent a body in too small chunks")
 
     def _decode(self, data: bytes) -> bytes:
         """Decode the chunk that has begun, or all chunks that are whole and the begin of one; return the rest."""
@@ -121,6 +127,7 @@ class _BoundedChunks(_ChunkedTransferDecoder):
             if end == begin or not data.startswith(b"\r\n", end):  # the last chunk, or not all of it is there
                 break
             self._pieces.append(data[begin:end])
+            self._chunks += 1
             start = end + 2
         return data[start:]
 

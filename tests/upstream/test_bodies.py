@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from twisted.internet import error
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
@@ -48,6 +50,19 @@ class CollectorTest(MemoryTestCase):
         self.assertNoResult(collector.done)
         collector.connectionLost(Failure(error.ConnectionAborted()))
         self.assertIn("more than 10 bytes", str(self.failing(collector.done, BadUpstreamResponse)))
+
+    def test_empty_gzip_members_are_refused_while_they_arrive(self) -> None:
+        """A body of empty gzip members would have no end. Members with content are left to the decoder."""
+        for member, is_refused in ((gzipped(b""), True), (gzipped(os.urandom(300)), False)):
+            collector = self.collector(1_000_000, encoded=True)
+            for _ in range(100):
+                collector.dataReceived(member * 10)
+            self.assertEqual(is_refused, self.transport.disconnecting)
+            collector.connectionLost(Failure(error.ConnectionAborted() if is_refused else ResponseDone()))
+            if is_refused:
+                self.assertIn("gzip members", str(self.failing(collector.done, BadUpstreamResponse)))
+            else:
+                self.assertEqual(member * 1000, self.now(collector.done))
 
     def test_body_without_a_mark_of_its_end(self) -> None:
         """
