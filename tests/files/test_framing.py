@@ -1,4 +1,4 @@
-"""Tests of files whose bodies have more framing than content."""
+"""Tests of files whose bodies arrive in chunks of a few bytes."""
 
 from __future__ import annotations
 
@@ -27,6 +27,6 @@ class FramingTest(FetchTestCase):
         self.assertTrue(self.wire.last.closed)
         self.assertLess(sent, 2 * LARGEST_FRAMING)
         self.assert_failed(content, BadUpstreamResponse)
-        self.assertIn("more framing than content", str(content.error))
+        self.assertIn("too small chunks", str(content.error))
         self.clock.advance(5)
         self.assertEqual(1, len(self.wire.exchanges))

@@ -128,7 +128,7 @@ class BreakerTest(BreakerTestCase):
 
 
 class ChunkTest(UpstreamTestCase):
-    """A chunked body with more framing than content closes its connection, and its client learns why."""
+    """A chunked body that is not mostly content closes its connection, and its client learns why."""
 
     def attack(self, part: bytes, start: bytes = _CHUNKED) -> str:
         """Request a page, and send such a body. Return the error."""
