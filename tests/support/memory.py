@@ -23,6 +23,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
 from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import URI, Agent
@@ -404,6 +405,14 @@ class MemoryTestCase(SynchronousTestCase):
         waiting = work if isinstance(work, Deferred) else Deferred.fromCoroutine(cast("Coroutine[Any, Any, T]", work))
         self.clock.advance(0)
         return waiting
+
+    def log_events(self) -> list[LogEvent]:
+        """The events that are logged from now on, in a list that grows."""
+        events: list[LogEvent] = []
+        observer = cast("ILogObserver", events.append)
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        return events
 
     def directory(self) -> Path:
         """An empty directory that is deleted after the test."""

@@ -35,6 +35,16 @@ class LimiterTestCase(MemoryTestCase):
     def release(self, asked: Deferred[Place]) -> None:
         self.successResultOf(asked).release()
 
+    def leave(self, asked: Deferred[Place]) -> None:
+        """Release the place of this request, or cancel the request while it waits."""
+        if running([asked]):
+            self.release(asked)
+        elif not asked.called:
+            asked.cancel()
+            self.failureResultOf(asked, CancelledError)
+        else:
+            self.failureResultOf(asked, UpstreamBusy)
+
 
 def running(asked: list[Deferred[Place]]) -> int:
     """Return how many of these requests have got a place."""
@@ -181,14 +191,6 @@ class QueueTest(LimiterTestCase):
                 self.leave(asked.pop(0))
             fresh = [each for kind in KINDS for each in self.ask_as_many(limit, kind)]
             self.assertEqual(limit, running(fresh))
-
-    def leave(self, asked: Deferred[Place]) -> None:
-        """Release the place of this request, or cancel the request while it waits."""
-        if running([asked]):
-            self.release(asked)
-        elif not asked.called:
-            asked.cancel()
-            self.failureResultOf(asked, CancelledError)
 
 
 class BackgroundTest(LimiterTestCase):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 
 from mypypi.errors import UpstreamBusy
 from mypypi.model import PageRequest
@@ -25,16 +25,6 @@ class OriginsTestCase(LimiterTestCase):
             self.start(self.limiter.acquire(kind, client or f"{origin} client {number}", origin=origin))
             for number in range(count)
         ]
-
-    def leave(self, asked: Deferred[Place]) -> None:
-        """Release the place of this request, or cancel the request while it waits."""
-        if running([asked]):
-            self.release(asked)
-        elif not asked.called:
-            asked.cancel()
-            self.failureResultOf(asked, CancelledError)
-        else:
-            self.failureResultOf(asked, UpstreamBusy)
 
 
 class OriginsTest(OriginsTestCase):

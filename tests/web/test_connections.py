@@ -8,7 +8,7 @@ from prometheus_client import REGISTRY
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.ssl import CertificateOptions
-from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
+from twisted.logger import formatEvent
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import classImplements
 
@@ -42,10 +42,7 @@ class ConnectionsTestCase(MemoryTestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.events: list[LogEvent] = []
-        observer = cast("ILogObserver", self.events.append)
-        globalLogPublisher.addObserver(observer)
-        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        self.events = self.log_events()
         self.slow: list[Deferred[None]] = []
         self.site = self.make_site()
 

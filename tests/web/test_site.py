@@ -9,7 +9,7 @@ from unittest import mock
 
 from prometheus_client import REGISTRY
 from twisted.internet.defer import Deferred
-from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
+from twisted.logger import formatEvent
 from twisted.python.failure import Failure
 from twisted.web import http
 from twisted.web.resource import IResource, Resource
@@ -64,10 +64,7 @@ class SiteTestCase(MemoryTestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.events: list[LogEvent] = []
-        observer = cast("ILogObserver", self.events.append)
-        globalLogPublisher.addObserver(observer)
-        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        self.events = self.log_events()
 
     def site(self, resource: Resource | None = None, **limits: Any) -> WebSite:
         connections = Connections(self.clock, **limits)
