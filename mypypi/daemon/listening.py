@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _BACKLOG = 1024
 #: Connections that are accepted in one turn of the reactor; Twisted accepts a hundred and more. Those that are refused
 #: give their descriptors back after the turn, and other clients are answered between two turns.
-_ACCEPTED_AT_ONCE = 8
+_ACCEPTED_AT_ONCE = 4
 
 
 def listen(

@@ -62,7 +62,7 @@ class AcceptingTest(TestCase):
             before = len(accepted)
             port.doRead()
             seen.append(len(accepted) - before)
-        assert max(seen) == 8
+        assert max(seen) == 4
         await port.stopListening()
 
 
