@@ -116,11 +116,12 @@ class Chaos:
                 client.join()
         return [*self.shared.violations, *self.missing(), *self.leftovers()]
 
-    def publish(self) -> None:
+    def publish(self) -> Artifact:
         number, size = len(self.shared.packages), self.rng.choice((2_000, 60_000, 400_000))
         wheel = make_wheel(f"chaos{number}", padding=size)
         self.cluster.index.add(wheel)
         self.shared.packages.append(wheel)
+        return wheel
 
     def disturb(self, deadline: float) -> None:
         """
@@ -221,7 +222,8 @@ class Chaos:
         """
         Let the bucket fail in this way while files are read from it and while others wait for their upload.
 
-        It ends once a server has told, in its log and by its health, that files can't be read.
+        It ends once a server has told, in its log and by its health, that files can't be read. A client that arrives
+        now asks for a new file, since all others may hang in a bucket that says nothing.
         """
         before, fault, health = count_lines(self.server.log, _BUCKET_LOG), BUCKET[name](), ""
         deadline = time.monotonic() + _FAULT_TIMEOUT
@@ -230,7 +232,7 @@ class Chaos:
             if fault is not None:
                 self.cluster.proxy.fault("/", fault)
             while time.monotonic() < deadline:
-                self.publish()
+                self.cluster.get(self.server, self.publish())
                 self.shared.stopped.wait(0.3)
                 health = get(f"{self.server.url}/-/health/ready").text
                 if "S3" in health and count_lines(self.server.log, _BUCKET_LOG) > before:
