@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator
+from itertools import chain
+
+from mypypi.pieces import GZIP, slices
 
 #: Decoded bytes for each encoded one, above which a block counts as swollen. Pages have 4 to 40, package files up to
 #: 20, and deflate reaches 1032.
@@ -41,14 +44,14 @@ def gunzip(blocks: Iterable[bytes], most: int, what: str) -> Iterator[bytes]:
     It also fails for swollen bytes, and for members that bring next to nothing. Its own memory is small, and its time
     grows with the bytes.
     """
-    decoder = zlib.decompressobj(wbits=31)
+    decoder = zlib.decompressobj(wbits=GZIP)
     decoded = swollen = members = 0
     try:
-        for fed in _slices(blocks):
+        for fed in chain.from_iterable(slices(block, _FED) for block in blocks):
             rest, grown = fed, 0
             while rest:
                 if decoder.eof:
-                    decoder, members = zlib.decompressobj(wbits=31), members + 1
+                    decoder, members = zlib.decompressobj(wbits=GZIP), members + 1
                     if members > MOST_MEMBERS + decoded // BYTES_PER_MEMBER:
                         raise GzipError(f"{what} of {members} gzip members with next to nothing in them")
                 piece = decoder.decompress(rest, _PIECE)
@@ -68,7 +71,9 @@ def gunzip(blocks: Iterable[bytes], most: int, what: str) -> Iterator[bytes]:
         raise GzipError(f"{what} in gzip encoding that ends early")
 
 
-def _slices(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    for block in blocks:
-        for start in range(0, len(block), _FED):
-            yield block[start : start + _FED]
+def beginning(body: bytes, most: int) -> bytes | None:
+    """Return the first decoded bytes of a body, up to `most`; None if they can't be decoded."""
+    try:
+        return zlib.decompressobj(wbits=GZIP).decompress(body, most)
+    except zlib.error:
+        return None

@@ -14,10 +14,10 @@ PIECE = 64 * 1024
 GZIP, DEFLATE = 31, -15
 
 
-def slices(body: bytes | memoryview) -> Iterator[bytes]:
-    """Yield the body in pieces."""
-    for start in range(0, len(body), PIECE):
-        yield bytes(body[start : start + PIECE])
+def slices(body: bytes | memoryview, size: int = PIECE) -> Iterator[bytes]:
+    """Yield the body in pieces of at most `size` bytes."""
+    for start in range(0, len(body), size):
+        yield bytes(body[start : start + size])
 
 
 def inflated(body: bytes | memoryview, wbits: int = GZIP) -> Iterator[bytes]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import zlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from mypypi.digests import Digest
 from mypypi.errors import BadUpstreamResponse, DigestMismatch
 from mypypi.files.drafts import write_at
 from mypypi.files.resuming import FetchCancelled
-from mypypi.gunzip import GzipError, gunzip
+from mypypi.gunzip import GzipError, beginning, gunzip
 
 if TYPE_CHECKING:
     from mypypi.files.drafts import Draft
@@ -51,11 +50,8 @@ def _is_encoded(fd: int, *, is_archive: bool) -> bool:
     head = os.pread(fd, _BLOCK, 0)
     if not head.startswith(_MAGIC):
         return False
-    try:
-        decoded = zlib.decompressobj(wbits=31).decompress(head, len(_MAGIC))
-    except zlib.error:
-        return False
-    return decoded == _MAGIC if is_archive else True
+    decoded = beginning(head, len(_MAGIC))
+    return decoded == _MAGIC if is_archive else decoded is not None
 
 
 def _inflate(draft: Draft, file: PackageFile, stopped: Callable[[], bool]) -> Digest:

@@ -6,7 +6,6 @@ Knows statuses, and how registries write reasons. Must never know what was reque
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ import msgspec
 from attrs import frozen
 
 from mypypi.errors import BadUpstreamResponse, MyPyPiError, NotFound, UpstreamDown, UpstreamRefused
+from mypypi.gunzip import beginning
 from mypypi.upstream.bodies import BodyCollector, abort_connection
 from mypypi.upstream.responses import FileResponse
 
@@ -74,7 +74,7 @@ async def read_refusal(
         if deadline.active():
             deadline.cancel()
     if body.encoding:
-        content = inflated(content) if body.encoding == "gzip" else b""
+        content = (beginning(content, LARGEST_REASON) or b"") if body.encoding == "gzip" else b""
     phrase = response.phrase.decode("latin-1").strip()
     return refusal(response.code, phrase, body.header("content-type"), content, secrets)
 
@@ -116,14 +116,6 @@ def _line(text: str, secrets: Collection[str]) -> str:
     if any(secret in text or secret in line for secret in secrets if secret):
         return ""
     return line if len(line) <= _LONGEST_REASON else f"{line[: _LONGEST_REASON - 1]}…"
-
-
-def inflated(body: bytes) -> bytes:
-    """Decode a gzip body up to `LARGEST_REASON` bytes; empty if it is damaged."""
-    try:
-        return zlib.decompressobj(wbits=31).decompress(body, LARGEST_REASON)
-    except zlib.error:
-        return b""
 
 
 def _from_json(body: bytes) -> str:

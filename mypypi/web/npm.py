@@ -7,7 +7,6 @@ Requests that can't be cached are forwarded to upstream. Knows routes and names.
 from __future__ import annotations
 
 import re
-import zlib
 from codecs import BOM_UTF8
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from werkzeug.http import parse_accept_header, parse_options_header
 from mypypi.ecosystems.npm import ABBREVIATED, FULL, check_name, is_name
 from mypypi.ecosystems.npm_addresses import tarball_link, tarball_links
 from mypypi.errors import BadUpstreamResponse, MyPyPiError, NotFound, UpstreamDown
+from mypypi.gunzip import beginning
 from mypypi.model import PageId, Part
 from mypypi.upstream.responses import is_final
 from mypypi.web.endpoints import RoutingApp, endpoints_of
@@ -227,10 +227,7 @@ def _json_type(passed: PassedResponse) -> str:
         return given if _is_plain(given) else "application/json"
     start = passed.body[:_SNIFFED]
     if passed.headers.get("content-encoding", ""):
-        try:
-            start = zlib.decompressobj(wbits=31).decompress(start, _SNIFFED)
-        except zlib.error:
-            return ""
+        start = beginning(start, _SNIFFED) or b""
     return "application/json" if start.removeprefix(BOM_UTF8).lstrip().startswith((b"{", b"[")) else ""
 
 
