@@ -43,6 +43,7 @@ from mypypi.model import FileCheck, PackageFile, fetch_lease
 from mypypi.observability import metrics
 from mypypi.redis_budget import end_redis_budget
 from mypypi.upstream.backoff import error_of
+from mypypi.upstream.breaker import origin_of
 
 if TYPE_CHECKING:
     from mypypi.files.drafts import Draft
@@ -94,6 +95,7 @@ class Fetch:
         self.anew = anew
         self.draft = draft
         self.client = client
+        self.origin = origin_of(file.url)
         self.ended: Deferred[None] = Deferred()
         #: Whether the file is stored. Then it is read from the storage, although the fetch has not ended yet.
         self.is_stored = False

@@ -71,20 +71,21 @@ class Fetches:
         """
         Return whether another fetch may start for this client.
 
-        At most `most` fetches run that clients wait for. An origin and a client have fewer of them than may still
-        start, which is half at most, and one client has three quarters of that at one origin. So others find room. Of
-        those that no client waits for, as many go on. Beyond that, those with the fewest bytes are stopped: they begin
-        again when a client asks for them.
+        At most `most` fetches run that clients wait for. One client, or one origin, may not have more of them than are
+        still free, so it gets half of all at most. One client gets three quarters of that half at one origin. As many
+        fetches may go on for which no client waits. Beyond that, the ones with the fewest bytes are stopped, and begin
+        again when a client asks for their files.
         """
         wanted = [fetch for fetch in self._running.values() if fetch.standby.is_wanted]
-        idle = [fetch for fetch in self._running.values() if not fetch.standby.is_wanted]
-        for fetch in sorted(idle, key=lambda each: each.draft.content.length)[: max(0, len(idle) - most)]:
-            fetch.stop()
+        if len(self._running) - len(wanted) > most:
+            idle = [fetch for fetch in self._running.values() if not fetch.standby.is_wanted]
+            for fetch in sorted(idle, key=lambda each: each.draft.content.length)[: len(idle) - most]:
+                fetch.stop()
         origin = origin_of(file.url)
-        of_client = [fetch for fetch in wanted if fetch.client == client]
-        of_origin = [fetch for fetch in wanted if origin_of(fetch.file.url) == origin]
-        of_both = [fetch for fetch in of_origin if fetch.client == client]
-        return max(len(of_client), len(of_origin)) < most - len(wanted) and len(of_both) < most / 2 * _CLIENT_SHARE
+        of_client = sum(fetch.client == client for fetch in wanted)
+        of_origin = sum(fetch.origin == origin for fetch in wanted)
+        of_both = sum(fetch.client == client and fetch.origin == origin for fetch in wanted)
+        return max(of_client, of_origin) < most - len(wanted) and of_both < most / 2 * _CLIENT_SHARE
 
     async def fetch_and_store(self, file: PackageFile) -> None:
         """

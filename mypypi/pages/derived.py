@@ -122,7 +122,7 @@ class DerivedForms:
 
         Raises TemporarilyUnavailable if too many wait to be made.
         """
-        is_known = self._is_worth_it(wanted, client) and (not wanted.base or self._bases.use(wanted.base, client))
+        is_known = not wanted.base or (not self._turns.is_full(client) and self._bases.use(wanted.base, client))
         kept = self.kept(wanted)
         if kept is not None:
             return kept

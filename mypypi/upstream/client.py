@@ -67,6 +67,7 @@ class Upstream:
         public_host: str = "",
     ) -> None:
         self.url = url
+        self._own_origin = origin_of(url)
         self.timeout = timeout
         self.pace = PaceLimits(timeout, min_rate)
         self._reactor = reactor
@@ -262,7 +263,7 @@ class Upstream:
     def _origin_of(self, url: str) -> str:
         """Return the origin whose places a request to this URL takes; empty for upstream's own."""
         origin = origin_of(url)
-        return "" if origin == origin_of(self.url) else origin
+        return "" if origin == self._own_origin else origin
 
     async def _acquire_place(
         self, request: Request, client: str, *, background: bool = False, late: Late | None = None

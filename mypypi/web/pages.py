@@ -90,9 +90,10 @@ class PageResponses:
         """
         derived, client = self._proxy.pages.derived, self._addresses.client(request)
         as_gzip = derived.is_complete(wanted, client) and accepts_gzip(request.getHeader("accept-encoding"))
-        etag = f"{wanted.etag}-gzip" if as_gzip else wanted.etag
-        request.setHeader(b"etag", b'"%s"' % etag.encode())
-        if _is_known(request, [f"{wanted.etag}-gzip", wanted.etag]):
+        identity_etag = wanted.etag
+        gzip_etag = f"{identity_etag}-gzip"
+        request.setHeader(b"etag", b'"%s"' % (gzip_etag if as_gzip else identity_etag).encode())
+        if _is_known(request, [gzip_etag, identity_etag]):
             request.setResponseCode(304)
             request.responseHeaders.removeHeader(b"content-type")
             return b""
