@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mypypi.model import BASE_PLACEHOLDER
-from mypypi.pieces import replaced
+from mypypi.pieces import inflated, replaced, slices
+from mypypi.rendering.tasks import gzip
+
+PIECE = 64 * 1024
 
 _NEW = [b"http://here.example", b"", b"http://base.mypypi.inva", BASE_PLACEHOLDER, BASE_PLACEHOLDER * 2, b"a", b"ba"]
 #: Texts that a border may cut, and beginnings of them that are none.
@@ -32,3 +36,22 @@ def test_overlapping_texts_are_replaced_from_the_left(body: str, borders: list[i
     """A text that overlaps itself is replaced as `bytes.replace` does."""
     found = b"".join(replaced(cut(body.encode(), borders), old.encode(), b"<ab>"))
     assert found.decode() == body.replace(old, "<ab>")
+
+
+def test_slices_add_up_to_the_body() -> None:
+    """The pieces of a body of any length add up to it."""
+    for size in (0, 1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE + 7):
+        body = os.urandom(size)
+        pieces = list(slices(body))
+        assert b"".join(pieces) == body
+        assert all(0 < len(piece) <= PIECE for piece in pieces)
+
+
+def test_inflated_body_is_the_compressed_one() -> None:
+    """Decoding yields the compressed body, in pieces of limited size. This holds for every compression ratio."""
+    bodies = [b"", b"a", bytes(PIECE), bytes(PIECE + 1), bytes(20_000_000), os.urandom(3 * PIECE), b"abc" * 1_000_001]
+    bodies += [os.urandom(size) + bytes(5_000_000) for size in range(PIECE - 60, PIECE + 10, 7)]
+    for body in bodies:
+        pieces = list(inflated(gzip(body)))
+        assert b"".join(pieces) == body
+        assert all(len(piece) <= PIECE for piece in pieces)

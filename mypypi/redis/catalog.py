@@ -119,7 +119,7 @@ class RedisCatalog:
         kept_for = self._missing_kept if page.missing else 0
         shared = evolve(page, checked_at=self._shared.to_shared(page.checked_at))
         left = await self._client.call(
-            "EVAL", scripts.PUT, 6, key, f"{key}:new", self._missing, links, new, old,
+            "EVAL", scripts.PUT, 6, key, f"{key}:new", self._set("missing"), links, new, old,
             kept_for, name, MOST_MISSING, self._key("page", ""), int(indexed_links is not None), *encode_page(shared),
         )  # fmt: skip
         while left:
@@ -139,7 +139,7 @@ class RedisCatalog:
         """See `ICatalog.touch_page`."""
         name, stamp = _name(page), msgspec.json.encode(Stamp(version, self._shared.to_shared(checked_at)))
         await self._client.call(
-            "EVAL", scripts.TOUCH, 2, self._key("page", name), self._missing,
+            "EVAL", scripts.TOUCH, 2, self._key("page", name), self._set("missing"),
             version, stamp, self._missing_kept, name, MOST_MISSING, self._key("page", ""),
         )  # fmt: skip
 
@@ -238,7 +238,7 @@ class RedisCatalog:
     async def _put_counted(self, kind: str, name: str, value: str | bytes) -> None:
         """Store a record of a kind of which there may be any number, and delete the oldest if there are too many."""
         await self._client.call(
-            "EVAL", scripts.PUT_COUNTED, 2, self._key(kind, name), f"{self._prefix}:{kind}s:{self._ecosystem}",
+            "EVAL", scripts.PUT_COUNTED, 2, self._key(kind, name), self._set(f"{kind}s"),
             value, name, MOST_RECORDS, self._key(kind, ""),
         )  # fmt: skip
 
@@ -287,10 +287,9 @@ class RedisCatalog:
         """See `ICatalog.check`."""
         await self._client.check()
 
-    @property
-    def _missing(self) -> str:
-        """The key of the set of missing pages."""
-        return f"{self._prefix}:missing:{self._ecosystem}"
+    def _set(self, kind: str) -> str:
+        """Return the key of the set that counts records of a kind."""
+        return f"{self._prefix}:{kind}:{self._ecosystem}"
 
     def _key(self, kind: str, name: str) -> str:
         return f"{self._prefix}:{kind}:{self._ecosystem}:{name}"

@@ -26,12 +26,13 @@ from mypypi.settings.types import (
     RedisUrl,
     Secret,
     SettingType,
+    TrustedHost,
     choice,
     endpoint,
     matching,
     networks,
     number,
-    places,
+    trusted_hosts,
     url,
 )
 
@@ -101,10 +102,10 @@ class Settings:
         "separate host for files.",
     )
     upstream_password: Secret | None = _setting(None, CREDENTIAL, "Password for HTTP basic authentication at upstream.")
-    upstream_trust: tuple[tuple[str | IPv4Network | IPv6Network, int | None], ...] = _setting(
+    upstream_trust: tuple[TrustedHost, ...] = _setting(
         None,
         SettingType(
-            places,
+            trusted_hosts,
             "hosts, host:port, addresses or networks, separated by commas, as in files.example:8080, 10.0.0.0/8",
             unset=(),
         ),

@@ -29,6 +29,10 @@ REDIS_URL = (
 )
 
 
+#: A host's name or a network, and a port; None for any port.
+TrustedHost = tuple[str | IPv4Network | IPv6Network, int | None]
+
+
 @frozen
 class Secret:
     """A text that never appears in a repr, message or log. Only `reveal` returns it."""
@@ -178,16 +182,16 @@ def networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
     return tuple(ip_network(part.strip(), strict=False) for part in text.split(","))
 
 
-def places(text: str) -> tuple[tuple[str | IPv4Network | IPv6Network, int | None], ...]:
+def trusted_hosts(text: str) -> tuple[TrustedHost, ...]:
     """
     Parse hosts, addresses and networks, separated by commas, each but a network with a port if one is meant.
 
     Returns each as a host's name or a network, with the port or None. Raises ValueError.
     """
-    return tuple(_place(part.strip()) for part in text.split(","))
+    return tuple(_trusted_host(part.strip()) for part in text.split(","))
 
 
-def _place(text: str) -> tuple[str | IPv4Network | IPv6Network, int | None]:
+def _trusted_host(text: str) -> TrustedHost:
     with suppress(ValueError):
         return ip_network(text, strict=False), None
     parts = urlsplit(f"//{text}")

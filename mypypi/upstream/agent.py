@@ -21,7 +21,7 @@ from mypypi.tls import ExplainedTLS, explain
 from mypypi.upstream.framing import BoundedProtocol
 from mypypi.upstream.guard import AddressGuard, GuardedEndpoints
 
-#: How many times the connections of one host are kept open in all.
+#: Connections that are kept open to all hosts together, as a multiple of those to one host.
 _HOSTS_KEPT = 2
 #: The hosts whose last TLS connection is remembered.
 _HOSTS = 64

@@ -35,8 +35,8 @@ from mypypi.upstream.addresses import ONLY_NAMED, PUBLIC, Address, Network, clas
 if TYPE_CHECKING:
     from mypypi.upstream.resolver import Resolver
 
-#: A host, or a network of addresses, and the port of it; None for any port.
-Place = tuple[str | Network, int | None]
+#: A host, or a network of addresses, that is connected to whatever its addresses are, and its port; None for any port.
+TrustedHost = tuple[str | Network, int | None]
 
 
 class AddressGuard:
@@ -44,11 +44,11 @@ class AddressGuard:
     Resolves hosts to the addresses that may be connected to.
 
     These are public addresses, those of upstream's own host (that of `url`), addresses of the same class as one of
-    these, and `trusted` places. Link-local addresses and those of a cloud's metadata must be named: as a trusted place,
+    these, and `trusted` hosts. Link-local addresses and those of a cloud's metadata must be named: as a trusted host,
     or in `url`.
     """
 
-    def __init__(self, resolver: Resolver, url: str, trusted: Sequence[Place] = ()) -> None:
+    def __init__(self, resolver: Resolver, url: str, trusted: Sequence[TrustedHost] = ()) -> None:
         self._resolver = resolver
         self._own_host = _host(urlsplit(url).hostname or "")
         self._trusted = trusted
@@ -111,8 +111,8 @@ class AddressGuard:
 
     def _is_trusted(self, host: str, address: Address, port: int) -> bool:
         return any(
-            at in (None, port) and (place == host if isinstance(place, str) else _is_in(address, place))
-            for place, at in self._trusted
+            at in (None, port) and (named == host if isinstance(named, str) else _is_in(address, named))
+            for named, at in self._trusted
         )
 
 

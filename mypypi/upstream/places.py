@@ -14,8 +14,8 @@ N = TypeVar("N", bound=object)
 
 #: A kind may hold one in so many places of an origin: half of them.
 _KINDS = 2
-#: Share of an origin's places, and of a kind's places there, that one client may hold. The kinds that pages are made of
-#: may hold as many together, and so may all other kinds: some places are kept for each of both.
+#: The share of an origin's places that one client may hold, and of a kind's places there. All kinds that pages are made
+#: of may hold the same share together. So may all other kinds. A quarter is thus kept for each of these two groups.
 _SHARE = 0.75
 #: All other origins may hold so many times the places of upstream's own origin.
 _OTHERS = 2

@@ -618,8 +618,8 @@ class SilenceTest(FetchTestCase):
         self.assertTrue(content.whole)
 
 
-class SlowDiskTest(FetchTestCase):
-    """The disk is slower than upstream, and sets the pace."""
+class SlowDiskTestCase(FetchTestCase):
+    """A disk that is slower than upstream, and a file of several backlogs."""
 
     threads: WhenTold
 
@@ -641,6 +641,10 @@ class SlowDiskTest(FetchTestCase):
             self.wire.last.send(data[sent : sent + 65_536])
             sent += 65_536
         return sent
+
+
+class SlowDiskTest(SlowDiskTestCase):
+    """The disk is slower than upstream, and sets the pace."""
 
     def test_upstream_is_paused_while_bytes_wait_for_the_disk(self) -> None:
         """Upstream is paused while too many bytes wait for the disk. This bounds the memory."""

@@ -8,8 +8,8 @@ from mypypi.errors import Interrupted, TooSlow
 from mypypi.files.content import Content
 from mypypi.files.receiver import BACKLOG
 from mypypi.files.resuming import FRUITLESS
-from tests.files.test_fetch import DATA, SIZE, TIMEOUT, FetchTestCase, listed
-from tests.support.memory import WhenTold, sha256
+from tests.files.test_fetch import DATA, SIZE, TIMEOUT, FetchTestCase, SlowDiskTestCase, listed
+from tests.support.memory import sha256
 
 SLOW = "upstream sent less than 1000 bytes per second for 30 seconds"
 #: Seconds in which all attempts and the pauses between them are over.
@@ -82,29 +82,18 @@ class SlowFileTest(FetchTestCase):
         self.assert_stored()
 
 
-class SlowDiskTest(FetchTestCase):
+class SlowDiskTest(SlowDiskTestCase):
     """The disk is slower than upstream."""
-
-    threads: WhenTold
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.threads = WhenTold()
-        self.fetches = self.make_fetches()
-        self.large = os.urandom(64) * (3 * BACKLOG // 64)
 
     def begin(self) -> Content:
         content = self.fetch(listed(sha256(self.large)))
         self.send_head(length=len(self.large))
-        self.threads.step()
         return content
 
     def test_time_in_which_the_disk_is_behind_does_not_count(self) -> None:
         """While upstream is paused since the disk is behind, no rate is measured."""
-        content, sent = self.begin(), 0
-        while not self.wire.last.paused:
-            self.wire.last.send(self.large[sent : sent + 65_536])
-            sent += 65_536
+        content = self.begin()
+        sent = self.send(self.large)
         self.clock.pump([1.0] * 300)
         self.assertFalse(self.wire.last.closed)
         self.threads.finish()

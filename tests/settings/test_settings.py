@@ -284,7 +284,7 @@ class TestOneVariable:
         "text",
         ["http://x", "a b", "x:0", "x:99999", "user@x", "x/path", "x?y", "a,,b", "*.example", "10.0.0.0/99", "[::1"],
     )
-    def test_texts_that_are_no_trusted_places(self, text: str) -> None:
+    def test_texts_that_are_no_trusted_hosts(self, text: str) -> None:
         """Only hosts, host:port, addresses and networks can be trusted."""
         (problem,) = problems({"MYPYPI_UPSTREAM_TRUST": text})
         assert "MYPYPI_UPSTREAM_TRUST" in problem

@@ -12,7 +12,7 @@ from zope.interface import implementer
 
 from mypypi.errors import BadUpstreamResponse, MyPyPiError, UpstreamDown, UpstreamUnreachable
 from mypypi.model import PageRequest
-from mypypi.settings.types import places
+from mypypi.settings.types import trusted_hosts
 from mypypi.upstream.backoff import Backoff
 from mypypi.upstream.breaker import Breaker
 from mypypi.upstream.client import Upstream
@@ -81,7 +81,7 @@ class GuardTestCase(MemoryTestCase):
         self.guard = AddressGuard(
             Resolver(self.net, url.partition("://")[2], 15, self.names, threads),
             url,
-            places(trusted) if trusted else (),
+            trusted_hosts(trusted) if trusted else (),
         )
         self.catalog = MemoryCatalog(self.net)
         self.breaker = Breaker(Backoff(self.catalog, self.net), self.catalog, "one", self.net, 20)
@@ -257,7 +257,7 @@ class AllowedAddressTest(GuardTestCase):
         self.assertEqual(("169.254.1.1", 80), self.connected("http://169.254.1.1/a"))
         self.refused("http://169.254.169.254/a")
 
-    def test_trusted_places(self) -> None:
+    def test_trusted_hosts(self) -> None:
         """A trusted host, host with a port, address or network is connected to, and no other."""
         self.names.addresses |= {"inner.example": ["10.0.0.1"], "meta.example": ["169.254.169.254"]}
         self.names.addresses |= {"mapped.example": ["::ffff:10.0.0.1"], "six.example": ["::1"]}

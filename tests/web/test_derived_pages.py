@@ -12,17 +12,14 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import formatEvent
-from twisted.web.server import Request, Site
 
 from mypypi.model import BASE_PLACEHOLDER
 from mypypi.pages.known_bases import MOST_OF_CLIENT
 from mypypi.rendering import tasks
 from mypypi.web import pages
-from mypypi.web.senders import send
 from tests.fuzz.world import UPSTREAM, Answer, Transmission, World, read_answer
-from tests.support.memory import Connection, Exchange, Handling, MemoryTestCase, WhenTold, response
+from tests.support.memory import Exchange, response
 
 _random = random.Random(1)  # noqa: S311
 ABBREVIATED = "application/vnd.npm.install-v1+json"
@@ -197,57 +194,3 @@ class TestParts:
         for number in order + order:
             answer = npm.get(paths[number])
             assert answer.status == [404, 200][number]
-
-
-class SendInThreadsTest(MemoryTestCase):
-    """Pieces that are made in a thread."""
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.threads = WhenTold()
-        self.made: list[int] = []
-        self.connection = Connection(Site(Handling(self.handle), reactor=self.clock))
-
-    def handle(self, request: Request) -> Deferred[None]:
-        request.setHeader(b"content-length", b"30")
-        request.write(b"")
-        self.request = request
-        return Deferred()
-
-    def pieces(self, count: int = 10) -> Iterator[bytes]:
-        for number in range(count):
-            self.made.append(number)
-            yield b"%03d" % number
-        if count < 10:
-            raise ValueError("no more")
-
-    def test_the_client_sets_the_pace(self) -> None:
-        """One piece is made at a time, and none while the client reads nothing."""
-        done = send(self.request, self.pieces(), self.threads)
-        for number in range(4):
-            assert (self.made, len(self.threads.waiting)) == (list(range(number)), 1)
-            self.threads.step()
-        self.connection.full()
-        self.threads.step()
-        assert (self.made, self.threads.waiting) == ([0, 1, 2, 3, 4], [])
-        self.assertNoResult(done)
-        self.connection.drained()
-        self.threads.finish()
-        self.now(done)
-        assert self.connection.body == b"".join(b"%03d" % number for number in range(10))
-
-    def test_a_client_that_leaves_ends_the_sending(self) -> None:
-        """A piece that is being made when the client leaves is dropped, and is the last one."""
-        done = send(self.request, self.pieces(), self.threads)
-        self.threads.step()
-        self.connection.leave()
-        done.cancel()
-        self.failing(done, CancelledError)
-        self.threads.finish()
-        assert self.made == [0, 1]
-
-    def test_a_piece_that_can_not_be_made_ends_the_sending(self) -> None:
-        """The error reaches the route, which breaks the response off."""
-        done = send(self.request, self.pieces(3), self.threads)
-        self.threads.finish()
-        self.failing(done, ValueError)
