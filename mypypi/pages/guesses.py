@@ -20,7 +20,11 @@ _MOST_NAMES = 10_000
 
 
 class Guesses:
-    """Missing pages, counted by the page that lists what there is, and besides by the client that asked."""
+    """
+    Counts missing pages: for each project, and for each client that asked for pages of that project.
+
+    The page that lists what a project has stands for the project.
+    """
 
     def __init__(self, clock: Any) -> None:
         self._counts: TTLCache[tuple[PageId, str | None], int] = TTLCache(_MOST_NAMES, GUESS_SECONDS, clock.seconds)

@@ -87,9 +87,9 @@ class Places:
     """
     `limit` places at upstream's own origin, and as many at each other one.
 
-    All other origins together hold at most twice as many. One of them gets a place only while it holds fewer than are
-    free, and so does a client. So a slow origin, or a client of slow ones, holds half of the places at most, the next
-    one half of the rest, and there are some for one more. An origin that holds none is forgotten.
+    All other origins together hold at most twice as many. An origin gets one of these places only while it holds fewer
+    of them than are free. The same goes for a client. So one slow origin holds at most half of the places, a second one
+    half of the rest, and some remain for a third. An origin that holds none is forgotten.
     """
 
     def __init__(self, limit: int) -> None:
