@@ -45,6 +45,8 @@ _FAULT_TIMEOUT = 8.0
 _END_TIMEOUT = 90.0
 #: Seconds within which a server process has started.
 _START_TIME = 5.0
+#: Seconds within which a server process notices that its descriptors are short: it looks every second.
+_LOOK_TIME = 1.3
 _DISK_FULL_LOG = r"files can't be stored|can't be read|was not stored: (a draft|a file|no room)"
 _DISK_FULL_HEALTH = "can't be written"
 _BUCKET_LOG = "files in S3 can't be read"
@@ -299,19 +301,18 @@ class Chaos:
         self.shared.descriptors_back_at = float("inf")
         with Session(self.server.url) as operator:
             assert operator.get(f"{self.server.url}/-/health/live").status == 200
-            with few_descriptors(pids, self.rng.randrange(4, 7)):
-                health = ""
-                while not re.search(_SHORTAGE_HEALTH, health) and time.monotonic() < deadline:
+            reports, free = "", self.rng.randrange(4, 7)
+            while time.monotonic() < deadline:
+                with few_descriptors(pids, free):  # again each time: a transfer that ends gives descriptors back
                     self.publish()
-                    self.shared.stopped.wait(0.3)
-                    health = operator.get(f"{self.server.url}/-/health/ready").text
-                while self.shared.counts[told] == before and time.monotonic() < deadline:
-                    self.publish()
-                    self.shared.stopped.wait(0.3)
+                    self.shared.stopped.wait(_LOOK_TIME)
+                    reports += operator.get(f"{self.server.url}/-/health/ready").text
+                if re.search(_SHORTAGE_HEALTH, reports) and self.shared.counts[told] > before:
+                    break
         self.shared.descriptors_back_at = time.monotonic()
         self.fault_counts["descriptors used up"] += self.shared.counts[told] - before
-        if not re.search(_SHORTAGE_HEALTH, health):
-            self.shared.add_violation(f"health does not tell that descriptors are used up: {health}")
+        if not re.search(_SHORTAGE_HEALTH, reports):
+            self.shared.add_violation(f"health does not tell that descriptors are used up: {reports}")
 
     # Recovery and checks
 
