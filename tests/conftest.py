@@ -11,6 +11,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.rig.daemon import Daemon
 from tests.rig.index import FakeIndex
@@ -19,6 +20,10 @@ from tests.rig.s3 import S3Server
 from tests.support.cluster import Cluster, cluster_of
 from tests.support.kinds import Kind
 from tests.support.site import Site
+
+# Generated cases have no time limit: how long one takes on a busy machine says nothing about the code.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 #: Starts a `Daemon`. It takes the arguments of that class, with defaults for the data directory and the upstream.
 DaemonFactory = Callable[..., Daemon]
