@@ -21,7 +21,8 @@ from tests.support.cluster import Cluster, cluster_of
 from tests.support.kinds import Kind
 from tests.support.site import Site
 
-# Generated cases have no time limit: how long one takes on a busy machine says nothing about the code.
+# Generated cases have no time limit. Hypothesis measures time on the clock, so a busy machine makes any case slow; the
+# first one in a fresh clone also builds its tables of characters.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 

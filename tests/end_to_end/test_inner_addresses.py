@@ -28,7 +28,7 @@ SLOW_NAMES = 30
 #: The time-out of upstream, and that of a name, in seconds.
 TIMEOUT, LOOKUP = 6, 4
 #: Stands for name servers: of the inner host, of a host of files, and of names whose servers never answer.
-#: Of the last, it leaves a file for each that it was asked for.
+#: When one of the last is looked up, it makes a file ``asked-`` and the name beside itself.
 _RESOLVER = f"""
 import pathlib, socket, time
 _getaddrinfo = socket.getaddrinfo

@@ -66,7 +66,6 @@ def fuzz(examples: int) -> settings:
     return settings(
         max_examples=_EXAMPLES or examples,
         derandomize=not _EXAMPLES,
-        deadline=None,
         print_blob=True,
         phases=_PHASES,
         suppress_health_check=list(HealthCheck),

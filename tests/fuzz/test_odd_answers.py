@@ -186,7 +186,7 @@ def ask(world: World, route: Route) -> Answer:
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.package_type} {route.target}")
-@settings(max_examples=15, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(oddity=ODDITIES)
 def test_what_clients_accept_directly_they_accept_through_the_cache(route: Route, oddity: Oddity) -> None:
     """An odd answer is served with the same content as an ordinary one, when it comes and when it is cached."""
