@@ -156,7 +156,7 @@ class TestInstall:
         npm.fail("install", "--prefix", npm.project(daemon.url), "broken")
         assert fault.served > 0
         daemon.wait_for_log(rf"{broken.filename} was not stored")
-        assert not [path for path in daemon.data.rglob("*") if path.name == broken.filename]
+        assert not [path for path in daemon.paths if path.name == broken.filename]
         registry.mend()
         assert npm.install(daemon.url, "broken") == {"broken": "1.0.0"}
 

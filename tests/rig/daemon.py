@@ -134,6 +134,11 @@ class Daemon:
         print(self.log)  # noqa: T201
 
     @property
+    def paths(self) -> list[Path]:
+        """All files and directories below its data directory. While it runs, some may be gone by now."""
+        return [Path(parent, name) for parent, directories, files in os.walk(self.data) for name in directories + files]
+
+    @property
     def ended_in_order(self) -> bool:
         """True if it was asked to end and completed its shutdown."""
         return self._running().poll() in (0, -signal.SIGTERM) and "Server Shut Down." in self.log

@@ -139,7 +139,7 @@ class Site:
 
     def stored(self, thing: Published) -> list[Path]:
         """The stored files of this package on disk."""
-        return [path for path in (self.data / "files").rglob("*") if path.is_file() and _filename(thing) in path.parts]
+        return [path for path in self.daemon.paths if path.is_file() and {"files", _filename(thing)} <= {*path.parts}]
 
     def wait_stored(self, thing: Published, times: int = 1) -> None:
         """Wait until this daemon has stored the file `times` times."""

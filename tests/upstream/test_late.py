@@ -10,7 +10,7 @@ from mypypi.observability import metrics
 from mypypi.upstream.client import Upstream
 from mypypi.upstream.requester import LATE_LIMIT
 from mypypi.upstream.responses import FileResponse, PageResponse
-from tests.upstream.cases import FILE, JSON, TIMEOUT, BreakerTestCase, paths
+from tests.upstream.cases import FILE, JSON, TIMEOUT, BreakerTestCase, end_abandoned_requests, paths
 
 
 class LateTestCase(BreakerTestCase):
@@ -104,6 +104,7 @@ class LatePlacesTest(LateTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.upstream = self.make_upstream(concurrency=8)
+        end_abandoned_requests()
         self.running = metrics.UPSTREAM_RUNNING._value.get()
 
     def count(self) -> float:

@@ -10,7 +10,7 @@ from mypypi.errors import UpstreamBusy, UpstreamDown
 from mypypi.observability import metrics
 from mypypi.upstream.limiter import ConcurrencyLimiter, Place
 from tests.support.memory import MemoryTestCase
-from tests.upstream.cases import TIMEOUT, UpstreamTestCase, paths
+from tests.upstream.cases import TIMEOUT, UpstreamTestCase, end_abandoned_requests, paths
 
 KINDS = ("page", "file", "audit", "search", "keys")
 
@@ -220,6 +220,7 @@ class UpstreamLimitTest(UpstreamTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.upstream = self.make_upstream(concurrency=8)
+        end_abandoned_requests()
         self.before = self.counts()
 
     def test_hanging_pages_leave_room(self) -> None:
