@@ -11,7 +11,9 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
+from twisted.python.failure import Failure
 from twisted.web.resource import IResource, Resource
+from twisted.web.server import NOT_DONE_YET
 
 from mypypi.coalescing import RecentResult
 from mypypi.daemon.backends import Backends
@@ -23,6 +25,8 @@ from mypypi.observability.metrics import CurrentState, are_in_files, render_metr
 from mypypi.redis_budget import redis_budget
 from mypypi.web.about import About
 from mypypi.web.health import Health, OperatorRoutes
+from mypypi.web.request import WebRequest
+from mypypi.web.turns import Turns
 from mypypi.web.validation import RequestValidator
 
 #: Seconds until the checks, and then the state of the queue, time out for a scrape. Prometheus gives up after ten.
@@ -30,7 +34,7 @@ _CHECKS_TIMEOUT = 5.0
 _QUEUE_TIMEOUT = 3.0
 #: Seconds for which scrapes share one state, and for which a scrape waits for a newer one. A check waits for the disk
 #: and for Redis, behind the files of clients, so a scrape could otherwise take as long as they do.
-_STATE_FRESH = 1.0
+_STATE_FRESH = 5.0
 _STATE_PATIENCE = 0.02
 
 
@@ -44,7 +48,8 @@ def make_application(backends: Backends, index: Index) -> IResource:
     )
     operator = OperatorRoutes(health, partial(_metrics, backends, health, state), about)
     routes = index.routes()
-    trunk = _Trunk(routes.app.resource(), operator.app.resource(), operator.has_route)
+    turns = Turns(backends.reactor)
+    trunk = _Trunk(routes.app.resource(), operator.app.resource(), operator.has_route, turns)
 
     def has_route(segments: list[str]) -> bool:
         return operator.has_route(segments) or routes.has_route(segments)
@@ -100,21 +105,34 @@ class _Trunk(Resource):
     """
     Sends ``/-/``, ``/-/health`` and ``/-/metrics`` to the operator's routes, the rest to the index's.
 
-    Each request waits for Redis for a limited time in all.
+    The operator's requests begin at once. Those for the index begin in `turns`, so that a scrape does not wait for all
+    of them. Each request waits for Redis for a limited time in all.
     """
 
     isLeaf = True
 
-    def __init__(self, routes: IResource, operator: IResource, is_operators: Callable[[list[str]], bool]) -> None:
+    def __init__(
+        self, routes: IResource, operator: IResource, is_operators: Callable[[list[str]], bool], turns: Turns
+    ) -> None:
         super().__init__()
         self._routes = routes
         self._operator = operator
         self._is_operators = is_operators
+        self._turns = turns
 
     def render(self, request: Any) -> Any:
-        routes = self._routes
         if self._is_operators([segment.decode() for segment in request.postpath]):
             request.prepath.append(request.postpath.pop(0))
-            routes = self._operator
-        with redis_budget():
-            return routes.render(request)
+            with redis_budget():
+                return self._operator.render(request)
+        self._turns.begin(partial(self._begin, request))
+        return NOT_DONE_YET
+
+    def _begin(self, request: WebRequest) -> None:
+        if request.has_left:
+            return
+        try:
+            with redis_budget():
+                request.render(self._routes)
+        except Exception:  # noqa: BLE001 - as twisted.web.server.Request.process does
+            request.processingFailed(Failure())

@@ -40,6 +40,11 @@ class WebRequest(Request):
     _refused = False
     _broken = False
 
+    @property
+    def has_left(self) -> bool:
+        """Whether the client has closed the connection."""
+        return bool(self._disconnected)
+
     def getHeader(self, key: AnyStr) -> AnyStr | None:
         """
         Return the last value of a header.
@@ -102,7 +107,7 @@ class WebRequest(Request):
         """
         if not self.startedWriting:
             self.write(b"")
-        if self.sentLength < self._announced(0) and not self._disconnected:
+        if self.sentLength < self._announced(0) and not self.has_left:
             self._break_off(self.sentLength)
         if not self._broken:
             super().finish()
