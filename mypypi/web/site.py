@@ -37,6 +37,8 @@ _RETRY_AFTER = 5
 #: The share of the descriptors kept for files beyond which connections are aborted, and not refused with an answer.
 _MOST_REFUSED = 0.5
 
+_BROWSER_LINES = b"".join(b"%s: %s\r\n" % header for header in BROWSER_HEADERS.items())
+
 _log_requests = Logger("mypypi.requests")
 
 
@@ -72,11 +74,12 @@ class Channel(DrainingChannel):
             return
         scarcity = descriptors.scarcity(transport.fileno()) if hasattr(transport, "fileno") else 0.0
         if scarcity > 0:
+            self._connections.warn_of_scarcity()
             metrics.REJECTED_CONNECTIONS.inc()
             if scarcity > _MOST_REFUSED:
                 transport.abortConnection()
             else:
-                self.refuse(b"503 Service Unavailable", f"{descriptors.NONE_LEFT}: try again".encode())
+                self.refuse(b"503 Service Unavailable", f"{descriptors.NONE_LEFT}: try again".encode(), is_logged=False)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Stop counting the connection."""
@@ -147,7 +150,7 @@ class Channel(DrainingChannel):
         if ISSLTransport.providedBy(self.transport):
             self.abort()
         else:
-            self.refuse(b"503 Service Unavailable", why.encode())
+            self.refuse(b"503 Service Unavailable", why.encode(), is_logged=False)
 
     def abort(self) -> None:
         """Close the connection at once."""
@@ -188,9 +191,12 @@ class Channel(DrainingChannel):
             return bool(self._failChooseTransferDecoder())
         return bool(super()._maybeChooseTransferDecoder(header, data))
 
-    def refuse(self, status: bytes, text: bytes) -> None:
+    def refuse(self, status: bytes, text: bytes, *, is_logged: bool = True) -> None:
         """
         Answer with an error at once, and close the connection a moment later.
+
+        A connection that is one too many has sent no complete request, so none is logged: there may be hundreds at
+        once. `Connections` warns of them.
 
         Until then, what the client sends is discarded (RFC 9112, section 9.6). To a client that is still sending, a
         connection that is closed at once is broken, and the client never reads the answer.
@@ -201,15 +207,16 @@ class Channel(DrainingChannel):
         self._refused = True
         self.clearLineBuffer()
         body = b'{"error":"%s"}\n' % text
-        browser = b"".join(b"%s: %s\r\n" % header for header in BROWSER_HEADERS.items())
         retry = b"Retry-After: %d\r\n" % _RETRY_AFTER if status.startswith(b"503") else b""
         transport.write(
             b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%s%sConnection: close\r\n\r\n%s"
-            % (status, len(body), browser, retry, body)
+            % (status, len(body), _BROWSER_LINES, retry, body)
         )
+        self.setTimeout(None)  # Twisted takes long to move a timer ahead of many others
         self.setTimeout(_LINGER)
-        site: Any = self.factory
-        site.log_refused(self, int(status[:3]), len(body))
+        if is_logged:
+            site: Any = self.factory
+            site.log_refused(self, int(status[:3]), len(body))
         half_closes = IHalfCloseableDescriptor.providedBy(transport)  # not with TLS
         if half_closes:
             transport.loseWriteConnection()

@@ -78,6 +78,11 @@ class ConnectionsTestCase(MemoryTestCase):
     def warnings(self) -> list[str]:
         return [formatEvent(event) for event in self.events if event["log_namespace"] == "mypypi.connections"]
 
+    @property
+    def request_lines(self) -> list[str]:
+        """The clients of the requests that were logged."""
+        return [event["record"].client for event in self.events if event["log_namespace"] == "mypypi.requests"]
+
     @staticmethod
     def count(name: str) -> float:
         return REGISTRY.get_sample_value(f"mypypi_{name}_total") or 0.0
@@ -95,6 +100,7 @@ class ShareTest(ConnectionsTestCase):
         assert self.count("rejected_connections") - before == 3 * MOST - SHARE_OF_ONE
         assert self.connect(OTHER).head.startswith("HTTP/1.1 200 ")
         assert self.warnings == ["192.0.2.1 has 12 connections, the most for one address; further ones get a 503"]
+        assert self.request_lines == ["192.0.2.2"]
 
     def test_idle_connection_of_the_address_gives_way(self) -> None:
         """A new connection of an address at its share closes the one of it that has been idle for longest."""
@@ -144,6 +150,9 @@ class FullTest(ConnectionsTestCase):
             self.fill(request)
             assert self.connect(THIRD).head.startswith("HTTP/1.1 200 ")
             self.assert_refused(self.connect(ONE, b""))
+            assert "sends no request on some; others need their places" in self.warnings[0]
+            assert self.request_lines == [THIRD]
+            self.events.clear()
 
     def test_busy_connections_stay(self) -> None:
         """While all connections are being answered, a new one is refused. The others get their responses."""

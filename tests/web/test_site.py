@@ -441,7 +441,7 @@ class ConnectionLimitTest(SiteTestCase):
 class ScarcityTest(SiteTestCase):
     """Connections leave the last descriptors to the files of those that are connected already."""
 
-    def connect(self, newest: int) -> Client:
+    def connect(self, newest: int, site: Site | None = None) -> Client:
         """A client whose connection has this descriptor, of 1000."""
 
         class ClientOfSocket(Client):
@@ -449,7 +449,7 @@ class ScarcityTest(SiteTestCase):
                 return newest
 
         with mock.patch("resource.getrlimit", return_value=(1000, 1000)):
-            client = ClientOfSocket(self.site(), b"")
+            client = ClientOfSocket(site or self.site(), b"")
         if not client.closed:
             client.send(PLAIN)
         return client
@@ -469,6 +469,14 @@ class ScarcityTest(SiteTestCase):
         assert self.connect(967).status == 503
         client = self.connect(968)
         assert (client.aborted, client.value()) == (True, b"")
+
+    def test_log_tells_once(self) -> None:
+        """However many connections are refused, the log has one line a minute."""
+        events, site = self.log_events(), self.site()
+        for newest in (936, 940, 968, 999):
+            self.connect(newest, site)
+        lines = [formatEvent(event) for event in events]
+        assert lines == ["few file descriptors are left; new connections get a 503 or are closed"]
 
 
 class ExcessConnection(Client):
