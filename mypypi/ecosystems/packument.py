@@ -7,14 +7,14 @@ it. Knows the format. Must never know requests, or where a page comes from.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container
 from typing import Any
 
 import msgspec
 
 from mypypi.dates import http_date
 from mypypi.ecosystems.lenient_json import UNREADABLE, decode, without_mark
-from mypypi.ecosystems.tarballs import Dist, add_tarball, with_links
+from mypypi.ecosystems.tarballs import Dist, Tarballs
 from mypypi.errors import BadUpstreamResponse
 from mypypi.model import RenderedForm, RenderedPage, SourceDocument
 
@@ -23,14 +23,9 @@ ABBREVIATED = "application/vnd.npm.install-v1+json"
 #: Versions of one package; the largest real ones have some ten thousand.
 MOST_VERSIONS = 1_000_000
 
-#: The fields of a version that an installer needs ("Package Metadata", section "Abbreviated version object"), and those
-#: that the npm registry has added since.
-_ABBREVIATED_FIELDS = frozenset({
-    "name", "version", "deprecated", "dependencies", "optionalDependencies", "devDependencies", "bundleDependencies",
-    "bundledDependencies", "peerDependencies", "peerDependenciesMeta", "acceptDependencies", "bin", "directories",
-    "dist", "engines", "_hasShrinkwrap", "hasInstallScript", "os", "cpu", "libc", "funding",
-})  # fmt: skip
 _INSTALL_SCRIPTS = ("preinstall", "install", "postinstall")
+#: What the JSON of scripts has in it if it has one of these.
+_INSTALL = b'install"'
 
 #: What happens to versions that can't be served, by whether operation is strict.
 _FATE = {False: "keep upstream's address", True: "were left out"}
@@ -38,13 +33,55 @@ _FATE = {False: "keep upstream's address", True: "were left out"}
 #: The members of an object, by name; their values stay bytes.
 Members = dict[str, msgspec.Raw]
 
+_Raw = msgspec.Raw
+_ABSENT = msgspec.Raw(b"")
+
+
+class _Version(msgspec.Struct, rename="camel", omit_defaults=True, gc=False):
+    """
+    The fields of a version that an installer needs; their values stay bytes.
+
+    They are those of "Package Metadata", section "Abbreviated version object", those that the npm registry has added
+    since, and `scripts`, which tell whether it `has_install_script`. All others are skipped.
+    """
+
+    name: _Raw = _ABSENT
+    version: _Raw = _ABSENT
+    deprecated: _Raw = _ABSENT
+    dependencies: _Raw = _ABSENT
+    optional_dependencies: _Raw = _ABSENT
+    dev_dependencies: _Raw = _ABSENT
+    bundle_dependencies: _Raw = _ABSENT
+    bundled_dependencies: _Raw = _ABSENT
+    peer_dependencies: _Raw = _ABSENT
+    peer_dependencies_meta: _Raw = _ABSENT
+    accept_dependencies: _Raw = _ABSENT
+    bin: _Raw = _ABSENT
+    directories: _Raw = _ABSENT
+    dist: _Raw = _ABSENT
+    engines: _Raw = _ABSENT
+    has_shrinkwrap: _Raw = msgspec.field(default=_ABSENT, name="_hasShrinkwrap")
+    has_install_script: _Raw = _ABSENT
+    os: _Raw = _ABSENT
+    cpu: _Raw = _ABSENT
+    libc: _Raw = _ABSENT
+    funding: _Raw = _ABSENT
+    scripts: _Raw = _ABSENT
+
+    def abbreviate(self) -> None:
+        """Leave out the scripts, and say whether one of them runs at the installation."""
+        if self.scripts is not _ABSENT:
+            if self.has_install_script is _ABSENT and _has_install_script(bytes(self.scripts)):
+                self.has_install_script = msgspec.Raw(b"true")
+            self.scripts = _ABSENT
+
 
 class _Packument(msgspec.Struct):
-    """The fields of a packument that are parsed; all others stay bytes."""
+    """The fields of a packument that are parsed; all others are skipped."""
 
     name: Any = None
-    time: msgspec.Raw = msgspec.Raw(b"")
-    versions: dict[str, Members] = {}
+    time: _Raw = _ABSENT
+    versions: dict[str, _Version] = {}
     dist_tags: Any = msgspec.field(default=None, name="dist-tags")
 
 
@@ -52,7 +89,7 @@ class _OddPackument(msgspec.Struct):
     """The same fields of a packument whose versions have unexpected types."""
 
     name: Any = None
-    time: msgspec.Raw = msgspec.Raw(b"")
+    time: _Raw = _ABSENT
     versions: dict[str, msgspec.Raw] | None = None
     dist_tags: Any = msgspec.field(default=None, name="dist-tags")
 
@@ -68,14 +105,14 @@ def render_packument(name: str, source: SourceDocument, *, strict: bool = False)
     parsed, unusable, is_odd = _parse(body)
     _check_name(parsed, name)
     unserved: list[str] = []
-    links: dict[str, str] = {}
-    files: dict[str, tuple[str, str, str, str]] = {}
-    for version, members in list(parsed.versions.items()):
-        dist = _dist(members)
+    tarballs = Tarballs(name, source.url)
+    for version, fields in list(parsed.versions.items()):
+        raw = bytes(fields.dist)
+        dist = _dist(raw)
         if dist is None:
             del parsed.versions[version]
             unusable.append(version)
-        elif not add_tarball(name, version, dist, source.url, links, files):
+        elif not tarballs.add(version, dist, raw):
             unserved.append(version)
             if strict:
                 del parsed.versions[version]
@@ -83,9 +120,9 @@ def render_packument(name: str, source: SourceDocument, *, strict: bool = False)
         body = _with_versions(body, parsed.versions)
     return RenderedPage(
         {
-            "full": RenderedForm(FULL, with_links(body, links), based=True),
-            "abbreviated": RenderedForm(ABBREVIATED, with_links(_abbreviated(parsed, name), links), based=True),
-            "files": RenderedForm(FULL, msgspec.json.encode(list(files.values()))),
+            "full": RenderedForm(FULL, tarballs.with_links(body), based=True),
+            "abbreviated": RenderedForm(ABBREVIATED, tarballs.with_links(_abbreviated(parsed, name)), based=True),
+            "files": RenderedForm(FULL, msgspec.json.encode(list(tarballs.files.values()))),
         },
         modified=http_date(_modified(parsed.time)),
         notes=(
@@ -106,23 +143,23 @@ def _parse(body: bytes) -> tuple[_Packument, list[str], bool]:
         odd: _OddPackument = decode(body, _OddPackument)
         parsed = _Packument(odd.name, odd.time, {}, odd.dist_tags)
         for version, raw in (odd.versions or {}).items():
-            members = _members(raw)
-            if members is None:
+            found = _version(raw)
+            if found is None:
                 unusable.append(version)
             else:
-                parsed.versions[version] = members
+                parsed.versions[version] = found
     if len(parsed.versions) + len(unusable) > MOST_VERSIONS:
         raise BadUpstreamResponse(f"upstream's packument has more than {MOST_VERSIONS} versions")
     return parsed, unusable, is_odd
 
 
-def _members(raw: msgspec.Raw) -> Members | None:
-    """Return the members of an object; None if this is no object."""
+def _version(raw: msgspec.Raw) -> _Version | None:
+    """Return the fields of a version; None if it is no object."""
     try:
-        members: Members = msgspec.json.decode(raw, type=Members)
+        version: _Version = msgspec.json.decode(raw, type=_Version)
     except UNREADABLE:
         return None
-    return members
+    return version
 
 
 def _check_name(parsed: _Packument, name: str) -> None:
@@ -134,18 +171,16 @@ def _check_name(parsed: _Packument, name: str) -> None:
         raise BadUpstreamResponse("upstream's response is no packument: it has no name and no versions")
 
 
-def _dist(members: Members) -> Dist | None:
+def _dist(raw: bytes) -> Dist | None:
     """Return a version's ``dist``; None if it names no tarball, so that the version can't be installed."""
-    if "dist" not in members:
-        return None
     try:
-        dist = msgspec.json.decode(members["dist"], type=Dist)
-    except UNREADABLE:
+        dist = msgspec.json.decode(raw, type=Dist)
+    except UNREADABLE:  # or there is none
         return None
     return dist if isinstance(dist.tarball, str) and dist.tarball else None
 
 
-def _with_versions(body: bytes, versions: Mapping[str, Members]) -> bytes:
+def _with_versions(body: bytes, versions: Container[str]) -> bytes:
     """Return the packument with only these of its versions. Everything else stays as it is."""
     whole: Members = decode(body, Members)
     raw = decode(bytes(whole["versions"]), Members | None) if "versions" in whole else None
@@ -159,9 +194,10 @@ def _note(versions: list[str], what: str) -> tuple[str, ...]:
 
 def _abbreviated(parsed: _Packument, name: str) -> bytes:
     """Assemble the abbreviated packument from unchanged pieces of the full one."""
-    versions = {version: _abbreviated_version(members) for version, members in parsed.versions.items()}
+    for version in parsed.versions.values():
+        version.abbreviate()
     known_name = parsed.name if isinstance(parsed.name, str) else name
-    whole: dict[str, object] = {"name": known_name, "dist-tags": parsed.dist_tags or {}, "versions": versions}
+    whole: dict[str, object] = {"name": known_name, "dist-tags": parsed.dist_tags or {}, "versions": parsed.versions}
     if bytes(parsed.time).startswith(b"{"):  # pnpm's resolutionMode "time-based", and minimum release ages, need it
         whole["time"] = parsed.time
     if modified := _modified(parsed.time):
@@ -169,16 +205,15 @@ def _abbreviated(parsed: _Packument, name: str) -> bytes:
     return msgspec.json.encode(whole)
 
 
-def _abbreviated_version(members: Members) -> dict[str, object]:
-    version: dict[str, object] = {name: value for name, value in members.items() if name in _ABBREVIATED_FIELDS}
-    if "hasInstallScript" not in version and "scripts" in members:
-        try:
-            scripts = msgspec.json.decode(members["scripts"], type=dict[str, msgspec.Raw])
-        except UNREADABLE:
-            return version
-        if any(script in scripts for script in _INSTALL_SCRIPTS):
-            version["hasInstallScript"] = True
-    return version
+def _has_install_script(scripts: bytes) -> bool:
+    """Whether one of these scripts runs at the installation."""
+    if _INSTALL not in scripts and b"\\" not in scripts:
+        return False
+    try:
+        named = msgspec.json.decode(scripts, type=Members)
+    except UNREADABLE:
+        return False
+    return any(script in named for script in _INSTALL_SCRIPTS)
 
 
 def _modified(time: msgspec.Raw) -> str:

@@ -425,10 +425,10 @@ class TestAbbreviatedPackuments:
 
     def test_values_are_copied_byte_for_byte(self) -> None:
         """Values are copied byte for byte. A number keeps its digits, a string its escapes."""
-        pieces = b'"engines":{"node":1.10,"e":1E400},"deprecated":"\\u00e9\\/"'
+        members = b'"engines":{"node":1.10,"e":1E400}', b'"deprecated":"\\u00e9\\/"'
         body = b'{"name":"thing","versions":{"1.0.0":{"version":"1.0.0",%s,"dist":{"tarball":"thing.tgz"}}}}'
-        rendered = render(body % pieces)
-        assert pieces in rendered.forms["abbreviated"].body
+        short = render(body % b",".join(members)).forms["abbreviated"].body
+        assert [member in short for member in members] == [True, True]
 
     @pytest.mark.parametrize(
         ("fields", "expected"),
