@@ -57,6 +57,7 @@ setup(
         "cryptography >= 42",
         "environ-config >= 24.1",
         "hiredis >= 3.0",
+        "isal >= 1.7",
         "klein >= 24.8",
         "lxml >= 6.0",
         "msgspec >= 0.19",

@@ -47,6 +47,7 @@ USED_ONLY_IN = {
     "botocore": "storage",
     "prometheus_client": "observability.metrics",
     "lxml": "ecosystems.simple_html_reader",
+    "isal": "rendering",
 }
 #: The most lines that a module may have. A longer one has two ideas in one file.
 MAX_LINES = 310

@@ -53,14 +53,23 @@ class PageStore:
             return newer.page  # this process stored it during the read, so the catalog's answer may be older
         return self._memory.put(current, now).page if current is not None else None
 
-    async def put(self, page: Page, indexed_links: tuple[str, ...] | None, *, confirmed: bool = False) -> None:
+    async def put(
+        self,
+        page: Page,
+        indexed_links: tuple[str, ...] | None,
+        listing: Listing | None = None,
+        *,
+        confirmed: bool = False,
+    ) -> None:
         """
-        Store a page in memory and in the catalog.
+        Store a page in memory, with its listing if given, and in the catalog.
 
         `indexed_links` are those of `ICatalog.put_page`. A catalog that can't be reached is skipped. A `confirmed` page
         is in the catalog already: only the time of its last check is written there.
         """
         self._memory.put(page, self._clock.seconds())
+        if listing is not None:
+            self.put_listing(page, listing)
         try:
             if confirmed:
                 await self._catalog.touch_page(page.id, page.version, page.checked_at)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from mypypi.interfaces import IEcosystem
     from mypypi.pages.page_store import PageStore
     from mypypi.redis.leases import Leases
+    from mypypi.rendering.listing import Listing
     from mypypi.rendering.renderer import Renderer
     from mypypi.upstream.backoff import Backoff
     from mypypi.upstream.client import Upstream
@@ -165,14 +166,14 @@ class Revalidator:
 
     async def _fetch_and_store(self, page: PageId, cached: Page | None, client: str, *, background: bool) -> Page:
         try:
-            fresh, indexed_links = await self._fetch(page, cached, client, background=background)
+            fresh, indexed_links, listing = await self._fetch(page, cached, client, background=background)
         except NotFound:
-            fresh, indexed_links = self._refused(page, Refusal(NotFound.status)), ()
+            fresh, indexed_links, listing = self._refused(page, Refusal(NotFound.status)), (), None
         except UpstreamRefused as error:
             if not RULES[error.upstream_status].replaces:
                 await self._record_failure(page, error, self._negative_cache_time)
                 raise
-            fresh, indexed_links = self._refused(page, Refusal(error.status, str(error))), ()
+            fresh, indexed_links, listing = self._refused(page, Refusal(error.status, str(error))), (), None
         except (UpstreamPaused, UpstreamBusy):
             raise  # upstream was not asked, so there is no reason for a back-off
         except UpstreamDown as error:
@@ -192,7 +193,7 @@ class Revalidator:
         await self._backoff.end(name_of(page))
         # An unconfirmed page is stored in full even if it turns out to be the same: the catalog may have lost it.
         confirmed = cached is not None and cached.checked_at > 0 and cached.version == fresh.version
-        await self._store.put(fresh, indexed_links, confirmed=confirmed)
+        await self._store.put(fresh, indexed_links, listing, confirmed=confirmed)
         return fresh
 
     def _refused(self, page: PageId, refusal: Refusal) -> Page:
@@ -201,11 +202,11 @@ class Revalidator:
 
     async def _fetch(
         self, page: PageId, cached: Page | None, client: str, *, background: bool
-    ) -> tuple[Page, tuple[str, ...] | None]:
+    ) -> tuple[Page, tuple[str, ...] | None, Listing | None]:
         """
         Request the page from upstream; render it if it changed.
 
-        Returns the cached page, confirmed, or a new one with the links that the catalog has to index.
+        Returns the cached page, confirmed, or a new one with the links that the catalog has to index, and its listing.
         """
         source = self._source
         request = source.ecosystem.page_request(page)
@@ -222,7 +223,7 @@ class Revalidator:
         now = self._clock.seconds()
         if response.source is None:
             assert cached is not None
-            return evolve(cached, checked_at=now), None
+            return evolve(cached, checked_at=now), None, None
         known = cached.source if cached is not None else ""
         try:
             withheld = await self._store.withheld(page)
@@ -233,7 +234,7 @@ class Revalidator:
         finally:
             response.release()
         if cached is not None and not rendered.forms:
-            return evolve(cached, checked_at=now), None
+            return evolve(cached, checked_at=now), None, None
         if rendered.is_doubtful and cached is not None and await self._lists_files(cached):
             raise BadUpstreamResponse(
                 f"upstream's page {page} lists nothing any more, and nothing in it says that it is such a page"
@@ -252,7 +253,7 @@ class Revalidator:
             version=version,
             modified=response.modified or rendered.modified,
         )
-        return fresh, rendered.indexed_links
+        return fresh, rendered.indexed_links, rendered.listing
 
     async def _lists_files(self, cached: Page) -> bool:
         """Whether the cached page lists anything."""

@@ -15,7 +15,7 @@ from attrs import field, frozen
 
 from mypypi.model import PackageFile
 
-#: Link, URL, digests, size, and the key unless it is that of the URL.
+#: Link, URL, digests, size, and the key unless it is the link.
 _DECODER = msgspec.msgpack.Decoder(tuple[str, str, str, int | None, str])
 #: How many files `Listing.named` looks at, so that a page with many of one name does not block the reactor.
 _MOST_NAMED = 100
@@ -86,9 +86,9 @@ def _hash(link: str) -> int:
 
 def _unpack(record: bytes) -> PackageFile:
     link, url, digests, size, key = _DECODER.decode(record)
-    return PackageFile.of(link, url, digests, size, key)
+    return PackageFile.of(link, url, digests, size, key or link)
 
 
 def _pack(file: PackageFile) -> bytes:
-    key = "" if len(file.keys) == 1 else file.key
+    key = "" if file.key == file.link else file.key
     return msgspec.msgpack.encode((file.link, file.url, file.digest_text, file.size, key))

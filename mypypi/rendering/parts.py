@@ -7,7 +7,6 @@ page. Knows gzip and where parts lie. Must never know what a part means.
 from __future__ import annotations
 
 import struct
-import zlib
 from bisect import bisect_left
 from collections.abc import Mapping
 from hashlib import blake2b
@@ -15,10 +14,13 @@ from itertools import chain
 
 import msgspec
 from attrs import frozen
+from isal import isal_zlib
 
 from mypypi.model import UNKNOWN_SPAN, Part, Span
-from mypypi.pieces import DEFLATE, inflated
+from mypypi.pieces import DEFLATE, GZIP, inflated
 
+#: The level of isal's compression. Pages get larger than with zlib's level 6, and take a tenth of its time.
+LEVEL = 3
 #: Bytes of a form between two points where decoding can begin. Each point makes the compressed form some bytes larger.
 BLOCK = 256 * 1024
 #: The bytes of gzip's header as zlib writes it (RFC 1952, section 2.3).
@@ -88,13 +90,13 @@ class PartIndex:
         return msgspec.msgpack.decode(encoded, type=cls)
 
 
-def compress_in_blocks(data: bytes, level: int) -> tuple[bytes, tuple[int, ...]]:
+def compress_in_blocks(data: bytes) -> tuple[bytes, tuple[int, ...]]:
     """Compress data with gzip, so that decoding can begin at each `BLOCK`. Returns the offsets of these as well."""
-    compressor = zlib.compressobj(level, zlib.DEFLATED, 31)
+    compressor = isal_zlib.compressobj(LEVEL, isal_zlib.DEFLATED, GZIP)
     pieces, starts, size = [], [_HEADER], 0
     for start in range(0, len(data), BLOCK):
         if start:
-            pieces.append(compressor.flush(zlib.Z_FULL_FLUSH))
+            pieces.append(compressor.flush(isal_zlib.Z_FULL_FLUSH))
             size += len(pieces[-1])
             starts.append(size)
         pieces.append(compressor.compress(memoryview(data)[start : start + BLOCK]))

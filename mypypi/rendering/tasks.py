@@ -8,19 +8,21 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
-import zlib
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 from attrs import Factory, evolve, frozen
+from isal import isal_zlib
 
 from mypypi.ecosystems import ECOSYSTEMS
 from mypypi.errors import BadUpstreamResponse, MyPyPiError, error_from
 from mypypi.gunzip import GzipError, TooMuch, gunzip
+from mypypi.interfaces import IEcosystem
 from mypypi.model import BASE_PLACEHOLDER, Form, PageId, Part, RenderedForm, SourceDocument
+from mypypi.pieces import GZIP
 from mypypi.rendering.listing import Listing
-from mypypi.rendering.parts import PartIndex, compress_in_blocks
+from mypypi.rendering.parts import LEVEL, PartIndex, compress_in_blocks
 
 #: Bytes of the largest page, after decompression. PyPI's list of all projects has 40 MB.
 LARGEST_PAGE = 128 * 1024 * 1024
@@ -30,7 +32,6 @@ LARGE = 8 * 1024 * 1024
 LARGE_DERIVED = 1024 * 1024
 #: The result of a task with more work than it says. It is to be done again as `restated`.
 UNDERSTATED = b""
-_LEVEL = 6
 #: An encoded task begins with the bytes of its work, and with whether it derives a form.
 _HEADER = struct.Struct("!Q?")
 #: The name of the form that has the index of another form's parts (see `PartIndex`).
@@ -43,12 +44,13 @@ class CompressedPage:
     """
     A rendered page with its forms compressed. `source` is the digest of upstream's decompressed bytes.
 
-    Without forms, the page has the digest that the caller knew, and is unchanged. For the other fields see
-    `RenderedPage`.
+    Without forms, the page has the digest that the caller knew, and is unchanged. `listing` has the files that the page
+    lists. For the other fields see `RenderedPage`.
     """
 
     source: str
     forms: dict[str, Form] = Factory(dict)
+    listing: Listing = Factory(Listing)
     indexed_links: tuple[str, ...] = ()
     modified: str = ""
     is_doubtful: bool = False
@@ -182,25 +184,35 @@ def _render(package_type: str, upstream_url: str, task: RenderTask) -> Compresse
     forms = {}
     for name, form in page.forms.items():
         parts = ecosystem.parts(task.page, name, form.body)
-        body, starts = (gzip(form.body), ()) if parts is None else compress_in_blocks(form.body, _LEVEL)
+        body, starts = (gzip(form.body), ()) if parts is None else compress_in_blocks(form.body)
         forms[name] = _compressed(form, body)
         if parts is not None:
             forms[PARTS] = compress(RenderedForm(_INDEX_TYPE, PartIndex.of(parts, starts).encode()))
-    return CompressedPage(digest, forms, page.indexed_links, page.modified, page.is_doubtful, page.notes)
+    name_of_listing = ecosystem.listing_form(task.page, page.forms)
+    listing = Listing()
+    if name_of_listing is not None and name_of_listing in page.forms:
+        listing = _listing(ecosystem, task.page, name_of_listing, page.forms[name_of_listing].body)
+    return CompressedPage(digest, forms, listing, page.indexed_links, page.modified, page.is_doubtful, page.notes)
 
 
 def _list(package_type: str, upstream_url: str, task: ListingTask) -> Listing:
-    form = {task.name: zlib.decompress(task.form.body, 31)}
-    return Listing.of(ECOSYSTEMS[package_type](upstream_url).listing(task.page, form).values())
+    body = isal_zlib.decompress(task.form.body, GZIP)
+    return _listing(ECOSYSTEMS[package_type](upstream_url), task.page, task.name, body)
+
+
+def _listing(ecosystem: IEcosystem, page: PageId, name: str, body: bytes) -> Listing:
+    return Listing.of(ecosystem.listing(page, {name: body}).values())
 
 
 def _index_parts(package_type: str, upstream_url: str, task: PartsTask) -> PartIndex:
-    parts = ECOSYSTEMS[package_type](upstream_url).parts(task.page, task.name, zlib.decompress(task.form.body, 31))
+    parts = ECOSYSTEMS[package_type](upstream_url).parts(
+        task.page, task.name, isal_zlib.decompress(task.form.body, GZIP)
+    )
     return PartIndex.of(parts or {})
 
 
 def _derive(package_type: str, upstream_url: str, task: DeriveTask) -> Form:
-    body = zlib.decompress(task.form.body, 31)
+    body = isal_zlib.decompress(task.form.body, GZIP)
     if task.part is not None:
         body = ECOSYSTEMS[package_type](upstream_url).part(task.part, body)
     return derived(task.form, body, task.base, task.part)
@@ -244,8 +256,7 @@ def _compressed(rendered: RenderedForm, body: bytes) -> Form:
 
 def gzip(data: bytes) -> bytes:
     """Compress data into the gzip format (RFC 1952), without a time: the same data gives the same bytes."""
-    compressor = zlib.compressobj(_LEVEL, zlib.DEFLATED, 31)
-    return compressor.compress(data) + compressor.flush()
+    return isal_zlib.compress(data, LEVEL, GZIP)
 
 
 def _decompressed(source: SourceDocument, most: int) -> SourceDocument:

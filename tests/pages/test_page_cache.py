@@ -187,13 +187,20 @@ class FreshTest(PagesTestCase):
         self.assertEqual(1, self.upstream_requests)
 
     def test_listing_is_read_once(self) -> None:
-        """The listing of each page version is parsed once. A page without files has an empty listing."""
+        """
+        The listing of each page version is parsed once: by the process that renders it, with the page.
+
+        A process that has the page from the catalog parses it when it is needed. A page without files has an empty
+        listing.
+        """
         self.upstream_has("1.0")
-        page = self.get().page
         with mock.patch.object(PyPI, "listing", autospec=True, side_effect=PyPI.listing) as listing:
-            self.assertIsNotNone(self.now(self.pages.listing(page)).get(LINK))
-            self.assertIsNotNone(self.now(self.pages.listing(page)).get(LINK))
-        self.assertEqual(1, listing.call_count)
+            page = self.get().page
+            for pages, calls in ((self.pages, 1), (self.other, 2)):
+                self.now(pages.get(THING))
+                self.assertIsNotNone(self.now(pages.listing(page)).get(LINK))
+                self.assertIsNotNone(self.now(pages.listing(page)).get(LINK))
+                self.assertEqual(calls, listing.call_count)
         self.assertEqual(0, len(self.now(self.pages.listing(Page(PageId("root"), 0.0)))))
         self.assertEqual(0, len(self.now(self.pages.listing(Page(THING, 0.0, refusal=Refusal(404))))))
 

@@ -16,7 +16,7 @@ from mypypi.rendering.tasks import gzip
 _RANDOM = random.Random(1)  # noqa: S311
 #: Three blocks and a bit: one that can't be compressed, one that is nothing but zeros, and a mixture.
 BODY = _RANDOM.randbytes(BLOCK) + bytes(BLOCK) + (_RANDOM.randbytes(50) + bytes(1000)) * 260
-COMPRESSED, STARTS = compress_in_blocks(BODY, 6)
+COMPRESSED, STARTS = compress_in_blocks(BODY)
 WHOLE = gzip(BODY)
 
 
@@ -25,7 +25,7 @@ def test_blocks_are_one_gzip_file() -> None:
     assert zlib.decompress(COMPRESSED, 31) == BODY
     assert len(STARTS) == 4
     for small in (b"", b"{}", BODY[:BLOCK]):
-        assert compress_in_blocks(small, 6) == (gzip(small), (10,))
+        assert compress_in_blocks(small) == (gzip(small), (10,))
 
 
 @given(st.integers(0, len(BODY)), st.integers(1, 2 * BLOCK), st.sampled_from([-1, 0, 1]), st.sampled_from([0, 1, 2, 3]))
