@@ -18,6 +18,9 @@ _HOST = re.compile(r"(?:[0-9a-zA-Z_][0-9a-zA-Z._-]*|\[[0-9a-fA-F:.]+\])(?::[0-9]
 #: Characters that keys have unquoted, besides letters, digits, and ``_.-``.
 _UNQUOTED = "~@+!$&'()*,;=:"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+#: A URL that is its own key but for "://", as nearly all are: no port, query, percent sign or capital in the host, no
+#: segment that is empty, a dot or two, or the name of a stored file. It is also the path of a link, and needs no mark.
+_PLAIN = re.compile(r"(https?)://([a-z0-9][a-z0-9.-]{0,200}(?:/(?!\.|sha|md5)[A-Za-z0-9_.+~-]{1,250}){1,50})")
 #: Stands for an empty segment in keys and links: clients and proxies may take ``//`` for ``/``, and no directory has an
 #: empty name. A private character, so no other segment is accepted with it (see `is_segment`). In URLs: ``%EE%80%80``.
 EMPTY_SEGMENT = "\ue000"
@@ -38,6 +41,8 @@ def key_of(url: str) -> str:
     encoded slash, a backslash, a character that can't be printed, a segment of more than 255 bytes, a segment like the
     name of a stored file (``sha256-9fd….101817``), or more than 2048 bytes altogether.
     """
+    if (plain := plain_key_of(url)) is not None:
+        return plain
     parts = urlsplit(url)
     if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or "@" in parts.netloc:
         raise ValueError(f"no key for {url!r}")
@@ -54,6 +59,12 @@ def key_of(url: str) -> str:
     return key_from_segments([parts.scheme, host, *segments])
 
 
+def plain_key_of(url: str) -> str | None:
+    """Return the key of a URL that differs from it in "://" alone; None for any other URL."""
+    found = _PLAIN.fullmatch(url)
+    return None if found is None or len(url) > _MAX_KEY else f"{found[1]}/{found[2]}"
+
+
 def stable_key_of(url: str, filename: str) -> str:
     """
     Return the key of a file that a page lists with this name and with a digest.
@@ -61,6 +72,8 @@ def stable_key_of(url: str, filename: str) -> str:
     If the path ends with the name, the query does not tell which file it is, and is left out: it may be a signature
     that is another one in each page. Raises ValueError as `key_of` does.
     """
+    if (plain := plain_key_of(url)) is not None:
+        return plain
     parts = urlsplit(url)
     if parts.query and unquote(parts.path.rpartition("/")[2]) == filename:
         return key_of(parts._replace(query="").geturl())
@@ -108,6 +121,8 @@ def with_marks(path: str, query: str = "") -> str:
 
 def without_marks(path: str) -> str:
     """Return a URL's path with its empty segments, given that of `with_marks`."""
+    if _EMPTY_IN_URLS not in path:
+        return path
     return "/".join("" if segment == _EMPTY_IN_URLS else segment for segment in path.split("/"))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import lru_cache
 from urllib.parse import unquote
 
 from packaging.utils import InvalidName, canonicalize_name, parse_sdist_filename
@@ -16,6 +17,8 @@ from mypypi.errors import BadRequest
 
 _LONGEST_NAME = 200
 _MOST_CANDIDATES = 3
+#: Names that are remembered with their normalised form: a page has thousands of files of one name.
+_MOST_REMEMBERED = 1000
 _BEFORE_VERSION = re.compile(r"-(?=[0-9])")
 _EXTENSIONS = (
     *(".tar.gz", ".tar.bz2", ".tar.xz", ".tar.z", ".tar", ".tgz", ".zip"),
@@ -23,6 +26,7 @@ _EXTENSIONS = (
 )
 
 
+@lru_cache(_MOST_REMEMBERED)
 def normalise(name: str) -> str:
     """Return the normalised name of a project (PEP 503). Raises BadRequest for an invalid name (PEP 508)."""
     if len(name) <= _LONGEST_NAME and name.isascii():

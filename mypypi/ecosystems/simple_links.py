@@ -13,7 +13,7 @@ from urllib.parse import urljoin, urlsplit
 
 from mypypi.digests import Digest
 from mypypi.ecosystems.simple_html_reader import hashes_in
-from mypypi.file_keys import key_of, stable_key_of, with_marks, without_marks
+from mypypi.file_keys import key_of, plain_key_of, stable_key_of, with_marks, without_marks
 from mypypi.model import BASE_PLACEHOLDER
 
 #: The relative URL from a project's page to the route of package files.
@@ -37,6 +37,8 @@ def without_credentials(url: str) -> str:
 
 def absolute_url(base: str, url: str) -> str | None:
     """Resolve a URL of a page, without its fragment. None if no client can parse it."""
+    if plain_key_of(url) is not None:
+        return url
     try:
         absolute = (url if _SCHEME.match(url) else urljoin(base, url)).partition("#")[0]
         urlsplit(absolute)  # pip would reject the whole page for a URL that it can't parse
@@ -82,6 +84,8 @@ def link_and_path(url: str, named: Container[str] = ()) -> tuple[str, str] | Non
 
     For a URL in `named`, they are made without its query (see `named_by_path`).
     """
+    if (plain := plain_key_of(url)) is not None:
+        return plain, plain
     try:
         parts = urlsplit(url)
         if url in named:
