@@ -50,7 +50,7 @@ class IEcosystem(Interface):
 
     def render(page: PageId, source: SourceDocument, withheld: frozenset[str]) -> RenderedPage:
         """
-        Parse upstream's page and render every form of it.
+        Parse upstream's page and render every form of it, except those that are `made_from` another one.
 
         Links to files in the forms point to this server. The forms do not advertise the links in `withheld`, unless the
         page would be incomplete without them. Slow for large pages: never call it on the reactor thread.
@@ -70,6 +70,13 @@ class IEcosystem(Interface):
 
     def listing_form(page: PageId, forms: Container[str]) -> str | None:
         """Name the form that `listing` reads, of a page with these forms; None if the page lists no files."""
+
+    def made_from(name: str) -> tuple[str, Part] | None:
+        """
+        Return the form that a form with this name is made from when a client asks for it, and which part of it that is.
+
+        None if it is made with the page.
+        """
 
     def pages_for(link: str) -> tuple[PageId, ...]:
         """

@@ -20,7 +20,22 @@ DIGEST = "0" * 64
 
 _HOSTS = st.one_of(
     st.from_regex(r"[a-zA-Z0-9._:@%-]{0,12}", fullmatch=True),
-    st.sampled_from(["files.example", "127.0.0.1", "h:80", "h:443", "[::1]", "a..b", "-a", "a-"]),
+    st.sampled_from(
+        [
+            "files.example",
+            "127.0.0.1",
+            "h:80",
+            "h:443",
+            "h:8080",
+            "h:60000",
+            "h:59999",
+            "h:08080",
+            "[::1]",
+            "a..b",
+            "-a",
+            "a-",
+        ]
+    ),
 )
 _SEGMENTS = st.one_of(
     st.from_regex(r"[a-zA-Z0-9._+~%?#;@!'()*,=:&$\\\[\]^`{|}<> -]{0,12}", fullmatch=True),
@@ -58,6 +73,10 @@ def outcome(function: Callable[[], object]) -> object:
 @example("https://h/a//x")
 @example("https://h/a/")
 @example("https://Files.example/x")
+@example("https://h:8443/x")
+@example("https://h:50443/x")
+@example("https://h:99999/x")
+@example("https://h:443/x")
 @example(f"{PLAIN}\n")
 def test_plain_urls_are_no_special_case(url: str) -> None:
     """A key, a link, its path and an absolute URL are the same with and without the short way for plain URLs."""

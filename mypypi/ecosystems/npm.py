@@ -88,6 +88,10 @@ class NPM:
         except ValueError:
             return None
 
+    def made_from(self, name: str) -> tuple[str, Part] | None:
+        """See `IEcosystem.made_from`. Both forms of a packument are made when it is rendered."""
+        return None
+
     def part(self, part: Part, body: bytes) -> bytes:
         """See `IEcosystem.part`. A packument's parts: "version", by version or dist-tag, and "dist-tags"."""
         if part.kind == "version":

@@ -45,6 +45,7 @@ __all__ = ["PyPI", "normalise"]
 
 _JSON = "application/vnd.pypi.simple.v1+json"
 _HTML = "text/html; charset=utf-8"
+_HTML_PART = Part("html")
 #: JSON is preferred, since it has fields that HTML can't express.
 _ACCEPT = f"{_JSON}, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
 
@@ -130,9 +131,18 @@ class PyPI:
         """See `IEcosystem.pages_for`. Filenames with dashes may fit several projects (PEP 625 has ended that)."""
         return tuple(PageId("simple", project) for project in projects_of(link))
 
+    def made_from(self, name: str) -> tuple[str, Part] | None:
+        """See `IEcosystem.made_from`. Few clients ask for a project's page in HTML, and its JSON has all of it."""
+        return ("json", _HTML_PART) if name == "html" else None
+
     def part(self, part: Part, body: bytes) -> bytes:
-        """See `IEcosystem.part`. Pages of Python indexes have no parts."""
-        raise NotFound(f"a page has no such part: {part.kind}")
+        """See `IEcosystem.part`. A project's page in JSON can be had in HTML."""
+        if part != _HTML_PART:
+            raise NotFound(f"a page has no such part: {part.kind}")
+        try:
+            return simple_html.write_project(msgspec.json.decode(body))
+        except RecursionError:
+            raise BadUpstreamResponse("upstream's page can't be written as HTML: it is nested too deeply") from None
 
     def parts(self, page: PageId, name: str, body: bytes) -> dict[Part, Span] | None:
         """See `IEcosystem.parts`. A project's JSON lists its releases, also those without files."""
@@ -164,7 +174,10 @@ def _render_index(_page: PageId, source: SourceDocument, _withheld: frozenset[st
     simple.document["projects"] = [project for project in listed if _is_valid_project(project)]
     left_out = len(listed) - len(simple.document["projects"])
     notes = (f"{left_out} projects without a valid name were left out",) if left_out else ()
-    forms = _forms(simple.document, simple_html.write_index)
+    forms = {
+        "json": RenderedForm(_JSON, msgspec.json.encode(simple.document)),
+        "html": RenderedForm(_HTML, simple_html.write_index(simple.document)),
+    }
     return RenderedPage(forms, is_doubtful=simple.is_doubtful, notes=notes)
 
 
@@ -212,7 +225,8 @@ def _render_project(page: PageId, source: SourceDocument, withheld: frozenset[st
             links += [link, *withdraw(file, link, url, withheld)]
         indexed_links += [each for each in links if page.project not in projects_of(each)]
     document["files"] = files
-    forms = _forms(document, simple_html.write_project, based=any(file.get("provenance") for file in files))
+    based = any(file.get("provenance") for file in files)
+    forms = {"json": RenderedForm(_JSON, msgspec.json.encode(document), based)}
     if urls:
         files_here = listed_files(page, forms["json"].body).values()
         rows = [(file.link, urls.get(file.link, file.url), str(file.digest or ""), file.size) for file in files_here]
@@ -262,15 +276,6 @@ def _render_json(page: PageId, source: SourceDocument, _withheld: frozenset[str]
             served = link_and_path(url, named)
             file["url"] = f"{TO_FILES_HERE}{served[1]}" if served else url
     return RenderedPage({"json": RenderedForm("application/json", msgspec.json.encode(document), based=True)})
-
-
-def _forms(
-    document: Document, write_html: Callable[[Document], bytes], *, based: bool = False
-) -> dict[str, RenderedForm]:
-    return {
-        "json": RenderedForm(_JSON, msgspec.json.encode(document), based),
-        "html": RenderedForm(_HTML, write_html(document), based),
-    }
 
 
 def _add_core_metadata(file: Document) -> None:

@@ -21,6 +21,7 @@ from mypypi.rendering.parts import PartIndex
 from mypypi.rendering.tasks import PARTS, derived, derived_etag
 
 if TYPE_CHECKING:
+    from mypypi.interfaces import IEcosystem
     from mypypi.pages.memory_cache import DerivedName, MemoryCache
     from mypypi.rendering.renderer import Renderer
     from mypypi.threads import Threads
@@ -33,6 +34,8 @@ LARGEST_CUT = 1024 * 1024
 class Wanted:
     """
     What a client wants of a page's form: with `base` as the address in its links, all of it or a `part`.
+
+    A form that is made from another one is a part of that (see `IEcosystem.made_from`).
 
     The part lies at `span`, in the body that `index` knows.
     """
@@ -78,7 +81,10 @@ class DerivedForms:
     rendering and no memory. Small parts are cut out in `threads`, whose work must be short.
     """
 
-    def __init__(self, renderer: Renderer, memory: MemoryCache, threads: Threads, clock: Any) -> None:
+    def __init__(
+        self, ecosystem: IEcosystem, renderer: Renderer, memory: MemoryCache, threads: Threads, clock: Any
+    ) -> None:
+        self._ecosystem = ecosystem
         self._renderer = renderer
         self._memory = memory
         self._threads = threads
@@ -87,21 +93,33 @@ class DerivedForms:
         self._making: Coalescer[Form] = Coalescer()
         self._indexing: Coalescer[PartIndex] = Coalescer()
 
+    def is_based(self, page: Page, name: str) -> bool:
+        """Whether the page's form with this name has links with this server's address."""
+        return self._source(page, name)[0].based
+
     async def find(self, page: Page, name: str, base: str, part: Part | None = None) -> Wanted:
         """
         Return what is wanted of the page's form with this name, without making it.
 
         Raises NotFound if the page has no such part.
         """
-        form = page.forms[name]
+        form, made = self._source(page, name)
         base = base if form.based else ""
         if part is None:
-            return Wanted(form, base)
+            return Wanted(form, base, made)
         index = await self._index(page, name, form)
         span = index.find(part)
         if span is None:
             raise NotFound(f"{part.kind} not found: {part.name}")
         return Wanted(form, base, part, span, index)
+
+    def _source(self, page: Page, name: str) -> tuple[Form, Part | None]:
+        """Return the form with this name; or the one that it is made from, and the part of that one that it is."""
+        made_from = None if name in page.forms else self._ecosystem.made_from(name)
+        if made_from is None:
+            return page.forms[name], None
+        source, part = made_from
+        return page.forms[source], part
 
     async def has(self, page: Page, part: Part) -> bool | None:
         """Whether the page has this part. None if it was stored without an index, and so does not tell."""

@@ -96,7 +96,7 @@ class PageCache:
         self._negative_cache_time = negative_cache_time
         self._stale_after = stale_after
         #: The forms of these pages for one address, and their parts.
-        self.derived = DerivedForms(renderer, memory, threads, clock)
+        self.derived = DerivedForms(ecosystem, renderer, memory, threads, clock)
         self._guesses = Guesses(clock)
         self._store = PageStore(catalog, clock, memory)
         self._revalidator = Revalidator(

@@ -78,8 +78,9 @@ class PageResponses:
     async def _find(self, request: Request, page: PageId, name: str, part: Part | None) -> tuple[CachedPage, Wanted]:
         """Return the page, and what of it this request is for."""
         answer = await self._proxy.page(page, self._addresses.client(request))
-        base = self._addresses.base(request) if answer.page.forms[name].based else ""
-        return answer, await self._proxy.pages.derived.find(answer.page, name, base, part)
+        derived = self._proxy.pages.derived
+        base = self._addresses.base(request) if derived.is_based(answer.page, name) else ""
+        return answer, await derived.find(answer.page, name, base, part)
 
     async def _send(self, request: Request, wanted: Wanted) -> bytes:
         """

@@ -12,7 +12,7 @@ from pip._internal.index.collector import IndexContent, parse_links
 from pip._internal.models.link import Link
 
 from mypypi.ecosystems.pypi import PyPI
-from mypypi.model import BASE_PLACEHOLDER, PageId, RenderedPage, SourceDocument
+from mypypi.model import BASE_PLACEHOLDER, PageId, RenderedForm, RenderedPage, SourceDocument
 
 SIMPLE_JSON = "application/vnd.pypi.simple.v1+json"
 SIMPLE_HTML = "application/vnd.pypi.simple.v1+html"
@@ -71,7 +71,17 @@ def as_json(rendered: RenderedPage) -> dict[str, Any]:
 
 
 def as_html(rendered: RenderedPage) -> str:
-    return rendered.forms["html"].body.decode()
+    return form_of(rendered, "html").body.decode()
+
+
+def form_of(rendered: RenderedPage, name: str) -> RenderedForm:
+    """The form with this name, made from another one if it is not made with the page."""
+    made_from = pypi.made_from(name)
+    if name in rendered.forms or made_from is None:
+        return rendered.forms[name]
+    source, part = made_from
+    form = rendered.forms[source]
+    return RenderedForm("text/html", pypi.part(part, form.body), form.based)
 
 
 def filenames(rendered: RenderedPage) -> list[str]:
@@ -86,7 +96,7 @@ def only_file(rendered: RenderedPage) -> dict[str, Any]:
 
 def read_by_pip(rendered: RenderedPage, name: str = "json") -> list[Link]:
     """Read a form with pip's own parser, which raises errors of many kinds for malformed fields."""
-    form = rendered.forms[name]
+    form = form_of(rendered, name)
     url = "http://here.example/simple/holy-grail/"
     return list(parse_links(IndexContent(form.body, form.media_type, None, url, cache_link_parsing=False)))
 

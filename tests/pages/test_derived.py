@@ -10,6 +10,7 @@ from attrs import evolve
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
+from mypypi.ecosystems import ECOSYSTEMS
 from mypypi.errors import NotFound, TemporarilyUnavailable
 from mypypi.model import BASE_PLACEHOLDER, Form, Page, PageId, Part
 from mypypi.pages.client_turns import MOST_AT_ONCE, MOST_WAITING, ClientTurns
@@ -110,7 +111,7 @@ class DerivedFormsTest(MemoryTestCase):
         self.tasks: list[str] = []
         renderer = Renderer("npm", URL, self.run_task)
         self.memory = MemoryCache(10_000_000, 10_000_000)
-        self.derived = DerivedForms(renderer, self.memory, AtOnce(), self.clock)
+        self.derived = DerivedForms(ECOSYSTEMS["npm"](URL), renderer, self.memory, AtOnce(), self.clock)
         self.renderer = renderer
         self.page = self.rendered(PACKUMENT)
 
