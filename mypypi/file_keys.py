@@ -20,7 +20,9 @@ _UNQUOTED = "~@+!$&'()*,;=:"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 #: A URL that is its own key but for "://", as nearly all are: no default port, query, percent sign or capital in the
 #: host, no segment that is empty, a dot or two, or the name of a stored file. It is also the path of a link.
-_PLAIN = re.compile(r"(https?)://([a-z0-9][a-z0-9.-]{0,200}(?:/(?!\.|sha|md5)[A-Za-z0-9_.+~-]{1,250}){1,50})")
+_PLAIN = re.compile(
+    r"(https?)://([a-z0-9][a-z0-9.-]{0,200}(?::[1-9][0-9]{3}|:[1-5][0-9]{4})?(?:/(?!\.|sha|md5)[A-Za-z0-9_.+~-]{1,250}){1,50})"
+)
 #: Stands for an empty segment in keys and links: clients and proxies may take ``//`` for ``/``, and no directory has an
 #: empty name. A private character, so no other segment is accepted with it (see `is_segment`). In URLs: ``%EE%80%80``.
 EMPTY_SEGMENT = "\ue000"

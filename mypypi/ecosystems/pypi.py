@@ -18,7 +18,7 @@ from zope.interface import implementer
 
 from mypypi.digests import Digest
 from mypypi.ecosystems import simple_html
-from mypypi.ecosystems.pypi_names import normalise, projects_of
+from mypypi.ecosystems.pypi_names import is_file_of, normalise, projects_of
 from mypypi.ecosystems.pypi_releases import release, releases_in
 from mypypi.ecosystems.simple_fields import mend_file, mend_page
 from mypypi.ecosystems.simple_html import Document
@@ -223,7 +223,7 @@ def _render_project(page: PageId, source: SourceDocument, withheld: frozenset[st
             if url in named:
                 urls[link] = url
             links += [link, *withdraw(file, link, url, withheld)]
-        indexed_links += [each for each in links if page.project not in projects_of(each)]
+        indexed_links += [each for each in links if not is_file_of(each, page.project)]
     document["files"] = files
     based = any(file.get("provenance") for file in files)
     forms = {"json": RenderedForm(_JSON, msgspec.json.encode(document), based)}

@@ -20,6 +20,7 @@ _MOST_CANDIDATES = 3
 #: Names that are remembered with their normalised form: a page has thousands of files of one name.
 _MOST_REMEMBERED = 1000
 _BEFORE_VERSION = re.compile(r"-(?=[0-9])")
+_PLAIN_WHEEL = re.compile(r"[A-Za-z0-9._+-]+\.whl(?:\.metadata)?")
 _EXTENSIONS = (
     *(".tar.gz", ".tar.bz2", ".tar.xz", ".tar.z", ".tar", ".tgz", ".zip"),
     *(".egg", ".exe", ".deb", ".rpm", ".msi", ".dmg"),
@@ -50,6 +51,17 @@ def projects_of(link: str) -> list[str]:
         if projects:
             return list(projects)[:_MOST_CANDIDATES]
     return []
+
+
+def is_file_of(link: str, project: str) -> bool:
+    """Whether `projects_of` the link has this project. Quick for the project's own wheels."""
+    filename = link.rpartition("/")[2]
+    name, dash, _ = filename.partition("-")
+    if dash and _PLAIN_WHEEL.fullmatch(filename):
+        with suppress(BadRequest):
+            if normalise(name) == project:
+                return True
+    return project in projects_of(link)
 
 
 def _names_in(filename: str) -> Iterator[str]:
