@@ -166,6 +166,7 @@ def main() -> None:
 
     _limit()
     gc.disable()  # it would visit millions of objects that a page is parsed into, again and again
+    gc.freeze()  # what is imported stays, and need not be visited after each task
     tasks, results = sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # text that a library prints must not get between the results
     with suppress(EOFError, BrokenPipeError):  # the serving process has ended
