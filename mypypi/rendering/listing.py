@@ -15,7 +15,7 @@ from attrs import field, frozen
 
 from mypypi.model import PackageFile
 
-#: Link, URL, digests, size, and the key unless it is the link.
+#: Link, URL unless the link tells it, digests, size, and the key unless it is the link.
 _DECODER = msgspec.msgpack.Decoder(tuple[str, str, str, int | None, str])
 #: How many files `Listing.named` looks at, so that a page with many of one name does not block the reactor.
 _MOST_NAMED = 100
@@ -86,9 +86,15 @@ def _hash(link: str) -> int:
 
 def _unpack(record: bytes) -> PackageFile:
     link, url, digests, size, key = _DECODER.decode(record)
-    return PackageFile.of(link, url, digests, size, key or link)
+    return PackageFile.of(link, url or _url_in(link), digests, size, key or link)
 
 
 def _pack(file: PackageFile) -> bytes:
     key = "" if file.key == file.link else file.key
-    return msgspec.msgpack.encode((file.link, file.url, file.digest_text, file.size, key))
+    url = "" if file.url == _url_in(file.link) else file.url
+    return msgspec.msgpack.encode((file.link, url, file.digest_text, file.size, key))
+
+
+def _url_in(link: str) -> str:
+    """Return the URL that a link is made of where it begins with a scheme and has nothing quoted."""
+    return link.replace("/", "://", 1)
