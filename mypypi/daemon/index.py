@@ -20,6 +20,7 @@ from mypypi.pages.memory_cache import MemoryCache
 from mypypi.pages.page_cache import PageCache
 from mypypi.proxy.bucket_reader import BucketReader
 from mypypi.proxy.cold_files import ColdFilePolicy, ColdFiles
+from mypypi.proxy.cold_ranges import ColdRanges
 from mypypi.proxy.file_checks import FileChecks
 from mypypi.proxy.proxy import Proxy
 from mypypi.redis.leases import Leases
@@ -142,7 +143,8 @@ class Index(Service):
             most_fetches=_FETCHES_PER_REQUEST * settings.upstream_concurrency,
             disk=backends.disk if settings.file_storage_driver == "local" else "",
         )
-        cold = ColdFiles(policy, self.fetches, backends.queue, self.upstream, backends.reactor, self._guard)
+        ranges = ColdRanges(self.upstream, backends.reactor)
+        cold = ColdFiles(policy, self.fetches, backends.queue, self.upstream, backends.reactor, ranges, self._guard)
         proxied = settings.s3_serve == "proxy"
         checks = FileChecks(backends.catalog, self.upstream, backends.reactor)
         return Proxy(self.ecosystem, self.pages, backends.catalog, backends.storage, cold, checks, proxied=proxied)

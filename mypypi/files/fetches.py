@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from mypypi.digests import Digest
 from mypypi.errors import AlreadyStored, StillFetching, storage_error
 from mypypi.files.fetch import Fetch, FetchTools
-from mypypi.model import PackageFile
+from mypypi.model import ByteRange, PackageFile
 from mypypi.observability import metrics
 from mypypi.upstream.breaker import origin_of
 
@@ -66,6 +66,17 @@ class Fetches:
             return None
         metrics.JOINS.labels("process").inc()
         return fetch.draft.content.open()
+
+    def has(self, file: PackageFile, asked: ByteRange) -> bool:
+        """Whether the bytes of this range are here already, of a file that is being fetched."""
+        fetch = self._running.get((file.key, file.digest))
+        if fetch is None or fetch.is_stored:
+            return False
+        content = fetch.draft.content
+        if content.total is None:
+            return False
+        start, stop = asked.within(content.total)
+        return start < stop <= content.readable
 
     def make_room(self, file: PackageFile, client: str, most: int) -> bool:
         """

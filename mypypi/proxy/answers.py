@@ -1,15 +1,31 @@
-"""The answers to a request for a file, as values.
+"""A request for a file, and the answers to it, as values.
 
-`mypypi.web.files` turns each into an HTTP response.
+`mypypi.web.files` makes the first of an HTTP request, and turns each of the others into an HTTP response.
 """
 
 from __future__ import annotations
 
-from attrs import frozen
+from attrs import field, frozen
 
 from mypypi.digests import Digest
+from mypypi.errors import StorageDown
 from mypypi.files.content import Content
-from mypypi.model import Link, PackageFile, StoredFile
+from mypypi.model import ByteRange, Link, PackageFile, StoredFile
+
+
+@frozen
+class FileRequest:
+    """
+    What a client wants of a file: all of it, or only its `range`.
+
+    With `describe`, a FileDescription is enough. `unreadable` says why the stored file could not be read from the
+    bucket just now, if that was tried.
+    """
+
+    client: str = ""
+    describe: bool = False
+    range: ByteRange | None = None
+    unreadable: StorageDown | None = None
 
 
 @frozen
@@ -39,6 +55,19 @@ class FileDescription:
     size: int
     immutable: bool = True
     hit: bool = False
+
+
+@frozen
+class RangeContent:
+    """
+    A range of a file that is not stored, from upstream: the bytes from `start` on, of a file of `total` bytes.
+
+    They are not checked, since a digest needs the whole file. Outside the file, there are none.
+    """
+
+    start: int
+    total: int
+    content: bytes = field(repr=False)
 
 
 @frozen
@@ -74,4 +103,4 @@ class PassThrough:
     file: PackageFile
 
 
-FileAnswer = LocalContent | FileDescription | StoredElsewhere | RedirectToUpstream | PassThrough
+FileAnswer = LocalContent | FileDescription | RangeContent | StoredElsewhere | RedirectToUpstream | PassThrough

@@ -17,16 +17,14 @@ from twisted.logger import Logger
 
 from mypypi.errors import (
     AlreadyStored,
-    BadUpstreamResponse,
     CatalogDown,
     FetchedElsewhere,
     FileTooLarge,
     StillFetching,
     StorageDown,
-    UpstreamDown,
     UpstreamTimedOut,
 )
-from mypypi.model import PackageFile
+from mypypi.model import ByteRange, PackageFile
 from mypypi.proxy.answers import FileAnswer, FileDescription, LocalContent, PassThrough, RedirectToUpstream
 from mypypi.redis_budget import renew_redis_budget
 from mypypi.worker.jobs import fetch_job
@@ -35,6 +33,7 @@ if TYPE_CHECKING:
     from mypypi.files.content import Content
     from mypypi.files.fetches import Fetches
     from mypypi.job import IQueue
+    from mypypi.proxy.cold_ranges import ColdRanges
     from mypypi.upstream.client import Upstream
     from mypypi.upstream.guard import AddressGuard
 
@@ -75,11 +74,13 @@ class ColdFiles:
         queue: IQueue,
         upstream: Upstream,
         clock: Any,
+        ranges: ColdRanges,
         guard: AddressGuard | None = None,
     ) -> None:
         """With a `guard`, clients are not redirected to an address that this server would not connect to."""
         self._policy = policy
         self._guard = guard
+        self._ranges = ranges
         self._fetches = fetches
         self._queue = queue
         self._upstream = upstream
@@ -105,16 +106,21 @@ class ColdFiles:
         return await self._fetch(file, stored, client, anew=anew or unreadable)
 
     async def describe(self, file: PackageFile, client: str) -> FileDescription | None:
-        """
-        Ask upstream for the size of a file, for an answer to a HEAD. None if only a fetch can tell it.
+        """Return what a HEAD is answered with; see `ColdRanges.describe`."""
+        return await self._ranges.describe(file, client)
 
-        If upstream fails, the size on the file's page is used. Raises NotFound and UpstreamRefused.
+    async def range(self, file: PackageFile, asked: ByteRange, client: str) -> FileAnswer | None:
         """
-        try:
-            size = await self._upstream.size_of(file.url, client)
-        except (UpstreamDown, BadUpstreamResponse):
-            size = file.size
-        return None if size is None else FileDescription(file.only_digest, size, immutable=file.digest is not None)
+        Return what a client gets that asks for this range. None if the whole file should be fetched.
+
+        In strict mode, that is always so. Otherwise it is so if upstream should not be asked (see `ColdRanges.read`),
+        or if a fetch here has these bytes already. Raises as `ColdRanges.read` does.
+        """
+        if self._policy.strict or self._fetches.has(file, asked):
+            return None
+        if self._policy.redirect and asked.length is not None and not self._upstream.needs_credentials(file.url):
+            return await self._redirect(file)
+        return await self._ranges.read(file, asked, client)
 
     def _note_storage_failure(self, error: StorageDown) -> None:
         """Log that files can't be stored. This is logged once, until they can be stored again."""

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
+from attrs import evolve
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
@@ -26,7 +27,7 @@ from mypypi.errors import (
 )
 from mypypi.file_keys import key_from_segments
 from mypypi.model import PackageFile, Page, PageId
-from mypypi.proxy.answers import FileAnswer, LocalContent
+from mypypi.proxy.answers import FileAnswer, FileRequest, LocalContent
 from mypypi.proxy.stored_files import StoredFiles
 
 if TYPE_CHECKING:
@@ -80,50 +81,39 @@ class Proxy:
         with suppress(MyPyPiError):
             await self.pages.revalidated(page, client)
 
-    async def file(
-        self, link: str, client: str = "", *, describe: bool = False, unreadable: StorageDown | None = None
-    ) -> FileAnswer:
+    async def file(self, link: str, request: FileRequest = FileRequest()) -> FileAnswer:  # noqa: B008 - it is frozen
         """
-        Find the file behind a link of this server's pages, for this client.
+        Find the file behind a link of this server's pages.
 
-        With `describe`, the answer may be a FileDescription. `unreadable` says why the stored file could not be read
-        from the bucket just now, if that was tried.
         Raises NotFound, UpstreamRefused, StillFetching, UpstreamDown, BadUpstreamResponse, StorageDown.
         """
         listed = await self._listed_in_cache(link)
         try:
-            stored = await self.stored.find(link, listed, client, describe=describe, unreadable=unreadable)
+            stored = await self.stored.find(link, listed, request)
         except StorageDown as error:
-            cold = self._from_upstream(link, listed, client, describe=describe, unreadable=error)
+            cold = self._from_upstream(link, listed, evolve(request, unreadable=error))
             return await _instead_of_stored(error, cold)
-        return stored or await self._from_upstream(link, listed, client, describe=describe)
+        return stored or await self._from_upstream(link, listed, evolve(request, unreadable=None))
 
-    async def _from_upstream(
-        self,
-        link: str,
-        listed: PackageFile | None,
-        client: str,
-        *,
-        describe: bool,
-        unreadable: StorageDown | None = None,
-    ) -> FileAnswer:
+    async def _from_upstream(self, link: str, listed: PackageFile | None, request: FileRequest) -> FileAnswer:
         """
         Return a file that is not stored, or is `unreadable`. In the latter case its page goes on listing it.
 
         Raises as `file` does.
         """
+        is_stored = request.unreadable is not None
         try:
             if listed is not None:
-                return await self._cold_answer(listed, client, describe=describe, is_stored=unreadable is not None)
-            listed = await self._listed_upstream(link, client)
-            return await self._answer(listed, client, describe=describe, unreadable=unreadable)
+                return await self._cold_answer(listed, request, is_stored=is_stored)
+            listed = await self._listed_upstream(link, request.client)
+            return await self._answer(listed, request)
         except (NotFound, UpstreamRefused, DigestMismatch) as error:
             if listed is None:
                 raise
-            anew = await self._listed_anew(listed, client)
+            anew = await self._listed_anew(listed, request.client)
             if anew is not None:
-                return await self._answer(anew, client, describe=describe, unreadable=unreadable)
-            if not isinstance(error, UpstreamRefused) and unreadable is None:
+                return await self._answer(anew, request)
+            if not isinstance(error, UpstreamRefused) and not is_stored:
                 await self._withhold(listed)
             raise
 
@@ -151,28 +141,24 @@ class Proxy:
             raise NotFound("upstream lists several files of this name: request the one that is meant by its own link")
         return files[0].link
 
-    async def _answer(
-        self, listed: PackageFile, client: str, *, describe: bool, unreadable: StorageDown | None = None
-    ) -> FileAnswer:
+    async def _answer(self, listed: PackageFile, request: FileRequest) -> FileAnswer:
         try:
-            stored = await self.stored.find(listed.link, listed, client, describe=describe, unreadable=unreadable)
+            stored = await self.stored.find(listed.link, listed, request)
         except StorageDown as error:
-            cold = self._cold_answer(listed, client, describe=describe, is_stored=True)
-            return await _instead_of_stored(error, cold)
-        return stored or await self._cold_answer(listed, client, describe=describe)
+            return await _instead_of_stored(error, self._cold_answer(listed, request, is_stored=True))
+        return stored or await self._cold_answer(listed, request)
 
-    async def _cold_answer(
-        self, listed: PackageFile, client: str, *, describe: bool, is_stored: bool = False
-    ) -> FileAnswer:
+    async def _cold_answer(self, listed: PackageFile, request: FileRequest, *, is_stored: bool = False) -> FileAnswer:
         """Decide what this client gets while the file is not stored, or can't be read although it `is_stored`."""
+        client = request.client
         await self.stored.remember_key(listed)
-        if describe and (described := await self._cold.describe(listed, client)) is not None:
-            return described
+        if (quick := await self._without_fetch(listed, request)) is not None:
+            return quick
         has_changed = listed.digest is None and not is_stored and await self.stored.has(listed)
 
         async def stored(file: PackageFile) -> FileAnswer | None:
             with suppress(StorageDown):
-                return await self.stored.find(file.link, file, client)
+                return await self.stored.find(file.link, file, FileRequest(client))
             return None
 
         answer = await self._cold.answer(listed, stored, client, anew=has_changed, unreadable=is_stored)
@@ -180,6 +166,14 @@ class Proxy:
             ended = answer.content.wait_until(lambda: answer.content.ended)
             ended.addCallback(lambda _: self._note_end(answer.content, listed))
         return answer
+
+    async def _without_fetch(self, listed: PackageFile, request: FileRequest) -> FileAnswer | None:
+        """Return the size or the range that is wanted, if upstream tells it without a fetch of the whole file."""
+        if request.describe:
+            return await self._cold.describe(listed, request.client)
+        if request.range is not None:
+            return await self._cold.range(listed, request.range, request.client)
+        return None
 
     def _note_end(self, content: Content, listed: PackageFile) -> None:
         """Look at the file's page again if the bytes were not the listed ones. Clients have got some of them."""

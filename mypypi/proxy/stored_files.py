@@ -15,7 +15,7 @@ from twisted.logger import Logger
 from mypypi.errors import CatalogDown, NotFound, StorageDown, storage_error
 from mypypi.files.content import Content
 from mypypi.model import PackageFile, StoredFile
-from mypypi.proxy.answers import FileAnswer, FileDescription, LocalContent, StoredElsewhere
+from mypypi.proxy.answers import FileAnswer, FileDescription, FileRequest, LocalContent, StoredElsewhere
 
 if TYPE_CHECKING:
     from mypypi.digests import Digest
@@ -53,25 +53,16 @@ class StoredFiles:
         self._is_unreadable = False
         self._hashed: LRUCache[tuple[StoredFile, str], Digest] = LRUCache(_MOST_HASHED)
 
-    async def find(
-        self,
-        link: str,
-        listed: PackageFile | None,
-        client: str = "",
-        *,
-        describe: bool = False,
-        unreadable: StorageDown | None = None,
-    ) -> FileAnswer | None:
+    async def find(self, link: str, listed: PackageFile | None, request: FileRequest) -> FileAnswer | None:
         """
         Return the file with this link, if it is stored and, where a page lists it, is the listed one.
 
-        With `describe`, the answer may be a FileDescription. `unreadable` says why a file could not be read from the
-        bucket just now, if one was tried. Raises StorageDown if the file is stored, but can't be read now.
+        Raises StorageDown if the file is stored, but can't be read now.
         """
         failure: StorageDown | None = None
         for key in listed.keys if listed is not None else await self._keys_of(link):
             try:
-                found = await self._find_under(key, listed, client, describe=describe, unreadable=unreadable)
+                found = await self._find_under(key, listed, request)
             except StorageDown as error:
                 failure = error
                 continue
@@ -108,13 +99,11 @@ class StoredFiles:
             recorded = await self._catalog.key_of_link(link)
         return [key for key in (recorded, self._ecosystem.key_for(link)) if key is not None]
 
-    async def _find_under(
-        self, key: str, listed: PackageFile | None, client: str, *, describe: bool, unreadable: StorageDown | None
-    ) -> FileAnswer | None:
+    async def _find_under(self, key: str, listed: PackageFile | None, request: FileRequest) -> FileAnswer | None:
         for _ in range(2):  # a file may move from the disk to the bucket before it is opened
             try:
                 stored = await self._storage.find(key)
-                if stored is None or (listed is not None and not await self._is_listed(stored, listed, client)):
+                if stored is None or (listed is not None and not await self._is_listed(stored, listed, request.client)):
                     return None
                 if stored.path is not None:
                     served = _open(stored, immutable=listed is None or listed.digest is not None)
@@ -125,11 +114,11 @@ class StoredFiles:
             except StorageDown as error:
                 self._note_unreadable(error)
                 raise
-            return await self._elsewhere(stored, listed, describe=describe, unreadable=unreadable)
+            return await self._elsewhere(stored, listed, request)
         return None
 
     async def _elsewhere(
-        self, stored: StoredFile, listed: PackageFile | None, *, describe: bool, unreadable: StorageDown | None
+        self, stored: StoredFile, listed: PackageFile | None, request: FileRequest
     ) -> FileAnswer | None:
         """
         Return the answer for a file in the bucket, None if it turns out to be missing there.
@@ -137,10 +126,10 @@ class StoredFiles:
         A description needs only its record. Raises StorageDown if the bucket fails, which the storage logs.
         """
         immutable = listed is None or listed.digest is not None
-        if describe:
+        if request.describe:
             return FileDescription(stored.digest, stored.size, immutable, hit=True)
-        if unreadable is not None:
-            raise unreadable
+        if request.unreadable is not None:
+            raise request.unreadable
         try:
             return StoredElsewhere(stored, await self._storage.link(stored), self._proxied, immutable)
         except NotFound:

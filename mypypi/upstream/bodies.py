@@ -38,7 +38,7 @@ def abort_connection(receiver: Protocol) -> None:
 
 class BodyCollector(Protocol):
     """
-    Collects a body of at most `largest` bytes.
+    Collects a body of at most `largest` bytes, of a `what`, in words for errors.
 
     Collecting fails when the body exceeds the limits of its `pace`. `done` fires with the body as it came; it fails
     with UpstreamDown or BadUpstreamResponse. The end of an `encoded` body is checked by its decoder; one of empty gzip
@@ -47,7 +47,14 @@ class BodyCollector(Protocol):
     """
 
     def __init__(
-        self, clock: Any, pace: PaceLimits, largest: int, claim: BodyClaim | None = None, *, encoded: bool
+        self,
+        clock: Any,
+        pace: PaceLimits,
+        largest: int,
+        claim: BodyClaim | None = None,
+        *,
+        encoded: bool,
+        what: str = "page",
     ) -> None:
         self.done: Deferred[bytes] = Deferred(lambda _: self._fail(UpstreamDown("the request was cancelled")))
         self._body = io.BytesIO()  # its value is not copied, as joined chunks would be
@@ -57,7 +64,8 @@ class BodyCollector(Protocol):
         self._error: Exception | None = None
         self._largest = largest
         self._encoded = encoded
-        self._pace = Pace(clock, pace, "the page", LONGEST_PAGE, lambda why: self._fail(UpstreamDown(why)))
+        self._what = what
+        self._pace = Pace(clock, pace, f"the {what}", LONGEST_PAGE, lambda why: self._fail(UpstreamDown(why)))
 
     def dataReceived(self, data: bytes) -> None:
         self._pace.received(len(data))
@@ -68,7 +76,7 @@ class BodyCollector(Protocol):
         if self._encoded:
             self._members += data.count(MEMBER_BEGIN)
         if self._size > self._largest:
-            self._fail(BadUpstreamResponse(f"upstream sent a page of more than {self._largest} bytes"))
+            self._fail(BadUpstreamResponse(f"upstream sent a {self._what} of more than {self._largest} bytes"))
         elif self._members > MOST_MEMBERS + self._size // ENCODED_PER_MEMBER:
             self._fail(BadUpstreamResponse("upstream sent a page of gzip members with next to nothing in them"))
         elif not self._claim.take(len(data), self._resume) and self.transport is not None:
@@ -94,7 +102,7 @@ class BodyCollector(Protocol):
             reason.check(PotentialDataLoss) and (self._encoded or _looks_complete(content))
         ):
             self._claim.release()
-            self.done.errback(UpstreamDown("upstream closed the connection in the middle of a page"))
+            self.done.errback(UpstreamDown(f"upstream closed the connection in the middle of a {self._what}"))
         else:
             self.done.callback(content)
 

@@ -8,25 +8,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from attrs import evolve
 from twisted.web.iweb import IAgent, IResponse
 
-from mypypi.errors import BadUpstreamResponse, NotFound, UpstreamPaused
-from mypypi.model import PageRequest, SourceDocument
+from mypypi.errors import NotFound, UpstreamDown, UpstreamPaused
+from mypypi.model import ByteRange, PageRequest, SourceDocument
 from mypypi.observability import metrics
 from mypypi.upstream.backoff import PATIENCE
 from mypypi.upstream.bodies import BodyCollector
 from mypypi.upstream.body_memory import BodyClaim, BodyMemory
 from mypypi.upstream.breaker import origin_of
+from mypypi.upstream.first_urls import first_url
 from mypypi.upstream.limiter import ConcurrencyLimiter, Demand, Place
 from mypypi.upstream.pace import LOWEST_RATE, PaceLimits
 from mypypi.upstream.redirects import follow
-from mypypi.upstream.refusals import RULES, read_refusal
 from mypypi.upstream.requester import Credentials, Requester
 from mypypi.upstream.requests import Request
-from mypypi.upstream.responses import FileResponse, PageResponse, PassedResponse, down_error, first_values
+from mypypi.upstream.responses import FileRange, FileResponse, PageResponse, PassedResponse, first_values, range_in
+from mypypi.upstream.statuses import Statuses
 
 if TYPE_CHECKING:
     from mypypi.upstream.breaker import Breaker
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 #: Bytes of the largest page that is fetched, in its encoding. PyPI's list of all projects has 40 MB.
 LARGEST_PAGE = 128 * 1024 * 1024
 _LARGEST_PASSED = 32 * 1024 * 1024
+#: Bytes of the largest range of a file that is requested. It is in memory as a whole.
+LARGEST_RANGE = 8 * 1024 * 1024
 
 #: Is called if upstream has not answered within the time-out. The request goes on then, up to
 #: `mypypi.upstream.requester.LATE_LIMIT`, if not too many do; without such a function it fails.
@@ -73,7 +75,7 @@ class Upstream:
         self._reactor = reactor
         self._breaker = breaker
         self._metered = metered
-        self._public_host = public_host if public_host != urlsplit(url).hostname else ""
+        self._public_host = public_host
         self._memory = BodyMemory()
         self._limiter = ConcurrencyLimiter(concurrency, metered=metered)
         self._requester = Requester(
@@ -88,26 +90,15 @@ class Upstream:
             retries=retries,
             metered=metered,
         )
+        self._statuses = Statuses(reactor, self.pace, self._requester)
 
     def needs_credentials(self, url: str) -> bool:
         """Whether the file at this URL needs credentials, which a redirected client would lack."""
         return self._requester.needs_credentials(self.first_url(url))
 
     def first_url(self, url: str) -> str:
-        """
-        Return where the file that is listed at this URL is requested first.
-
-        A mirror's page may name the public registry's host. Then the same path is requested here, as npm does (its
-        setting ``replace-registry-host``).
-        """
-        try:
-            parts = urlsplit(url)
-            is_public = bool(self._public_host) and (parts.hostname, parts.port) == (self._public_host, None)
-        except ValueError:  # sending the request fails, with the reason
-            is_public = False
-        if not is_public:
-            return url
-        return self.url + parts.path + (f"?{parts.query}" if parts.query else "")
+        """Return where the file that is listed at this URL is requested first; see `first_url`."""
+        return first_url(url, self.url, self._public_host)
 
     def has_spare_capacity(self, kind: str) -> bool:
         """Whether upstream can be sent background requests of this kind."""
@@ -199,6 +190,30 @@ class Upstream:
         length = response.header("content-length")
         return int(length) if length.isascii() and length.isdigit() and not response.encoding else None
 
+    async def range(self, url: str, asked: ByteRange, client: str = "", late: Late | None = None) -> FileRange | None:
+        """
+        Request a range of the file at this URL, of at most `LARGEST_RANGE` bytes. It is empty outside the file.
+
+        None if upstream does not answer ranges. See `file` for the rest.
+        """
+        sent = Request("range", url, {"Accept": "*/*", "Range": str(asked)}, "identity", patient=True)
+        response = await self._get_file(sent, client, late)
+        try:
+            found = range_in(response, asked, LARGEST_RANGE)
+            if found is None:
+                return None
+            start, stop, total = found
+            if start == stop:
+                return FileRange(start, total, b"")
+            content, claim = await self._collect(response, stop - start, "range of a file")
+        finally:
+            response.close()
+        claim.release()
+        metrics.UPSTREAM_BYTES.labels("file").inc(len(content))
+        if len(content) < stop - start:
+            raise UpstreamDown("upstream closed the connection in the middle of a range of a file")
+        return FileRange(start, total, content)
+
     async def pass_on(
         self,
         kind: str,
@@ -250,7 +265,7 @@ class Upstream:
         place, request = await self._acquire_place(request, client, background=background, late=late)
         try:
             response, request = await self._follow(request, place)
-            await self._check_status(response, request)
+            await self._statuses.check(response, request)
         except BaseException:
             place.release()
             raise
@@ -278,23 +293,9 @@ class Upstream:
         place = await self._limiter.acquire(request.kind, client, origin=origin, background=background, demand=demand)
         return place, request if late is None else evolve(request, late=lambda: place.make_late(late))
 
-    async def _check_status(self, response: IResponse, request: Request) -> None:
-        status, asked = response.code, request.headers
-        confirms = status == 304 and not asked.keys().isdisjoint(("If-None-Match", "If-Modified-Since"))  # noqa: PLR2004
-        if status == 200 or (status == 206 and "Range" in asked) or confirms:  # noqa: PLR2004 - whole, or the part
-            return
-        if status in RULES and status != NotFound.status:
-            raise await read_refusal(self._reactor, self.pace, response, request.url, self._requester.secrets)
-        self._requester.discard(response)
-        if status == NotFound.status:  # its reason is not passed on, and nobody should wait for it
-            raise NotFound(RULES[status].words)
-        if status == 429 or status >= 500:  # noqa: PLR2004 - too many requests, and the server's own errors
-            raise down_error(response, self._reactor.seconds())
-        raise BadUpstreamResponse(f"upstream answered {status}")
-
-    async def _collect(self, response: FileResponse, largest: int) -> tuple[bytes, BodyClaim]:
+    async def _collect(self, response: FileResponse, largest: int, what: str = "page") -> tuple[bytes, BodyClaim]:
         """Return the whole body, in its encoding, and its claim. Raises UpstreamDown, BadUpstreamResponse."""
         claim = self._memory.claim()
-        collector = BodyCollector(self._reactor, self.pace, largest, claim, encoded=bool(response.encoding))
+        collector = BodyCollector(self._reactor, self.pace, largest, claim, encoded=bool(response.encoding), what=what)
         response.deliver(collector)
         return await collector.done, claim

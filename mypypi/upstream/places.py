@@ -14,13 +14,13 @@ N = TypeVar("N", bound=object)
 
 #: A kind may hold one in so many places of an origin: half of them.
 _KINDS = 2
-#: The share of an origin's places that one client may hold, and of a kind's places there. All kinds that pages are made
-#: of may hold the same share together. So may all other kinds. A quarter is thus kept for each of these two groups.
+#: The share of an origin's places that one client may hold, and of a kind's places there. All kinds that a resolution
+#: reads may hold the same share together. So may all other kinds. A quarter is thus kept for each of these two groups.
 _SHARE = 0.75
 #: All other origins may hold so many times the places of upstream's own origin.
 _OTHERS = 2
-#: The kinds that pages are made of.
-_METADATA = frozenset(("page", "keys", "attestations"))
+#: The kinds that a resolution reads: pages are made of them, or they are small.
+_METADATA = frozenset(("page", "keys", "attestations", "range"))
 
 
 @frozen(cache_hash=True)
@@ -42,7 +42,7 @@ class _Shares:
     The places at one origin: how many are taken, and by whom.
 
     A kind of requests takes at most half of them. A client takes at most three quarters of a kind's places, and of all
-    places. So do all kinds that pages are made of, and all others. Where that is less than one place, it is one.
+    places. So do all kinds that a resolution reads, and all others. Where that is less than one place, it is one.
     """
 
     def __init__(self, limit: int) -> None:

@@ -5,6 +5,7 @@ Knows statuses, headers and lengths. Must never know why upstream was asked.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 
 from attrs import define, field, frozen
@@ -14,7 +15,7 @@ from twisted.web.iweb import IResponse
 
 from mypypi.dates import parse_date
 from mypypi.errors import UpstreamDown
-from mypypi.model import SourceDocument
+from mypypi.model import ByteRange, SourceDocument
 from mypypi.upstream.agent import RAW_ENCODING
 from mypypi.upstream.bodies import RefusedBody
 
@@ -22,6 +23,8 @@ from mypypi.upstream.bodies import RefusedBody
 _LONGEST_RETRY_AFTER = 60
 #: Seconds to wait if upstream sends no readable Retry-After.
 _DEFAULT_RETRY_AFTER = 5
+#: The value of a Content-Range. Numbers have at most 18 digits, as no file is larger.
+_CONTENT_RANGE = re.compile(r"bytes (?:([0-9]{1,18})-([0-9]{1,18})|\*)/([0-9]{1,18})", re.IGNORECASE)
 
 
 @frozen
@@ -37,6 +40,15 @@ class PageResponse:
     etag: str
     modified: str
     release: Callable[[], object] = field(default=lambda: None, eq=False, repr=False)
+
+
+@frozen
+class FileRange:
+    """A range of a file that upstream sent: the bytes from `start` on, of a file of `total` bytes."""
+
+    start: int
+    total: int
+    content: bytes = field(repr=False)
 
 
 @frozen
@@ -96,6 +108,24 @@ class FileResponse:
             if not self._delivered:
                 self.deliver(RefusedBody())  # without a receiver for the body, the connection would stay open for ever
             self._closed()
+
+
+def range_in(response: FileResponse, asked: ByteRange, most: int) -> tuple[int, int, int] | None:
+    """
+    Return start, stop and total of the range in this response, which starts and stops at the total outside the file.
+
+    None if it is not the range that was asked for, or has more than `most` bytes (RFC 9110, section 14.4).
+    """
+    found = _CONTENT_RANGE.fullmatch(response.header("content-range"))
+    if found is None or response.encoding or response.status == 200:  # noqa: PLR2004 - the whole file
+        return None
+    total = int(found[3])
+    if response.status == 416:  # noqa: PLR2004 - outside
+        return total, total, total
+    start, stop = asked.within(total)
+    if found[1] is None or (int(found[1]), int(found[2]) + 1) != (start, stop) or not start < stop <= start + most:
+        return None
+    return start, stop, total
 
 
 def first_value(headers: Headers, name: str) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from werkzeug.http import parse_etags
 
 from mypypi.errors import BadRequest, MyPyPiError
+from mypypi.model import ByteRange
 
 #: An entity-tag (RFC 9110, section 8.8.3), and a list of them.
 _ETAG = r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"'
@@ -89,6 +90,16 @@ def ranges_of(header: str | None, total: int) -> list[tuple[int, int]] | None:
 def needs_total(header: str | None) -> bool:
     """Return whether evaluating this Range header needs the file's length."""
     return header is not None and _BYTES.match(header) is not None
+
+
+def one_range(header: str | None) -> ByteRange | None:
+    """Return the range that a Range header asks for, if it is valid and asks for one only."""
+    if header is None or not _RANGES.fullmatch(header) or len(asked := _RANGE.findall(header)) != 1:
+        return None
+    first, last = (int(number) if number else None for number in asked[0])
+    if first is not None and last is not None and first > last:
+        return None
+    return ByteRange(first, last)
 
 
 def range_applies(if_range: str | None, etag: str | None) -> bool:

@@ -13,9 +13,17 @@ from twisted.internet.defer import Deferred
 
 from mypypi.errors import StorageDown
 from mypypi.file_keys import as_uri
-from mypypi.proxy.answers import FileDescription, LocalContent, PassThrough, RedirectToUpstream, StoredElsewhere
+from mypypi.proxy.answers import (
+    FileDescription,
+    FileRequest,
+    LocalContent,
+    PassThrough,
+    RangeContent,
+    RedirectToUpstream,
+    StoredElsewhere,
+)
 from mypypi.proxy.proxy import Proxy
-from mypypi.web.conditions import Unsatisfiable, etag_matches, needs_total, range_applies, ranges_of
+from mypypi.web.conditions import Unsatisfiable, etag_matches, needs_total, one_range, range_applies, ranges_of
 from mypypi.web.content_reader import Reader, Span
 from mypypi.web.errors import answer, sending
 from mypypi.web.pass_through import pass_on, pass_through
@@ -58,11 +66,13 @@ class Files:
         """
         set_kind(request, "file")
         client = self.addresses.client(request)
-        found = await self.proxy.file(link, client, describe=request.method == b"HEAD", unreadable=failure)
+        found = await self.proxy.file(link, _wanted(request, client, failure))
         if isinstance(found, LocalContent):
             return await self._serve_local(request, found)
         if isinstance(found, FileDescription):
             return _answer_head(request, found)
+        if isinstance(found, RangeContent):
+            return _answer_range(request, found)
         if isinstance(found, StoredElsewhere):
             return await self._serve_from_bucket(request, link, found, failure)
         request.setHeader(b"cache-status", b"MyPyPi; fwd=bypass")
@@ -135,6 +145,27 @@ class Files:
             if not handed_over:
                 content.close()
         return b""
+
+
+def _wanted(request: Request, client: str, unreadable: StorageDown | None) -> FileRequest:
+    """Return what a request asks for. With If-Range, the client has a part of the file, and wants the rest of it."""
+    if request.method == b"HEAD":
+        return FileRequest(client, describe=True, unreadable=unreadable)
+    asked = one_range(request.getHeader("range")) if request.getHeader("if-range") is None else None
+    return FileRequest(client, range=asked, unreadable=unreadable)
+
+
+def _answer_range(request: Request, found: RangeContent) -> bytes:
+    """Answer with a range that is not checked: it has no ETag, and is not kept."""
+    request.setHeader(b"cache-status", b"MyPyPi; fwd=partial")
+    if not found.content:
+        return _unsatisfiable(request, Unsatisfiable(found.total))
+    _describe(request, None, immutable=False)
+    stop = found.start + len(found.content)
+    request.setResponseCode(206)
+    request.setHeader(b"content-range", b"bytes %d-%d/%d" % (found.start, stop - 1, found.total))
+    request.setHeader(b"content-length", b"%d" % len(found.content))
+    return found.content
 
 
 def _answer_head(request: Request, found: FileDescription) -> bytes:

@@ -22,8 +22,9 @@ from mypypi.model import PageId
 from mypypi.pages.fleet import PAGE_LEASE
 from mypypi.pages.memory_cache import MemoryCache
 from mypypi.pages.page_cache import PageCache
-from mypypi.proxy.answers import FileAnswer, FileDescription, LocalContent, PassThrough, RedirectToUpstream
+from mypypi.proxy.answers import FileAnswer, FileDescription, FileRequest, LocalContent, PassThrough, RedirectToUpstream
 from mypypi.proxy.cold_files import ColdFilePolicy, ColdFiles
+from mypypi.proxy.cold_ranges import ColdRanges
 from mypypi.proxy.file_checks import FileChecks
 from mypypi.proxy.proxy import Proxy
 from mypypi.redis.leases import Leases
@@ -108,7 +109,8 @@ class ProxyTestCase(MemoryTestCase):
             threads=AtOnce(),
         )
         self.queue = MemoryQueue(self.clock)
-        self.cold = ColdFiles(self.cold_files, self.fetches, self.queue, upstream, self.clock)
+        ranges = ColdRanges(upstream, self.clock)
+        self.cold = ColdFiles(self.cold_files, self.fetches, self.queue, upstream, self.clock, ranges)
         checks = FileChecks(self.catalog, upstream, self.clock)
         return Proxy(ecosystem, self.pages, self.catalog, self.storage, self.cold, checks)
 
@@ -128,7 +130,7 @@ class ProxyTestCase(MemoryTestCase):
 
     def request_file(self, link: str = LINK, *, describe: bool = False) -> Deferred[FileAnswer]:
         """Request the file. The answer may come later, and is closed after the test."""
-        pending = self.start(self.proxy.file(link, describe=describe))
+        pending = self.start(self.proxy.file(link, FileRequest(describe=describe)))
         pending.addCallback(self.close_after_test)
         self.clock.advance(0)
         return pending
@@ -297,11 +299,11 @@ class StoredTest(ProxyTestCase):
         self.now(pending)
         self.assertEqual((True, DIGEST), ((served := self.get_content()).hit, served.digest))
 
-    def test_head_is_answered_from_the_page(self) -> None:
+    def test_head_of_a_cold_file_has_upstreams_size(self) -> None:
         """
         A HEAD of a file that is not stored has the size that upstream tells: that of the page may be wrong.
 
-        If upstream fails, the page's size is used. If nothing tells the size, the file is fetched.
+        An upstream that does not answer HEAD tells it with the first byte. If that fails too, the file is fetched.
         """
         self.upstream_lists(listed(size=SIZE + 1))
         pending = self.request_file(describe=True)
@@ -310,16 +312,24 @@ class StoredTest(ProxyTestCase):
         self.assertEqual("HEAD", self.wire.last.method)
         pending = self.request_file(describe=True)
         self.wire.last.answer(501)
-        self.assertEqual(FileDescription(DIGEST, SIZE + 1), self.now(pending))
-        self.upstream_lists(listed())
-        self.clock.advance(300)
-        self.cache_page()
+        self.wire.last.answer(206, DATA[:1], content_range=f"bytes 0-0/{SIZE}")
+        self.assertEqual(("GET", "bytes=0-0"), (self.wire.last.method, self.wire.last.headers["range"]))
+        self.assertEqual(FileDescription(DIGEST, SIZE), self.now(pending))
         pending = self.request_file(describe=True)
         self.wire.last.answer(501)
+        self.wire.last.send(response(200, b"", content_length=str(SIZE)))
+        self.assertNoResult(pending)
         self.wire.last.send(response(200, b"", content_length=str(SIZE)))
         served = self.now(pending)
         assert isinstance(served, LocalContent)
         self.assertEqual(SIZE, served.content.total)
+
+    def test_head_fails_with_upstream(self) -> None:
+        """If upstream fails, a HEAD of a file that is not stored fails as a GET does."""
+        self.upstream_lists(listed(size=SIZE))
+        pending = self.request_file(describe=True)
+        self.wire.last.answer(500)
+        self.failing(pending, UpstreamDown)
 
 
 class StreamTest(ProxyTestCase):
