@@ -118,6 +118,10 @@ class DigestMismatch(BadUpstreamResponse):
     """The bytes from upstream do not match the index's digest, and are discarded."""
 
 
+class NoMetadata(BadUpstreamResponse):
+    """The metadata of a wheel can't be read out of it: the wheel is damaged, or has none."""
+
+
 class Truncated(BadUpstreamResponse):
     """Upstream's body ended early, and can't be resumed."""
 

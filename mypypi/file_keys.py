@@ -82,6 +82,11 @@ def stable_key_of(url: str, filename: str) -> str:
     return key_of(url)
 
 
+def origin_in(link: str) -> str:
+    """Return the scheme and the host of a key, or of a link that has such a form, as they stand in it."""
+    return "/".join(link.split("/", 2)[:2])
+
+
 def with_query(segment: str, query: str) -> str:
     """Return the last segment of a key: that of the path, and the query, or its digest if need be."""
     whole = f"{segment}?{query}"

@@ -21,6 +21,7 @@ from mypypi.model import (
     Page,
     PageId,
     PageRequest,
+    PageRules,
     Part,
     Pause,
     RenderedPage,
@@ -48,12 +49,12 @@ class IEcosystem(Interface):
         Raises BadRequest if a part of `page` would make it a request for another page; ValueError for an unknown kind.
         """
 
-    def render(page: PageId, source: SourceDocument, withheld: frozenset[str]) -> RenderedPage:
+    def render(page: PageId, source: SourceDocument, rules: PageRules) -> RenderedPage:
         """
         Parse upstream's page and render every form of it, except those that are `made_from` another one.
 
-        Links to files in the forms point to this server. The forms do not advertise the links in `withheld`, unless the
-        page would be incomplete without them. Slow for large pages: never call it on the reactor thread.
+        Links to files in the forms point to this server. The forms keep to the rules, except that a withheld link stays
+        if the page would be incomplete without it. Slow for large pages: never call it on the reactor thread.
 
         Raises BadUpstreamResponse if the page can't be parsed.
         """
@@ -264,6 +265,12 @@ class ICatalog(Interface):
 
     def release_lease(name: str, owner: str) -> Awaitable[None]:
         """Release this owner's lease. Does nothing if another owner holds it."""
+
+    def answers_ranges(origin: str) -> Awaitable[bool | None]:
+        """Return whether an origin (see `origin_in`) answers ranges of files; None if that is unknown."""
+
+    def put_answers_ranges(origin: str, answers: bool) -> Awaitable[None]:  # noqa: FBT001 - it is the value
+        """Record whether an origin answers ranges: for a week, or for an hour if it does not."""
 
     def pause(name: str) -> Awaitable[Pause | None]:
         """

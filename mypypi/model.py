@@ -32,7 +32,7 @@ class PackageFile:
     `link` names the file in this server's own pages (decoded, without the route's prefix). `url` is its absolute
     upstream URL, exactly as listed. `digest` and `size` (bytes) are None if the page gives none; `size` proves nothing.
     `key` is its place in the storage. `also` are other digests of the same algorithm, any of which the file may have
-    (Subresource Integrity, section 3.5).
+    (Subresource Integrity, section 3.5). Metadata that upstream does not have by itself is read out of its `wheel`.
     """
 
     link: str
@@ -41,6 +41,7 @@ class PackageFile:
     size: int | None = None
     key: str = Factory(lambda file: key_of(file.url), takes_self=True)
     also: tuple[Digest, ...] = ()
+    wheel: PackageFile | None = None
 
     @classmethod
     def of(cls, link: str, url: str, digests: str, size: int | None = None, key: str = "") -> PackageFile:
@@ -81,33 +82,6 @@ class PackageFile:
         if self.digest is None:
             return True
         return digest in self.digests if digest.algorithm == self.digest.algorithm else None
-
-
-@frozen
-class ByteRange:
-    """
-    One range of a file's bytes (RFC 9110, section 14.1.2), as ``str()`` writes it.
-
-    From the byte at `first` to the one at `last`, or to the end. Without a `first`, it is the last `last` bytes.
-    """
-
-    first: int | None
-    last: int | None
-
-    def __str__(self) -> str:
-        return f"bytes={'' if self.first is None else self.first}-{'' if self.last is None else self.last}"
-
-    @property
-    def length(self) -> int | None:
-        """How many bytes it has at most; None if it goes to the end of the file."""
-        return self.last if self.first is None or self.last is None else self.last - self.first + 1
-
-    def within(self, total: int) -> tuple[int, int]:
-        """Return where it starts and stops in a file of `total` bytes. It is empty if it lies outside."""
-        if self.first is None:
-            return max(0, total - (self.last or 0)), total
-        stop = total if self.last is None else min(self.last + 1, total)
-        return min(self.first, stop), stop
 
 
 @frozen
@@ -184,6 +158,19 @@ class SourceDocument:
 
 
 @frozen
+class PageRules:
+    """
+    What a page may advertise now, beside what upstream's page does, and what not.
+
+    It does not advertise links that are `withheld`. It advertises metadata, which is read out of the wheels, for those
+    whose origin answers ranges: `ranged` are these origins (see `origin_in`). With None, it does not.
+    """
+
+    withheld: frozenset[str] = frozenset()
+    ranged: frozenset[str] | None = None
+
+
+@frozen
 class RenderedForm:
     """One form of a page, not compressed yet. With `based`, it contains `BASE_PLACEHOLDER`."""
 
@@ -200,6 +187,8 @@ class RenderedPage:
     `indexed_links` are links (see `PackageFile.link`) for which `IEcosystem.pages_for` can't derive this page; the
     catalog must index them. `modified` is the page's last change, an HTTP date; empty if unknown. With `is_doubtful`,
     the page lists nothing, and nothing says that it is a page of this kind. `notes` say what was left out of it.
+    `extracts` are the origins of wheels whose metadata is advertised although upstream's page does not. `untried` are
+    URLs of wheels without metadata, one for each origin of which it is not known whether it answers ranges.
     """
 
     forms: Mapping[str, RenderedForm]
@@ -207,6 +196,8 @@ class RenderedPage:
     modified: str = ""
     is_doubtful: bool = False
     notes: tuple[str, ...] = ()
+    extracts: tuple[str, ...] = ()
+    untried: tuple[str, ...] = ()
 
 
 @frozen
@@ -255,7 +246,8 @@ class Page:
     `checked_at` (seconds since the epoch) is when upstream last confirmed it. `upstream_etag` and `upstream_modified`
     are upstream's validators, empty if it sent none. `source` is the digest of upstream's bytes; without validators, it
     shows whether the page has changed. `modified` is the last change, an HTTP date from upstream or the page; empty if
-    unknown. With a `refusal`, there are no forms. `version` differs whenever the content does.
+    unknown. With a `refusal`, there are no forms. `version` differs whenever the content does. With `extracts`, it was
+    rendered under rules by which metadata is read out of wheels.
     """
 
     id: PageId
@@ -267,6 +259,7 @@ class Page:
     version: str = ""
     modified: str = ""
     refusal: Refusal | None = None
+    extracts: bool = False
 
     @property
     def missing(self) -> bool:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mypypi.model import BASE_PLACEHOLDER
 from mypypi.pieces import inflated, replaced, slices
-from mypypi.rendering.tasks import gzip
+from mypypi.rendering.forms import gzip
 
 PIECE = 64 * 1024
 

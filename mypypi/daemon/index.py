@@ -13,8 +13,9 @@ from twisted.internet.defer import Deferred
 
 from mypypi.daemon.backends import Backends
 from mypypi.ecosystems import ECOSYSTEMS
-from mypypi.files.fetch import FetchTools
+from mypypi.files.fetch_tools import FetchTools
 from mypypi.files.fetches import Fetches
+from mypypi.files.wheel_metadata import WheelMetadata
 from mypypi.pages.fleet import PAGE_LEASE
 from mypypi.pages.memory_cache import MemoryCache
 from mypypi.pages.page_cache import PageCache
@@ -23,6 +24,7 @@ from mypypi.proxy.cold_files import ColdFilePolicy, ColdFiles
 from mypypi.proxy.cold_ranges import ColdRanges
 from mypypi.proxy.file_checks import FileChecks
 from mypypi.proxy.proxy import Proxy
+from mypypi.proxy.wheel_checks import WheelChecks
 from mypypi.redis.leases import Leases
 from mypypi.rendering.renderer import Renderer
 from mypypi.settings.settings import Settings, default_upstream
@@ -30,6 +32,7 @@ from mypypi.upstream.backoff import Backoff
 from mypypi.upstream.breaker import Breaker
 from mypypi.upstream.client import Upstream
 from mypypi.upstream.guard import AddressGuard
+from mypypi.upstream.range_support import RangeSupport
 from mypypi.upstream.requester import RETRIES, Credentials
 from mypypi.upstream.resolver import Resolver
 from mypypi.web.files import Files
@@ -78,7 +81,19 @@ class Index(Service):
         )
         #: Streams files from the bucket, for clients that can't be redirected there.
         self._bucket_reader = BucketReader(links, backends.storage, reactor)
-        self.pages = self._make_pages(backoff)
+        renderer = Renderer(
+            settings.package_type, settings.upstream_url, backends.render_pool.run, settings.upstream_strict
+        )
+        #: Which hosts of files answer ranges.
+        self._ranges = RangeSupport(self.upstream, backends.catalog, reactor)
+        self._wheels = WheelMetadata(
+            self._ranges,
+            backends.storage,
+            backends.disk_threads,
+            renderer.wheel_metadata,
+            strict=settings.upstream_strict,
+        )
+        self.pages = self._make_pages(backoff, renderer)
         tools = FetchTools(
             self.upstream,
             backends.storage,
@@ -89,6 +104,7 @@ class Index(Service):
             backends.catalog,
             settings.negative_cache_time,
             backends.decoding_threads,
+            self._wheels,
         )
         self.fetches = Fetches(tools, backends.drafts)
         #: The addresses of this server and of its clients, as proxies tell them.
@@ -116,14 +132,14 @@ class Index(Service):
         self._guard.stop()
         await self._bucket_reader.stop()
 
-    def _make_pages(self, backoff: Backoff) -> PageCache:
+    def _make_pages(self, backoff: Backoff, renderer: Renderer) -> PageCache:
         settings, backends = self._backends.settings, self._backends
         derived_bytes = settings.hot_pages_bytes // 4
         return PageCache(
             self.ecosystem,
             backends.catalog,
             self.upstream,
-            Renderer(settings.package_type, settings.upstream_url, backends.render_pool.run, settings.upstream_strict),
+            renderer,
             backends.reactor,
             Leases(backends.catalog, backends.process, backends.reactor, PAGE_LEASE),
             backoff,
@@ -132,6 +148,7 @@ class Index(Service):
             stale_after=settings.stale_after,
             memory=MemoryCache(settings.hot_pages_bytes - derived_bytes, derived_bytes),
             threads=backends.derive_threads,
+            ranges=self._ranges if settings.core_metadata and not settings.upstream_strict else None,
         )
 
     def _make_proxy(self) -> Proxy:
@@ -143,11 +160,14 @@ class Index(Service):
             most_fetches=_FETCHES_PER_REQUEST * settings.upstream_concurrency,
             disk=backends.disk if settings.file_storage_driver == "local" else "",
         )
-        ranges = ColdRanges(self.upstream, backends.reactor)
+        ranges = ColdRanges(self.upstream, self._ranges)
         cold = ColdFiles(policy, self.fetches, backends.queue, self.upstream, backends.reactor, ranges, self._guard)
         proxied = settings.s3_serve == "proxy"
         checks = FileChecks(backends.catalog, self.upstream, backends.reactor)
-        return Proxy(self.ecosystem, self.pages, backends.catalog, backends.storage, cold, checks, proxied=proxied)
+        wheel_checks = WheelChecks(self._wheels)
+        return Proxy(
+            self.ecosystem, self.pages, backends.catalog, backends.storage, cold, checks, wheel_checks, proxied=proxied
+        )
 
 
 def _upstream(settings: Settings, reactor: Any, breaker: Breaker, guard: AddressGuard) -> Upstream:

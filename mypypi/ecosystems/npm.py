@@ -20,7 +20,17 @@ from mypypi.ecosystems.packument_parts import dist_tags, manifest, parts_in
 from mypypi.errors import BadRequest, BadUpstreamResponse, NotFound
 from mypypi.file_keys import key_of
 from mypypi.interfaces import IEcosystem
-from mypypi.model import PackageFile, PageId, PageRequest, Part, RenderedForm, RenderedPage, SourceDocument, Span
+from mypypi.model import (
+    PackageFile,
+    PageId,
+    PageRequest,
+    PageRules,
+    Part,
+    RenderedForm,
+    RenderedPage,
+    SourceDocument,
+    Span,
+)
 
 __all__ = ["ABBREVIATED", "FULL", "NPM", "check_name", "is_name"]
 
@@ -55,7 +65,7 @@ class NPM:
             return PageRequest("/-/npm/v1/keys", FULL, "keys")
         return PageRequest(f"/-/npm/v1/attestations/{quote(page.project, safe='@')}", FULL, "attestations")
 
-    def render(self, page: PageId, source: SourceDocument, withheld: frozenset[str]) -> RenderedPage:
+    def render(self, page: PageId, source: SourceDocument, rules: PageRules) -> RenderedPage:
         """See `IEcosystem.render`."""
         if page.kind != "packument":
             decode(source.body, dict[str, Any])

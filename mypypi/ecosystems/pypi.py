@@ -16,7 +16,6 @@ from urllib.parse import quote, unquote
 import msgspec
 from zope.interface import implementer
 
-from mypypi.digests import Digest
 from mypypi.ecosystems import simple_html
 from mypypi.ecosystems.pypi_names import is_file_of, normalise, projects_of
 from mypypi.ecosystems.pypi_releases import release, releases_in
@@ -33,19 +32,31 @@ from mypypi.ecosystems.simple_links import (
     named_by_path,
     without_credentials,
 )
-from mypypi.ecosystems.simple_listing import listed_files
+from mypypi.ecosystems.simple_listing import listed_files, listed_rows, rows_of
 from mypypi.ecosystems.simple_page import check_name, content_type, decode_json, read_index, read_project
-from mypypi.ecosystems.simple_side_files import turn_provenance, withdraw
+from mypypi.ecosystems.simple_side_files import EXTRACTED, offer_metadata, turn_provenance, withdraw
 from mypypi.errors import BadRequest, BadUpstreamResponse, NotFound
-from mypypi.file_keys import key_from_segments
+from mypypi.file_keys import key_from_segments, origin_in
 from mypypi.interfaces import IEcosystem
-from mypypi.model import PackageFile, PageId, PageRequest, Part, RenderedForm, RenderedPage, SourceDocument, Span
+from mypypi.model import (
+    PackageFile,
+    PageId,
+    PageRequest,
+    PageRules,
+    Part,
+    RenderedForm,
+    RenderedPage,
+    SourceDocument,
+    Span,
+)
 
 __all__ = ["PyPI", "normalise"]
 
 _JSON = "application/vnd.pypi.simple.v1+json"
 _HTML = "text/html; charset=utf-8"
 _HTML_PART = Part("html")
+#: Origins for which a page may ask whether they answer ranges. Nearly all pages have one.
+_MOST_UNTRIED = 4
 #: JSON is preferred, since it has fields that HTML can't express.
 _ACCEPT = f"{_JSON}, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
 
@@ -83,9 +94,9 @@ class PyPI:
         path = "/".join(["/pypi", project, *([quote(page.version, safe="")] if page.version else []), "json"])
         return PageRequest(path, "application/json")
 
-    def render(self, page: PageId, source: SourceDocument, withheld: frozenset[str]) -> RenderedPage:
+    def render(self, page: PageId, source: SourceDocument, rules: PageRules) -> RenderedPage:
         """See `IEcosystem.render`. `indexed_links`: files, and ``.metadata``, named after another project or none."""
-        renderers: dict[str, Callable[[PageId, SourceDocument, frozenset[str]], RenderedPage]]
+        renderers: dict[str, Callable[[PageId, SourceDocument, PageRules], RenderedPage]]
         renderers = {
             "root": _render_index,
             "simple": partial(_render_project, strict=self._strict),
@@ -93,7 +104,7 @@ class PyPI:
         }
         renderer = renderers[page.kind]
         try:
-            return renderer(page, source, withheld)
+            return renderer(page, source, rules)
         except MemoryError:
             raise
         except RecursionError:
@@ -117,11 +128,7 @@ class PyPI:
         if form is None:
             return {}
         if form == "files":
-            rows = msgspec.json.decode(forms[form], type=list[tuple[str, str, str, int | None]])
-            return {
-                link: PackageFile(link, url, Digest.parse(digest) if digest else None, size, key=link)
-                for link, url, digest, size in rows
-            }
+            return listed_rows(forms[form])
         try:
             return listed_files(page, forms[form])
         except RecursionError:  # the child process that rendered it may have had a larger stack
@@ -168,7 +175,7 @@ class PyPI:
         return key if key == link else None
 
 
-def _render_index(_page: PageId, source: SourceDocument, _withheld: frozenset[str]) -> RenderedPage:
+def _render_index(_page: PageId, source: SourceDocument, _rules: PageRules) -> RenderedPage:
     simple = read_index(source)
     listed = simple.document["projects"]
     simple.document["projects"] = [project for project in listed if _is_valid_project(project)]
@@ -188,7 +195,7 @@ def _is_valid_project(project: object) -> bool:
         return False
 
 
-def _render_project(page: PageId, source: SourceDocument, withheld: frozenset[str], *, strict: bool) -> RenderedPage:
+def _render_project(page: PageId, source: SourceDocument, rules: PageRules, *, strict: bool) -> RenderedPage:
     base = without_credentials(source.url)
     simple = read_project(source, page.project, base)
     document = simple.document
@@ -198,6 +205,7 @@ def _render_project(page: PageId, source: SourceDocument, withheld: frozenset[st
     files, indexed_links = [], []
     odd: Counter[str] = Counter()  # entries that are left out or stay upstream's, by the words of their note
     urls: dict[str, str] = {}
+    wheels: dict[str, str] = {}  # one for each origin of wheels without metadata of upstream's
     named = named_by_path(document["files"], base)
     for file, url in _usable(document["files"], base, odd):
         served = link_and_path(url, named)
@@ -207,14 +215,10 @@ def _render_project(page: PageId, source: SourceDocument, withheld: frozenset[st
                 continue
         files.append(file)
         mend_file(file)
+        file.pop(EXTRACTED, None)
         file["hashes"] = hashes_in(file["url"].partition("#")[2]) | file["hashes"]
         _add_core_metadata(file)
-        provenance = turn_provenance(file, base, withheld)
-        if provenance is None:
-            odd[_unserved("links to provenance", strict=strict)] += 1
-            if strict:
-                file["provenance"] = None
-        links = [provenance] if provenance else []
+        links = _provenance(file, base, rules, odd, strict=strict)
         if served is None:
             file["url"] = url
         else:
@@ -222,17 +226,33 @@ def _render_project(page: PageId, source: SourceDocument, withheld: frozenset[st
             file["url"] = TO_FILES + path
             if url in named:
                 urls[link] = url
-            links += [link, *withdraw(file, link, url, withheld)]
+            links += [link, *withdraw(file, link, url, rules.withheld)]
+            if offer_metadata(file, link, url, rules):
+                wheels.setdefault(origin_in(link), url)
+                links += [f"{link}.metadata"] if EXTRACTED in file else []
         indexed_links += [each for each in links if not is_file_of(each, page.project)]
     document["files"] = files
     based = any(file.get("provenance") for file in files)
     forms = {"json": RenderedForm(_JSON, msgspec.json.encode(document), based)}
     if urls:
         files_here = listed_files(page, forms["json"].body).values()
-        rows = [(file.link, urls.get(file.link, file.url), str(file.digest or ""), file.size) for file in files_here]
-        forms["files"] = RenderedForm("application/json", msgspec.json.encode(rows))
+        forms["files"] = RenderedForm("application/json", msgspec.json.encode(rows_of(files_here, urls)))
     notes = tuple(f"{count} {what}" for what, count in odd.items())
-    return RenderedPage(forms, tuple(indexed_links), is_doubtful=simple.is_doubtful, notes=notes)
+    extracts = tuple(sorted(origin for origin in wheels if origin in (rules.ranged or ())))
+    untried = tuple(url for origin, url in wheels.items() if origin not in extracts)[:_MOST_UNTRIED]
+    return RenderedPage(
+        forms, tuple(indexed_links), is_doubtful=simple.is_doubtful, notes=notes, extracts=extracts, untried=untried
+    )
+
+
+def _provenance(file: Document, base: str, rules: PageRules, odd: Counter[str], *, strict: bool) -> list[str]:
+    """Let a file's provenance lead to this server, and return its link, if it has one that can be served."""
+    provenance = turn_provenance(file, base, rules.withheld)
+    if provenance is None:
+        odd[_unserved("links to provenance", strict=strict)] += 1
+        if strict:
+            file["provenance"] = None
+    return [provenance] if provenance else []
 
 
 def _usable(files: list[Any], base: str, odd: Counter[str]) -> Iterator[tuple[Document, str]]:
@@ -258,7 +278,7 @@ def _unserved(what: str, *, strict: bool) -> str:
     return f"{what} can't be served from here and keep upstream's address"
 
 
-def _render_json(page: PageId, source: SourceDocument, _withheld: frozenset[str]) -> RenderedPage:
+def _render_json(page: PageId, source: SourceDocument, _rules: PageRules) -> RenderedPage:
     document = decode_json(source, content_type(source)[1])
     if not isinstance(document.get("info"), dict):
         raise TypeError("it has no object 'info'")

@@ -5,16 +5,18 @@ Knows the fields that `mypypi.ecosystems.pypi` has rendered. Must never know ups
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
 import msgspec
 from attrs import evolve
 
+from mypypi.digests import Digest
 from mypypi.ecosystems.pypi_names import projects_of
 from mypypi.ecosystems.simple_html import has_metadata
 from mypypi.ecosystems.simple_links import TO_FILES, TO_FILES_HERE, digest_of, url_of
+from mypypi.ecosystems.simple_side_files import EXTRACTED
 from mypypi.file_keys import key_from_segments, key_of
 from mypypi.model import PackageFile, PageId
 
@@ -29,6 +31,7 @@ class _ListedFile(msgspec.Struct, rename="kebab", gc=False):
     core_metadata: Any = None
     gpg_sig: Any = None
     provenance: Any = None
+    extracted: Any = msgspec.field(name=EXTRACTED, default=None)
 
 
 class _Listing(msgspec.Struct):
@@ -55,6 +58,25 @@ def listed_files(page: PageId, form: bytes) -> dict[str, PackageFile]:
     return {file.link: file for file in _provenances(files)} | by_name | listed
 
 
+def rows_of(files: Iterable[PackageFile], urls: Mapping[str, str]) -> list[tuple[Any, ...]]:
+    """Return files as rows for `listed_rows`: link, URL, digest, size; for metadata in a wheel, that wheel's link."""
+    return [
+        (file.link, urls.get(file.link, file.url), str(file.digest or ""), file.size)
+        + (() if file.wheel is None else (file.wheel.link,))
+        for file in files
+    ]
+
+
+def listed_rows(form: bytes) -> dict[str, PackageFile]:
+    """Return the files of a form that `rows_of` has made, by link."""
+    listed: dict[str, PackageFile] = {}
+    rows = msgspec.json.decode(form, type=list[tuple[Any, ...]])
+    for link, url, digest, size, *wheel in sorted(rows, key=len):  # the wheels come first
+        parsed = Digest.parse(digest) if digest else None
+        listed[link] = PackageFile(link, url, parsed, size, key=link, wheel=listed[wheel[0]] if wheel else None)
+    return listed
+
+
 def _package_files(files: list[_ListedFile]) -> Iterator[PackageFile]:
     for file in files:
         if not file.url.startswith(TO_FILES):
@@ -62,10 +84,12 @@ def _package_files(files: list[_ListedFile]) -> Iterator[PackageFile]:
         url = url_of(file.url.removeprefix(TO_FILES))
         link = key_of(url)
         size = file.size if type(file.size) is int and file.size >= 0 else None
-        yield PackageFile(link, url, digest_of(file.hashes), size, key=link)
+        listed = PackageFile(link, url, digest_of(file.hashes), size, key=link)
+        yield listed
         if has_metadata(file.core_metadata):
             metadata = f"{link}.metadata"
-            yield PackageFile(metadata, f"{url}.metadata", digest_of(file.core_metadata), key=metadata)
+            digest, wheel = digest_of(file.core_metadata), listed if file.extracted is True else None
+            yield PackageFile(metadata, f"{url}.metadata", digest, key=metadata, wheel=wheel)
         if file.gpg_sig is True:
             signature = f"{link}.asc"
             yield PackageFile(signature, f"{url}.asc", key=signature)

@@ -1,7 +1,7 @@
 """What a page advertises beside a file: its ``.metadata``, its ``.asc`` signature, and its provenance.
 
 Follows PEP 658 and 714 for metadata, PEP 503 for signatures, PEP 740 for provenance. Knows the fields that advertise
-them. Must never know why one can't be served.
+them. Must never know why one can't be served, or how metadata is read out of a wheel.
 """
 
 from __future__ import annotations
@@ -9,11 +9,16 @@ from __future__ import annotations
 from mypypi.ecosystems.simple_html import Document, has_metadata
 from mypypi.ecosystems.simple_html_reader import CORE_METADATA
 from mypypi.ecosystems.simple_links import TO_FILES_HERE, absolute_url, is_web_url, link_and_path
+from mypypi.file_keys import origin_in
+from mypypi.model import PageRules
 
 #: The fields that advertise a file with this suffix beside the package file.
 _FIELDS = {".metadata": CORE_METADATA, ".asc": ("gpg-sig",)}
 #: Adding ``.metadata`` to a link shorter than this can't make a segment too long for a file system (see `key_of`).
 _LONG_LINK = 240
+#: A field of ours, which marks a file whose metadata is read out of it. Names that begin with an underscore are
+#: reserved for servers (PEP 691).
+EXTRACTED = "_extracted"
 
 
 def withdraw(file: Document, link: str, url: str, withheld: frozenset[str]) -> list[str]:
@@ -25,6 +30,21 @@ def withdraw(file: Document, link: str, url: str, withheld: frozenset[str]) -> l
     suffixes = [".metadata"] if has_metadata(file.get("core-metadata")) else []
     suffixes += [".asc"] if file.get("gpg-sig") is True else []
     return [f"{link}{suffix}" for suffix in suffixes]
+
+
+def offer_metadata(file: Document, link: str, url: str, rules: PageRules) -> bool:
+    """
+    Advertise the metadata of a wheel without any, if the rules say that it can be read out of the wheel.
+
+    Returns whether it could be, as far as the page tells.
+    """
+    if rules.ranged is None or not file["filename"].lower().endswith(".whl") or has_metadata(file.get("core-metadata")):
+        return False
+    if not _can_serve_beside(link, url, rules.withheld, ".metadata"):
+        return False
+    if origin_in(link) in rules.ranged:
+        file["core-metadata"] = file[EXTRACTED] = True
+    return True
 
 
 def turn_provenance(file: Document, base: str, withheld: frozenset[str]) -> str | None:

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from attrs import frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -36,6 +35,7 @@ from mypypi.errors import (
     error_from,
     storage_error,
 )
+from mypypi.files.extraction import Extraction
 from mypypi.files.resuming import FetchCancelled
 from mypypi.files.standby import Standby
 from mypypi.files.transfer import Transfer, complete_state
@@ -47,11 +47,8 @@ from mypypi.upstream.breaker import origin_of
 
 if TYPE_CHECKING:
     from mypypi.files.drafts import Draft
-    from mypypi.interfaces import ICatalog, IStorage
-    from mypypi.redis.leases import Leases
-    from mypypi.threads import Threads
-    from mypypi.upstream.backoff import Backoff
-    from mypypi.upstream.client import Upstream
+    from mypypi.files.fetch_tools import FetchTools
+    from mypypi.files.wheel_metadata import FetchWhole
 
 #: Seconds between two looks at a draft that another process fills. They grow while nothing changes.
 _SHORTEST_LOOK, _LONGEST_LOOK = 0.01, 0.1
@@ -59,30 +56,9 @@ _SHORTEST_LOOK, _LONGEST_LOOK = 0.01, 0.1
 _TRY_LOCK = 0.25
 
 
-@frozen
-class FetchTools:
-    """
-    The tools that all fetches share.
-
-    The owner of `leases` must be the disk that has the drafts. A file that failed, or that upstream lists but does not
-    have, is not requested again until its `backoff` ends; one that upstream refuses, for `negative_cache_time` seconds.
-    """
-
-    upstream: Upstream
-    storage: IStorage
-    threads: Threads
-    clock: Any
-    leases: Leases
-    backoff: Backoff
-    catalog: ICatalog
-    negative_cache_time: float = 60
-    #: Threads for decoding files, so that this takes no time of `threads`.
-    decoding: Threads | None = None
-
-
 class Fetch:
     """
-    The fetch of one file.
+    The fetch of one file. Metadata that has a `wheel` is read out of that, which `fetch_whole` fetches if need be.
 
     This process fills the draft, or follows the draft of another process. `client` names the client that waits. With
     `anew`, the file is fetched even if it is stored already.
@@ -90,7 +66,16 @@ class Fetch:
 
     log = Logger()
 
-    def __init__(self, file: PackageFile, draft: Draft, tools: FetchTools, client: str, *, anew: bool) -> None:
+    def __init__(
+        self,
+        file: PackageFile,
+        draft: Draft,
+        tools: FetchTools,
+        client: str,
+        fetch_whole: FetchWhole,
+        *,
+        anew: bool,
+    ) -> None:
         self.file = file
         self.anew = anew
         self.draft = draft
@@ -102,7 +87,11 @@ class Fetch:
         self._tools = tools
         self.standby = Standby(draft, tools.clock)
         threads = tools.threads, tools.decoding or tools.threads
-        self._transfer = Transfer(file, draft, tools.upstream, *threads, tools.clock, self.standby, client)
+        self._transfer: Transfer | Extraction
+        if file.wheel is not None and tools.wheels is not None:
+            self._transfer = Extraction(file.wheel, draft, tools.wheels, tools.threads, fetch_whole, client)
+        else:
+            self._transfer = Transfer(file, draft, tools.upstream, *threads, tools.clock, self.standby, client)
         #: If the page gives another digest, that is another file.
         self._backoff_name = f"file:{file.key} {file.digest or ''}".rstrip()
         self._began = tools.clock.seconds()
@@ -238,7 +227,7 @@ class Fetch:
 
     async def _note_check(self) -> None:
         """Remember upstream's validators of a file that has no digest, for the check whether it is still the same."""
-        if self.file.digest is None:
+        if self.file.digest is None and self.file.wheel is None:
             with suppress(CatalogDown):
                 check = FileCheck(self._tools.clock.seconds(), *self._transfer.validators)
                 await self._tools.catalog.put_file_check(self.file.key, check)

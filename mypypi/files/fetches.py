@@ -13,10 +13,13 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.logger import Logger
 
+from mypypi.byte_range import ByteRange
+from mypypi.coalescing import Coalescer
 from mypypi.digests import Digest
 from mypypi.errors import AlreadyStored, StillFetching, storage_error
-from mypypi.files.fetch import Fetch, FetchTools
-from mypypi.model import ByteRange, PackageFile
+from mypypi.files.fetch import Fetch
+from mypypi.files.fetch_tools import FetchTools
+from mypypi.model import PackageFile
 from mypypi.observability import metrics
 from mypypi.upstream.breaker import origin_of
 
@@ -43,6 +46,7 @@ class Fetches:
         self._drafts = drafts
         #: By key and digest: if the index changes the bytes behind a URL, that is another file.
         self._running: dict[tuple[str, Digest | None], Fetch] = {}
+        self._unkept: Coalescer[bytes] = Coalescer()
 
     def __len__(self) -> int:
         return len(self._running)
@@ -118,6 +122,12 @@ class Fetches:
             except DeferredTimeout:
                 raise StillFetching(f"the file is still being fetched after {_PATIENCE:g} seconds") from None
 
+    async def metadata(self, wheel: PackageFile) -> bytes:
+        """Read the metadata of a wheel, and keep it nowhere. Those who ask at once share it. Raises as a fetch does."""
+        wheels = self._tools.wheels
+        assert wheels is not None
+        return await self._unkept.run(wheel.key, lambda: wheels.read(wheel, "", self.fetch_and_store))
+
     def start(self, file: PackageFile, client: str = "", *, anew: bool = False) -> Content:
         """
         Start the fetch of a file for this client, and return its content.
@@ -150,7 +160,9 @@ class Fetches:
             draft = self._drafts.open(hashlib.sha256(f"{file.key}\n{file.digest}".encode()).hexdigest()[:40])
         except OSError as error:
             raise storage_error(error, "a draft could not be created") from error
-        fetch = self._running[file.key, file.digest] = Fetch(file, draft, self._tools, client, anew=anew)
+        fetch = self._running[file.key, file.digest] = Fetch(
+            file, draft, self._tools, client, self.fetch_and_store, anew=anew
+        )
         return fetch
 
     def _begin(self, fetch: Fetch) -> None:

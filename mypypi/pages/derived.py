@@ -17,8 +17,9 @@ from mypypi.errors import NotFound
 from mypypi.model import UNKNOWN_SPAN, Form, Page, Part, Span
 from mypypi.pages.client_turns import ClientTurns
 from mypypi.pages.known_bases import KnownBases
+from mypypi.rendering.forms import derived, derived_etag
 from mypypi.rendering.parts import PartIndex
-from mypypi.rendering.tasks import PARTS, derived, derived_etag
+from mypypi.rendering.tasks import PARTS
 
 if TYPE_CHECKING:
     from mypypi.interfaces import IEcosystem

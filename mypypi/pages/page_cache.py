@@ -28,7 +28,8 @@ from mypypi.model import Page, PageId, Part
 from mypypi.pages.derived import DerivedForms
 from mypypi.pages.guesses import GUESS_SECONDS, Guesses
 from mypypi.pages.page_store import CATALOG_INTERVAL, PageStore
-from mypypi.pages.revalidation import PageSource, Revalidator
+from mypypi.pages.revalidation import Revalidator
+from mypypi.pages.source import PageSource
 from mypypi.redis_budget import redis_budget
 from mypypi.rendering.listing import Listing
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from mypypi.threads import Threads
     from mypypi.upstream.backoff import Backoff
     from mypypi.upstream.client import Upstream
+    from mypypi.upstream.range_support import RangeSupport
 
 #: Share of a page's freshness that is left when it is refreshed early: at most, and at least.
 _EARLIEST_REFRESH, _LATEST_REFRESH = 0.2, 0.05
@@ -87,7 +89,9 @@ class PageCache:
         stale_after: float,
         memory: MemoryCache,
         threads: Threads,
+        ranges: RangeSupport | None = None,
     ) -> None:
+        """For `ranges` see `PageSource`."""
         self._ecosystem = ecosystem
         self._upstream = upstream
         self._renderer = renderer
@@ -100,7 +104,7 @@ class PageCache:
         self._guesses = Guesses(clock)
         self._store = PageStore(catalog, clock, memory)
         self._revalidator = Revalidator(
-            PageSource(ecosystem, upstream, renderer),
+            PageSource(ecosystem, upstream, renderer, ranges),
             self._store,
             leases,
             backoff,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from attrs import evolve, frozen
+from attrs import evolve
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -35,26 +35,15 @@ from mypypi.upstream.backoff import error_of
 from mypypi.upstream.refusals import RULES
 
 if TYPE_CHECKING:
-    from mypypi.interfaces import IEcosystem
     from mypypi.pages.page_store import PageStore
+    from mypypi.pages.source import PageSource
     from mypypi.redis.leases import Leases
     from mypypi.rendering.listing import Listing
-    from mypypi.rendering.renderer import Renderer
     from mypypi.upstream.backoff import Backoff
-    from mypypi.upstream.client import Upstream
 
 #: The back-off of a page that can't be rendered lasts so many times as long as rendering it took, so that such pages do
 #: not take the processor from others.
 _RENDER_BACKOFF = 10
-
-
-@frozen
-class PageSource:
-    """The upstream of an index, and the means to render its pages."""
-
-    ecosystem: IEcosystem
-    upstream: Upstream
-    renderer: Renderer
 
 
 class Revalidator:
@@ -210,7 +199,7 @@ class Revalidator:
         """
         source = self._source
         request = source.ecosystem.page_request(page)
-        etag, modified = (cached.upstream_etag, cached.upstream_modified) if cached is not None else ("", "")
+        etag, modified = source.validators(cached)
         response = await source.upstream.page(
             request,
             etag,
@@ -224,10 +213,9 @@ class Revalidator:
         if response.source is None:
             assert cached is not None
             return evolve(cached, checked_at=now), None, None
-        known = cached.source if cached is not None else ""
         try:
             withheld = await self._store.withheld(page)
-            rendered = await source.renderer.render(page, response.source, withheld, known)
+            rendered, extracts = await source.render(page, response.source, withheld, cached)
         except BadUpstreamResponse as error:
             error.took = self._clock.seconds() - now
             raise
@@ -242,7 +230,7 @@ class Revalidator:
         for note in rendered.notes:
             self.log.warn("page {page} of upstream: {note}", page=str(page), note=note)
         digest = rendered.source
-        version = f"{digest[:32]}-{int(now * 1000):x}" if withheld else digest[:32]
+        version = f"{digest[:32]}-{int(now * 1000):x}" if withheld or rendered.extracts else digest[:32]
         fresh = Page(
             page,
             now,
@@ -252,6 +240,7 @@ class Revalidator:
             source=digest,
             version=version,
             modified=response.modified or rendered.modified,
+            extracts=extracts,
         )
         return fresh, rendered.indexed_links, rendered.listing
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from attrs import field, frozen
 
+from mypypi.byte_range import ByteRange
 from mypypi.digests import Digest
 from mypypi.errors import StorageDown
 from mypypi.files.content import Content
-from mypypi.model import ByteRange, Link, PackageFile, StoredFile
+from mypypi.model import Link, PackageFile, StoredFile
 
 
 @frozen
@@ -62,7 +63,8 @@ class RangeContent:
     """
     A range of a file that is not stored, from upstream: the bytes from `start` on, of a file of `total` bytes.
 
-    They are not checked, since a digest needs the whole file. Outside the file, there are none.
+    They are not checked, since a digest needs the whole file. Outside the file, there are none. It may be a whole file
+    without a digest: metadata that could not be stored.
     """
 
     start: int

@@ -15,6 +15,7 @@ from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from mypypi.byte_range import ByteRange
 from mypypi.errors import (
     AlreadyStored,
     CatalogDown,
@@ -24,8 +25,15 @@ from mypypi.errors import (
     StorageDown,
     UpstreamTimedOut,
 )
-from mypypi.model import ByteRange, PackageFile
-from mypypi.proxy.answers import FileAnswer, FileDescription, LocalContent, PassThrough, RedirectToUpstream
+from mypypi.model import PackageFile
+from mypypi.proxy.answers import (
+    FileAnswer,
+    FileDescription,
+    LocalContent,
+    PassThrough,
+    RangeContent,
+    RedirectToUpstream,
+)
 from mypypi.redis_budget import renew_redis_budget
 from mypypi.worker.jobs import fetch_job
 
@@ -99,6 +107,7 @@ class ColdFiles:
         """
         strict = self._policy.strict
         redirected = self._policy.redirect and (strict or not self._upstream.needs_credentials(file.url)) and not anew
+        redirected = redirected and file.wheel is None  # upstream does not have such metadata
         if redirected and unreadable and not strict:
             return await self._redirect(file)
         if redirected and not unreadable and await self._queue_fetch(file):
@@ -106,8 +115,8 @@ class ColdFiles:
         return await self._fetch(file, stored, client, anew=anew or unreadable)
 
     async def describe(self, file: PackageFile, client: str) -> FileDescription | None:
-        """Return what a HEAD is answered with; see `ColdRanges.describe`."""
-        return await self._ranges.describe(file, client)
+        """Return what a HEAD is answered with; see `ColdRanges.describe`. None for what upstream does not have."""
+        return await self._ranges.describe(file, client) if file.wheel is None else None
 
     async def range(self, file: PackageFile, asked: ByteRange, client: str) -> FileAnswer | None:
         """
@@ -116,7 +125,7 @@ class ColdFiles:
         In strict mode, that is always so. Otherwise it is so if upstream should not be asked (see `ColdRanges.read`),
         or if a fetch here has these bytes already. Raises as `ColdRanges.read` does.
         """
-        if self._policy.strict or self._fetches.has(file, asked):
+        if self._policy.strict or file.wheel is not None or self._fetches.has(file, asked):
             return None
         if self._policy.redirect and asked.length is not None and not self._upstream.needs_credentials(file.url):
             return await self._redirect(file)
@@ -154,7 +163,7 @@ class ColdFiles:
                     return found
                 if isinstance(error, AlreadyStored):
                     anew = True  # the file is stored, but can't be read from the storage
-                elif not self._policy.strict:
+                elif not self._policy.strict and (file.wheel is None or self._clock.seconds() >= until):
                     return await self._bypass(file)
                 elif self._clock.seconds() >= until:
                     raise _still_fetching(error.retry_after or _MAX_RETRY_AFTER) from None
@@ -199,12 +208,16 @@ class ColdFiles:
         Answer a client if this server does not fetch the file.
 
         The client is redirected to upstream, or gets the bytes passed through if upstream needs credentials. In strict
-        mode it gets neither, since the bytes would not be checked.
+        mode it gets neither, since the bytes would not be checked. Metadata that upstream does not have is read out of
+        the wheel once more, and not stored.
         """
         if self._policy.strict:
             raise StorageDown(
                 "the file can't be fetched and checked now: the storage fails or too many fetches run; try again later"
             )
+        if file.wheel is not None:
+            metadata = await self._fetches.metadata(file.wheel)
+            return RangeContent(0, len(metadata), metadata)
         if self._upstream.needs_credentials(file.url):
             return PassThrough(file)
         return await self._redirect(file)

@@ -6,25 +6,24 @@ Knows ranges, and which origins answer them. Must never know HTTP towards client
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from cachetools import LRUCache, TTLCache
+from cachetools import LRUCache
 
+from mypypi.byte_range import ByteRange
 from mypypi.coalescing import Coalescer
 from mypypi.errors import BadUpstreamResponse
-from mypypi.model import ByteRange, PackageFile
+from mypypi.model import PackageFile
 from mypypi.proxy.answers import FileDescription, RangeContent
-from mypypi.upstream.breaker import origin_of
 from mypypi.upstream.client import LARGEST_RANGE
 
 if TYPE_CHECKING:
     from mypypi.upstream.client import Upstream
+    from mypypi.upstream.range_support import RangeSupport
     from mypypi.upstream.responses import FileRange
 
 #: Files of which it is remembered how many bytes were requested in ranges.
 _MOST_FILES = 10_000
-#: Origins that are known not to answer ranges, and the seconds until one is tried again.
-_MOST_ORIGINS, _TRY_AGAIN = 1_000, 3600.0
 #: A whole file is fetched once its ranges have more than this share of it.
 _MOST_OF_IT = 0.5
 #: The first byte, which tells the size of a file that upstream does not tell in answer to a HEAD.
@@ -34,13 +33,13 @@ _FIRST_BYTE = ByteRange(0, 0)
 class ColdRanges:
     """Reads ranges and sizes of files at upstream. Those who ask for the same at the same time share one request."""
 
-    def __init__(self, upstream: Upstream, clock: Any) -> None:
+    def __init__(self, upstream: Upstream, support: RangeSupport) -> None:
         self._upstream = upstream
+        self._support = support
         self._ranges: Coalescer[FileRange | None] = Coalescer()
         self._sizes: Coalescer[int | None] = Coalescer()
         #: By key: the bytes of ranges that upstream has sent, and the size of the file.
         self._sent: LRUCache[str, tuple[int, int]] = LRUCache(_MOST_FILES)
-        self._without_ranges: TTLCache[str, bool] = TTLCache(_MOST_ORIGINS, _TRY_AGAIN, clock.seconds)
 
     async def describe(self, file: PackageFile, client: str) -> FileDescription | None:
         """
@@ -59,7 +58,7 @@ class ColdRanges:
         UpstreamRefused, UpstreamDown, BadUpstreamResponse.
         """
         length = asked.length
-        if length is None or length > LARGEST_RANGE or origin_of(file.url) in self._without_ranges:
+        if length is None or length > LARGEST_RANGE or self._support.lacks_ranges(file.key):
             return None
         sent, total = self._sent.get(file.key, (0, file.size))
         if total is not None and sent + length > total * _MOST_OF_IT:
@@ -68,12 +67,10 @@ class ColdRanges:
         return None if found is None else RangeContent(found.start, found.total, found.content)
 
     async def _ask(self, file: PackageFile, asked: ByteRange, client: str) -> FileRange | None:
-        found = await self._upstream.range(file.url, asked, client)
-        if found is None:
-            self._without_ranges[origin_of(file.url)] = True
-            return None
-        sent, _ = self._sent.get(file.key, (0, 0))
-        self._sent[file.key] = sent + len(found.content), found.total
+        found = await self._support.ask(file.url, asked, client)
+        if found is not None:
+            sent, _ = self._sent.get(file.key, (0, 0))
+            self._sent[file.key] = sent + len(found.content), found.total
         return found
 
     async def _size_of(self, file: PackageFile, client: str) -> int | None:
@@ -81,7 +78,7 @@ class ColdRanges:
             size = await self._upstream.size_of(file.url, client)
         except BadUpstreamResponse:  # it does not answer HEAD
             size = None
-        if size is None and origin_of(file.url) not in self._without_ranges:
+        if size is None and not self._support.lacks_ranges(file.key):
             first = await self._ask(file, _FIRST_BYTE, client)
             size = None if first is None else first.total
         return size

@@ -20,6 +20,7 @@ from mypypi.errors import (
     CatalogDown,
     DigestMismatch,
     MyPyPiError,
+    NoMetadata,
     NotFound,
     StillFetching,
     StorageDown,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from mypypi.pages.page_cache import CachedPage, PageCache
     from mypypi.proxy.cold_files import ColdFiles
     from mypypi.proxy.file_checks import FileChecks
+    from mypypi.proxy.wheel_checks import WheelChecks
     from mypypi.rendering.listing import Listing
 
 T = TypeVar("T")
@@ -54,12 +56,15 @@ class Proxy:
         storage: IStorage,
         cold: ColdFiles,
         checks: FileChecks,
+        wheel_checks: WheelChecks,
         *,
         proxied: bool = False,
     ) -> None:
         """`proxied`: stream files from the bucket through this server. Otherwise clients are redirected to it."""
         self.pages = pages
-        self.stored = StoredFiles(ecosystem, catalog, storage, checks, self._confirmed_at, proxied=proxied)
+        self.stored = StoredFiles(
+            ecosystem, catalog, storage, checks, wheel_checks, self._confirmed_at, proxied=proxied
+        )
         self._ecosystem = ecosystem
         self._catalog = catalog
         self._cold = cold
@@ -107,7 +112,7 @@ class Proxy:
                 return await self._cold_answer(listed, request, is_stored=is_stored)
             listed = await self._listed_upstream(link, request.client)
             return await self._answer(listed, request)
-        except (NotFound, UpstreamRefused, DigestMismatch) as error:
+        except (NotFound, UpstreamRefused, DigestMismatch, NoMetadata) as error:
             if listed is None:
                 raise
             anew = await self._listed_anew(listed, request.client)

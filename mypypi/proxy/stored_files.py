@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mypypi.digests import Digest
     from mypypi.interfaces import ICatalog, IEcosystem, IStorage
     from mypypi.proxy.file_checks import FileChecks
+    from mypypi.proxy.wheel_checks import WheelChecks
 
 #: Files whose hash by another algorithm is remembered.
 _MOST_HASHED = 10_000
@@ -40,6 +41,7 @@ class StoredFiles:
         catalog: ICatalog,
         storage: IStorage,
         checks: FileChecks,
+        wheel_checks: WheelChecks,
         confirmed_at: ConfirmedAt,
         *,
         proxied: bool = False,
@@ -48,6 +50,7 @@ class StoredFiles:
         self._catalog = catalog
         self._storage = storage
         self._checks = checks
+        self._wheel_checks = wheel_checks
         self._confirmed_at = confirmed_at
         self._proxied = proxied
         self._is_unreadable = False
@@ -106,7 +109,7 @@ class StoredFiles:
                 if stored is None or (listed is not None and not await self._is_listed(stored, listed, request.client)):
                     return None
                 if stored.path is not None:
-                    served = _open(stored, immutable=listed is None or listed.digest is not None)
+                    served = _open(stored, immutable=await self._is_final(stored, listed))
                     if served is not None:
                         self._note_readable()
                         return served
@@ -125,7 +128,7 @@ class StoredFiles:
 
         A description needs only its record. Raises StorageDown if the bucket fails, which the storage logs.
         """
-        immutable = listed is None or listed.digest is not None
+        immutable = await self._is_final(stored, listed)
         if request.describe:
             return FileDescription(stored.digest, stored.size, immutable, hit=True)
         if request.unreadable is not None:
@@ -135,12 +138,20 @@ class StoredFiles:
         except NotFound:
             return None
 
+    async def _is_final(self, stored: StoredFile, listed: PackageFile | None) -> bool:
+        """Whether these bytes never change: the page gives a digest, or the wheel with this metadata was checked."""
+        if listed is None or listed.wheel is None:
+            return listed is None or listed.digest is not None
+        return await self._wheel_checks.agreement(stored, listed.wheel) is True
+
     async def _is_listed(self, stored: StoredFile, listed: PackageFile, client: str) -> bool:
         """
         Whether the stored file is the listed one: by its digest, or without a listed one by upstream's word.
 
         A file whose digest is of another algorithm is hashed again, once in this process. Raises StorageDown.
         """
+        if listed.wheel is not None:
+            return await self._wheel_checks.agreement(stored, listed.wheel) is not False
         if listed.digest is None:
             return await self._checks.is_current(listed, stored, await self._confirmed_at(listed.link), client)
         accepted = listed.accepts(stored.digest)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 import msgspec
 from attrs import evolve
@@ -19,7 +19,7 @@ from mypypi.digests import Digest
 from mypypi.interfaces import ICatalog
 from mypypi.model import FileCheck, HeldLease, Page, PageId, Pause, StoredFile
 from mypypi.redis import catalog_scripts as scripts
-from mypypi.redis.records import Lease, PauseRecord, Stamp, Stored, decode_page, encode_page
+from mypypi.redis.records import Lease, PauseRecord, Stamp, Stored, decode_page, encode_page, page_name
 from mypypi.redis_budget import goes_on
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class RedisCatalog:
     - `{prefix}:check:{ecosystem}:{key}` is a `FileCheck`, and `{prefix}:key:{ecosystem}:{link}` the key of a link;
       `{prefix}:checks:{ecosystem}` and `{prefix}:keys:{ecosystem}` are the sorted sets of their names.
     - `{prefix}:stored:{ecosystem}:{key}` is a stored file, in JSON; `{prefix}:link:{ecosystem}:{key}` its URL.
+    - `{prefix}:ranges:{ecosystem}:{origin}` says whether an origin answers ranges: yes or no.
     - `{prefix}:lease:{ecosystem}:{name}` is a lease, `{prefix}:pause:{ecosystem}:{name}` a back-off, both in JSON.
 
     A record that can't be parsed counts as missing, no matter which program wrote it: the page is fetched again.
@@ -90,7 +91,7 @@ class RedisCatalog:
 
     async def get_page(self, page: PageId) -> Page | None:
         """See `ICatalog.get_page`."""
-        reply = await self._client.call("HGETALL", self._key("page", _name(page)))
+        reply = await self._client.call("HGETALL", self._key("page", page_name(page)))
         if not reply:
             return None
         try:
@@ -102,7 +103,7 @@ class RedisCatalog:
 
     async def page_stamp(self, page: PageId) -> tuple[str, float] | None:
         """See `ICatalog.page_stamp`."""
-        reply = await self._client.call("HGET", self._key("page", _name(page)), "stamp")
+        reply = await self._client.call("HGET", self._key("page", page_name(page)), "stamp")
         try:
             stamp = None if reply is None else msgspec.json.decode(reply, type=Stamp)
         except msgspec.MsgspecError:
@@ -112,7 +113,7 @@ class RedisCatalog:
     @goes_on
     async def put_page(self, page: Page, indexed_links: tuple[str, ...] | None) -> None:
         """See `ICatalog.put_page`. Writes the links first, so that a visible page has all its links indexed."""
-        name = _name(page.id)
+        name = page_name(page.id)
         key, links = self._key("page", name), self._key("strays", name)
         new, old = f"{links}:new", f"{links}:old"
         await self._index(indexed_links or (), name, new)
@@ -137,7 +138,7 @@ class RedisCatalog:
     @goes_on
     async def touch_page(self, page: PageId, version: str, checked_at: float) -> None:
         """See `ICatalog.touch_page`."""
-        name, stamp = _name(page), msgspec.json.encode(Stamp(version, self._shared.to_shared(checked_at)))
+        name, stamp = page_name(page), msgspec.json.encode(Stamp(version, self._shared.to_shared(checked_at)))
         await self._client.call(
             "EVAL", scripts.TOUCH, 2, self._key("page", name), self._set("missing"),
             version, stamp, self._missing_kept, name, MOST_MISSING, self._key("page", ""),
@@ -145,7 +146,7 @@ class RedisCatalog:
 
     async def delete_page(self, page: PageId) -> None:
         """See `ICatalog.delete_page`."""
-        await self._client.call("DEL", self._key("page", _name(page)))
+        await self._client.call("DEL", self._key("page", page_name(page)))
 
     async def page_listing(self, link: str) -> PageId | None:
         """See `ICatalog.page_listing`."""
@@ -156,7 +157,7 @@ class RedisCatalog:
     async def withhold(self, page: PageId, link: str) -> None:
         """See `ICatalog.withhold`."""
         now = self._shared.seconds()
-        key = self._key("withheld", _name(page))
+        key = self._key("withheld", page_name(page))
         await self._client.call(
             "EVAL", scripts.WITHHOLD, 1, key, repr(now), repr(now + _DAY), link, _DAY, MOST_WITHHELD
         )
@@ -164,7 +165,7 @@ class RedisCatalog:
     async def withheld(self, page: PageId) -> frozenset[str]:
         """See `ICatalog.withheld`."""
         now = self._shared.seconds()
-        key, after, latest = self._key("withheld", _name(page)), f"({now!r}", repr(now + _DAY + MOST_SKEW)
+        key, after, latest = self._key("withheld", page_name(page)), f"({now!r}", repr(now + _DAY + MOST_SKEW)
         reply = await self._client.call("ZRANGEBYSCORE", key, after, latest)
         return frozenset(link.decode() for link in reply)
 
@@ -258,6 +259,17 @@ class RedisCatalog:
         """See `ICatalog.release_lease`."""
         await self._client.call("EVAL", scripts.RELEASE_LEASE, 1, self._key("lease", name), owner)
 
+    async def answers_ranges(self, origin: str) -> bool | None:
+        """See `ICatalog.answers_ranges`."""
+        reply = await self._client.call("GET", self._key("ranges", origin))
+        return None if reply is None else bool(reply == b"yes")
+
+    @goes_on
+    async def put_answers_ranges(self, origin: str, answers: bool) -> None:  # noqa: FBT001 - it is the value
+        """See `ICatalog.put_answers_ranges`."""
+        answer, seconds = ("yes", 7 * _DAY) if answers else ("no", 3600)
+        await self._client.call("SET", self._key("ranges", origin), answer, "EX", seconds)
+
     async def pause(self, name: str) -> Pause | None:
         """See `ICatalog.pause`."""
         reply = await self._client.call("GET", self._key("pause", name))
@@ -293,8 +305,3 @@ class RedisCatalog:
 
     def _key(self, kind: str, name: str) -> str:
         return f"{self._prefix}:{kind}:{self._ecosystem}:{name}"
-
-
-def _name(page: PageId) -> str:
-    """Return a page's name for keys and values. Its parts are percent-encoded, so that it can be parsed again."""
-    return "/".join(quote(part, safe="@+!~") for part in (page.kind, page.project, page.version)).rstrip("/")

@@ -5,6 +5,8 @@ Knows JSON. Must never know Redis, or when a record is written.
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 import msgspec
 from attrs import frozen
 
@@ -41,6 +43,7 @@ class _Meta:
     missing: bool
     forms: tuple[_FormMeta, ...]
     refusal: tuple[int, str] | None = None
+    extracts: bool = False
 
 
 @frozen
@@ -71,11 +74,25 @@ class PauseRecord:
     seconds: float = 75.0  # pauses of earlier versions, where upstream told no other length
 
 
+def page_name(page: PageId) -> str:
+    """Return a page's name for keys and values. Its parts are percent-encoded, so that it can be parsed again."""
+    return "/".join(quote(part, safe="@+!~") for part in (page.kind, page.project, page.version)).rstrip("/")
+
+
 def encode_page(page: Page) -> list[str | bytes]:
     """Return the fields of a page's hash, and their values."""
     forms = tuple(_FormMeta(name, f.media_type, f.etag, f.size, f.based) for name, f in page.forms.items())
     refusal = None if page.refusal is None else (page.refusal.status, page.refusal.reason)
-    meta = _Meta(page.upstream_etag, page.upstream_modified, page.modified, page.source, page.missing, forms, refusal)
+    meta = _Meta(
+        page.upstream_etag,
+        page.upstream_modified,
+        page.modified,
+        page.source,
+        page.missing,
+        forms,
+        refusal,
+        page.extracts,
+    )
     stamp = Stamp(page.version, page.checked_at)
     fields: list[str | bytes] = ["stamp", msgspec.json.encode(stamp), "meta", msgspec.json.encode(meta)]
     for name, form in page.forms.items():
@@ -100,6 +117,7 @@ def decode_page(page: PageId, fields: dict[bytes, bytes]) -> Page:
         source=meta.source,
         version=stamp.version,
         refusal=_refusal(meta),
+        extracts=meta.extracts,
     )
 
 

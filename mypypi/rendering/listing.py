@@ -15,8 +15,11 @@ from attrs import field, frozen
 
 from mypypi.model import PackageFile
 
-#: Link, URL unless the link tells it, digests, size, and the key unless it is the link.
-_DECODER = msgspec.msgpack.Decoder(tuple[str, str, str, int | None, str])
+#: Link, URL unless the link tells it, digests, size, the key unless it is the link, and whether it is the metadata in a
+#: wheel: digests and size are those of the wheel then.
+_DECODER = msgspec.msgpack.Decoder(tuple[str, str, str, int | None, str, bool])
+#: What comes after a wheel's name in that of its metadata (PEP 658).
+_METADATA = ".metadata"
 #: How many files `Listing.named` looks at, so that a page with many of one name does not block the reactor.
 _MOST_NAMED = 100
 
@@ -85,14 +88,20 @@ def _hash(link: str) -> int:
 
 
 def _unpack(record: bytes) -> PackageFile:
-    link, url, digests, size, key = _DECODER.decode(record)
-    return PackageFile.of(link, url or _url_in(link), digests, size, key or link)
+    link, url, digests, size, key, is_in_wheel = _DECODER.decode(record)
+    url, key = url or _url_in(link), key or link
+    if not is_in_wheel:
+        return PackageFile.of(link, url, digests, size, key)
+    names = [name.removesuffix(_METADATA) for name in (link, url, key)]
+    wheel = PackageFile.of(names[0], names[1], digests, size, names[2])
+    return PackageFile(link, url, key=key, wheel=wheel)
 
 
 def _pack(file: PackageFile) -> bytes:
     key = "" if file.key == file.link else file.key
     url = "" if file.url == _url_in(file.link) else file.url
-    return msgspec.msgpack.encode((file.link, url, file.digest_text, file.size, key))
+    checked = file.wheel or file
+    return msgspec.msgpack.encode((file.link, url, checked.digest_text, checked.size, key, file.wheel is not None))
 
 
 def _url_in(link: str) -> str:

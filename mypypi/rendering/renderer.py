@@ -1,17 +1,18 @@
-"""Renders pages of one index, reads their listings, and makes forms for one address, all in render processes.
+"""Renders pages of one index, makes forms for one address, reads listings and wheels, all in render processes.
 
 Knows which task each of these is. Must never know upstream, the catalog, or clients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from attrs import frozen
 from twisted.internet.defer import Deferred
 
-from mypypi.model import Form, PageId, Part, SourceDocument
+from mypypi.byte_range import ByteRange
+from mypypi.model import Form, PageId, PageRules, Part, SourceDocument
 from mypypi.rendering.listing import Listing
 from mypypi.rendering.parts import PartIndex
 from mypypi.rendering.tasks import (
@@ -21,6 +22,8 @@ from mypypi.rendering.tasks import (
     PartsTask,
     RenderTask,
     Task,
+    WheelAnswer,
+    WheelTask,
     decode_result,
     encode_task,
 )
@@ -41,11 +44,9 @@ class Renderer:
     run: Callable[[bytes], Deferred[bytes]]
     strict: bool = False
 
-    async def render(
-        self, page: PageId, source: SourceDocument, withheld: frozenset[str], known: str = ""
-    ) -> CompressedPage:
-        """Render the page, without the links in `withheld`. It has no forms if its digest is `known`."""
-        rendered: CompressedPage = await self._do(RenderTask(page, source, withheld, known, self.strict))
+    async def render(self, page: PageId, source: SourceDocument, rules: PageRules, known: str = "") -> CompressedPage:
+        """Render the page by these rules. It has no forms if its digest is `known`."""
+        rendered: CompressedPage = await self._do(RenderTask(page, source, rules, known, self.strict))
         return rendered
 
     async def listing(self, page: PageId, name: str, form: Form) -> Listing:
@@ -62,6 +63,13 @@ class Renderer:
         """Make a form with `base` as the address in its links if given, or of a part of it. Raises NotFound."""
         derived: Form = await self._do(DeriveTask(form, base, part))
         return derived
+
+    async def wheel_metadata(self, filename: str, total: int, parts: Sequence[tuple[int, bytes]]) -> bytes | ByteRange:
+        """Read the metadata out of parts of a wheel, or return the range that is needed, too. See `metadata_in`."""
+        answer: WheelAnswer = await self._do(WheelTask(filename, total, tuple(parts)))
+        found = answer.metadata if answer.metadata is not None else answer.wanted
+        assert found is not None
+        return found
 
     async def _do(self, task: Task) -> Any:
         return decode_result(task, await self.run(encode_task(self.package_type, self.upstream_url, task)))

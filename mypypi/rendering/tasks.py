@@ -1,4 +1,4 @@
-"""The work of a render process: decompress, parse, render, compress, and read listings. Pure functions of bytes.
+"""The work of a render process: decompress, parse, render, compress, read listings and wheels. Pure functions of bytes.
 
 Knows `IEcosystem` and gzip. Must never know processes, or where a page is kept.
 """
@@ -15,14 +15,17 @@ import msgspec
 from attrs import Factory, evolve, frozen
 from isal import isal_zlib
 
+from mypypi.byte_range import ByteRange
 from mypypi.ecosystems import ECOSYSTEMS
+from mypypi.ecosystems.wheels import metadata_in
 from mypypi.errors import BadUpstreamResponse, MyPyPiError, error_from
 from mypypi.gunzip import GzipError, TooMuch, gunzip
 from mypypi.interfaces import IEcosystem
-from mypypi.model import BASE_PLACEHOLDER, Form, PageId, Part, RenderedForm, SourceDocument
+from mypypi.model import Form, PageId, PageRules, Part, RenderedForm, SourceDocument
 from mypypi.pieces import GZIP
+from mypypi.rendering.forms import compress, compressed, derived, gzip
 from mypypi.rendering.listing import Listing
-from mypypi.rendering.parts import LEVEL, PartIndex, compress_in_blocks
+from mypypi.rendering.parts import PartIndex, compress_in_blocks
 
 #: Bytes of the largest page, after decompression. PyPI's list of all projects has 40 MB.
 LARGEST_PAGE = 128 * 1024 * 1024
@@ -55,6 +58,8 @@ class CompressedPage:
     modified: str = ""
     is_doubtful: bool = False
     notes: tuple[str, ...] = ()
+    extracts: tuple[str, ...] = ()
+    untried: tuple[str, ...] = ()
 
 
 @frozen
@@ -63,7 +68,7 @@ class RenderTask:
 
     page: PageId
     source: SourceDocument
-    withheld: frozenset[str] = frozenset()
+    rules: PageRules = Factory(PageRules)
     known: str = ""
     strict: bool = False
 
@@ -99,7 +104,24 @@ class DeriveTask:
     part: Part | None = None
 
 
-Task = RenderTask | ListingTask | PartsTask | DeriveTask
+@frozen
+class WheelTask:
+    """Read the metadata out of parts of the wheel with this name (see `metadata_in`)."""
+
+    filename: str
+    total: int
+    parts: tuple[tuple[int, bytes], ...]
+
+
+@frozen
+class WheelAnswer:
+    """The metadata, or else the range of the wheel that is needed to read it."""
+
+    metadata: bytes | None = None
+    wanted: ByteRange | None = None
+
+
+Task = RenderTask | ListingTask | PartsTask | DeriveTask | WheelTask
 
 
 class _Understated(Exception):
@@ -139,6 +161,8 @@ def is_large(encoded: bytes) -> bool:
 
 
 def _work(task: Task) -> int:
+    if isinstance(task, WheelTask):
+        return sum(len(part) for _, part in task.parts)
     if not isinstance(task, RenderTask):
         return task.form.size
     body = task.source.body
@@ -180,19 +204,29 @@ def _render(package_type: str, upstream_url: str, task: RenderTask) -> Compresse
     if digest == task.known:
         return CompressedPage(digest)
     ecosystem = ECOSYSTEMS[package_type](upstream_url, strict=task.strict)
-    page = ecosystem.render(task.page, source, task.withheld)
+    page = ecosystem.render(task.page, source, task.rules)
     forms = {}
     for name, form in page.forms.items():
         parts = ecosystem.parts(task.page, name, form.body)
         body, starts = (gzip(form.body), ()) if parts is None else compress_in_blocks(form.body)
-        forms[name] = _compressed(form, body)
+        forms[name] = compressed(form, body)
         if parts is not None:
             forms[PARTS] = compress(RenderedForm(_INDEX_TYPE, PartIndex.of(parts, starts).encode()))
     name_of_listing = ecosystem.listing_form(task.page, page.forms)
     listing = Listing()
     if name_of_listing is not None and name_of_listing in page.forms:
         listing = _listing(ecosystem, task.page, name_of_listing, page.forms[name_of_listing].body)
-    return CompressedPage(digest, forms, listing, page.indexed_links, page.modified, page.is_doubtful, page.notes)
+    return CompressedPage(
+        digest,
+        forms,
+        listing,
+        page.indexed_links,
+        page.modified,
+        page.is_doubtful,
+        page.notes,
+        page.extracts,
+        page.untried,
+    )
 
 
 def _list(package_type: str, upstream_url: str, task: ListingTask) -> Listing:
@@ -218,17 +252,9 @@ def _derive(package_type: str, upstream_url: str, task: DeriveTask) -> Form:
     return derived(task.form, body, task.base, task.part)
 
 
-def derived(form: Form, body: bytes, base: str, part: Part | None) -> Form:
-    """Return the form with this body, of a form or its `part`, with `base` as the address in its links if given."""
-    if form.based and base:
-        body = body.replace(BASE_PLACEHOLDER, base.encode())
-    etag = derived_etag(form, base, part)
-    return evolve(form, etag=etag, size=len(body), body=gzip(body), based=form.based and not base)
-
-
-def derived_etag(form: Form, base: str, part: Part | None) -> str:
-    """Return the etag of what is derived from a form. It is known without the body."""
-    return hashlib.sha256(f"{form.etag} {base} {part or ''}".encode(errors="surrogatepass")).hexdigest()[:32]
+def _read_wheel(_package_type: str, _upstream_url: str, task: WheelTask) -> WheelAnswer:
+    found = metadata_in(task.filename, task.total, task.parts)
+    return WheelAnswer(metadata=found) if isinstance(found, bytes) else WheelAnswer(wanted=found)
 
 
 #: Each kind of task with its result and the function that does it.
@@ -237,26 +263,8 @@ _TASKS: dict[str, tuple[Any, Any, Callable[[str, str, Any], object]]] = {
     "ListingTask": (ListingTask, Listing, _list),
     "PartsTask": (PartsTask, PartIndex, _index_parts),
     "DeriveTask": (DeriveTask, Form, _derive),
+    "WheelTask": (WheelTask, WheelAnswer, _read_wheel),
 }
-
-
-def compress(rendered: RenderedForm) -> Form:
-    """
-    Compress a form. Its etag is made from the identity bytes alone.
-
-    So every host that renders the same page makes the same etag.
-    """
-    return _compressed(rendered, gzip(rendered.body))
-
-
-def _compressed(rendered: RenderedForm, body: bytes) -> Form:
-    etag = hashlib.sha256(rendered.body).hexdigest()[:32]
-    return Form(rendered.media_type, etag, len(rendered.body), body, rendered.based)
-
-
-def gzip(data: bytes) -> bytes:
-    """Compress data into the gzip format (RFC 1952), without a time: the same data gives the same bytes."""
-    return isal_zlib.compress(data, LEVEL, GZIP)
 
 
 def _decompressed(source: SourceDocument, most: int) -> SourceDocument:

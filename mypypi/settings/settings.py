@@ -234,6 +234,9 @@ class Settings:
         "How clients get a file that is not cached yet: ``stream`` sends it while it arrives, ``redirect`` sends them "
         "to upstream while a worker fetches it.",
     )
+    core_metadata: bool = _setting(
+        "true", BOOLEAN, "Offer the metadata of wheels (PEP 658) where upstream's pages do not: it is read out of them."
+    )
     strict_wait: int = _setting(
         "10",
         number("a whole number of seconds", 1, 14),  # pip and poetry time out after 15 s without a byte

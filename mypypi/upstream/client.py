@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from attrs import evolve
 from twisted.web.iweb import IAgent, IResponse
 
+from mypypi.byte_range import ByteRange
 from mypypi.errors import NotFound, UpstreamDown, UpstreamPaused
-from mypypi.model import ByteRange, PageRequest, SourceDocument
+from mypypi.model import PageRequest, SourceDocument
 from mypypi.observability import metrics
 from mypypi.upstream.backoff import PATIENCE
 from mypypi.upstream.bodies import BodyCollector

@@ -13,9 +13,10 @@ from twisted.internet.protocol import Protocol
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
+from mypypi.byte_range import ByteRange
 from mypypi.dates import parse_date
 from mypypi.errors import UpstreamDown
-from mypypi.model import ByteRange, SourceDocument
+from mypypi.model import SourceDocument
 from mypypi.upstream.agent import RAW_ENCODING
 from mypypi.upstream.bodies import RefusedBody
 

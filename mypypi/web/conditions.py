@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 from werkzeug.http import parse_etags
 
+from mypypi.byte_range import ByteRange
 from mypypi.errors import BadRequest, MyPyPiError
-from mypypi.model import ByteRange
 
 #: An entity-tag (RFC 9110, section 8.8.3), and a list of them.
 _ETAG = r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"'

@@ -156,14 +156,15 @@ def _wanted(request: Request, client: str, unreadable: StorageDown | None) -> Fi
 
 
 def _answer_range(request: Request, found: RangeContent) -> bytes:
-    """Answer with a range that is not checked: it has no ETag, and is not kept."""
+    """Answer with bytes that are not checked: they have no ETag, and are not kept."""
     request.setHeader(b"cache-status", b"MyPyPi; fwd=partial")
     if not found.content:
         return _unsatisfiable(request, Unsatisfiable(found.total))
     _describe(request, None, immutable=False)
     stop = found.start + len(found.content)
-    request.setResponseCode(206)
-    request.setHeader(b"content-range", b"bytes %d-%d/%d" % (found.start, stop - 1, found.total))
+    if (found.start, stop) != (0, found.total):
+        request.setResponseCode(206)
+        request.setHeader(b"content-range", b"bytes %d-%d/%d" % (found.start, stop - 1, found.total))
     request.setHeader(b"content-length", b"%d" % len(found.content))
     return found.content
 

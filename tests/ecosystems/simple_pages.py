@@ -12,7 +12,7 @@ from pip._internal.index.collector import IndexContent, parse_links
 from pip._internal.models.link import Link
 
 from mypypi.ecosystems.pypi import PyPI
-from mypypi.model import BASE_PLACEHOLDER, PageId, RenderedForm, RenderedPage, SourceDocument
+from mypypi.model import BASE_PLACEHOLDER, PageId, PageRules, RenderedForm, RenderedPage, SourceDocument
 
 SIMPLE_JSON = "application/vnd.pypi.simple.v1+json"
 SIMPLE_HTML = "application/vnd.pypi.simple.v1+html"
@@ -46,7 +46,7 @@ def render(
         body = document.encode()
     else:
         body = document if isinstance(document, bytes) else json.dumps(document).encode()
-    return pypi.render(page, SourceDocument(body, content_type, url), withheld)
+    return pypi.render(page, SourceDocument(body, content_type, url), PageRules(withheld))
 
 
 def project(*files: object, **fields: object) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 from mypypi.ecosystems.npm import NPM
 from mypypi.ecosystems.simple_html_reader import MOST_LINKS
 from mypypi.errors import BadUpstreamResponse
-from mypypi.model import PageId, RenderedPage, SourceDocument
+from mypypi.model import PageId, PageRules, RenderedPage, SourceDocument
 from tests.ecosystems.simple_pages import (
     PROJECT,
     ROOT,
@@ -152,7 +152,7 @@ def render_packument(body: str | bytes) -> RenderedPage:
     encoded = body.encode() if isinstance(body, str) else body
     source = SourceDocument(encoded, "application/json", "https://registry.example/thing")
     with limited_time():
-        return NPM("https://registry.example").render(PACKUMENT, source, frozenset())
+        return NPM("https://registry.example").render(PACKUMENT, source, PageRules())
 
 
 class TestHtml:
@@ -234,7 +234,7 @@ class TestJson:
             with pytest.raises(BadUpstreamResponse, match="nested too deeply"):
                 render_packument(f'{{"name":"thing",{place.format(deep)}}}')
         with limited_time(), pytest.raises(BadUpstreamResponse, match="nested too deeply"):
-            NPM("").render(PageId("keys"), SourceDocument(f'{{"keys":{deep}}}'.encode(), "", ""), frozenset())
+            NPM("").render(PageId("keys"), SourceDocument(f'{{"keys":{deep}}}'.encode(), "", ""), PageRules())
 
     @pytest.mark.parametrize("large", LARGE_VALUES.values(), ids=LARGE_VALUES)
     @pytest.mark.parametrize("field", ['"x":{}', '"meta":{{"x":{}}}'])

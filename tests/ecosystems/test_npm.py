@@ -19,7 +19,7 @@ from mypypi.ecosystems.npm import NPM, check_name
 from mypypi.ecosystems.packument_parts import dist_tags, manifest
 from mypypi.errors import BadRequest, BadUpstreamResponse, NotFound
 from mypypi.interfaces import IEcosystem
-from mypypi.model import BASE_PLACEHOLDER, PackageFile, PageId, PageRequest, RenderedPage, SourceDocument
+from mypypi.model import BASE_PLACEHOLDER, PackageFile, PageId, PageRequest, PageRules, RenderedPage, SourceDocument
 
 BASE = BASE_PLACEHOLDER.decode()
 REGISTRY = "https://registry.example"
@@ -35,7 +35,7 @@ def render(document: object, name: str = "thing", url: str = "") -> RenderedPage
         body = document.encode()
     else:
         body = document if isinstance(document, bytes) else json.dumps(document).encode()
-    return npm.render(PageId("packument", name), SourceDocument(body, FULL, url or f"{REGISTRY}/{name}"), frozenset())
+    return npm.render(PageId("packument", name), SourceDocument(body, FULL, url or f"{REGISTRY}/{name}"), PageRules())
 
 
 def packument(*versions: dict[str, Any], name: str = "thing", **fields: Any) -> dict[str, Any]:
@@ -563,7 +563,7 @@ class TestOtherPages:
     def test_other_pages_are_passed_on_unchanged(self, page: PageId) -> None:
         """Signed documents are passed on unchanged, and list no files."""
         body = b'{ "keys" : [ {"keyid":"SHA256:x", "key":"\\/"} ] }'
-        rendered = npm.render(page, SourceDocument(body, FULL, f"{REGISTRY}/-/npm/v1/keys"), frozenset())
+        rendered = npm.render(page, SourceDocument(body, FULL, f"{REGISTRY}/-/npm/v1/keys"), PageRules())
         assert {name: (each.body, each.based) for name, each in rendered.forms.items()} == {"full": (body, False)}
         assert (npm.listing_form(page, ["full"]), rendered.modified) == (None, "")
 
@@ -571,7 +571,7 @@ class TestOtherPages:
     def test_a_body_that_is_not_an_object_is_refused(self, body: bytes) -> None:
         """A body that is not a JSON object is refused. It is neither stored nor shown."""
         with pytest.raises(BadUpstreamResponse):
-            npm.render(PageId("keys"), SourceDocument(body, FULL, REGISTRY), frozenset())
+            npm.render(PageId("keys"), SourceDocument(body, FULL, REGISTRY), PageRules())
 
 
 class TestRequestedLinks:

@@ -13,7 +13,7 @@ import pytest
 
 from mypypi.ecosystems.npm import FULL, NPM
 from mypypi.errors import BadUpstreamResponse
-from mypypi.model import PageId, RenderedPage, SourceDocument
+from mypypi.model import PageId, PageRules, RenderedPage, SourceDocument
 from tests.ecosystems.simple_pages import (
     ROOT,
     SIMPLE_HTML,
@@ -43,7 +43,7 @@ def packument(**fields: object) -> bytes:
 
 def render_packument(body: bytes, content_type: str = FULL) -> RenderedPage:
     return npm.render(
-        PageId("packument", "holy"), SourceDocument(body, content_type, "https://registry.example/holy"), frozenset()
+        PageId("packument", "holy"), SourceDocument(body, content_type, "https://registry.example/holy"), PageRules()
     )
 
 
@@ -156,7 +156,7 @@ class TestNpmJson:
         assert all(form.body.startswith((b"{", b"[")) for form in rendered.forms.values())
         for kind, page in (("keys", ""), ("attestations", "holy@1.0.0")):
             source = SourceDocument(BOM_UTF8 + b'{"keys":[]}', FULL, "https://registry.example/x")
-            assert npm.render(PageId(kind, page), source, frozenset()).forms["full"].body == b'{"keys":[]}'
+            assert npm.render(PageId(kind, page), source, PageRules()).forms["full"].body == b'{"keys":[]}'
 
     @pytest.mark.parametrize("written", [b"\xe9", b"\\ud800", b"\x7f"])
     @pytest.mark.parametrize("field", ["readme", "time", "dist-tags"])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mypypi.ecosystems.npm import NPM
 from mypypi.ecosystems.packument_parts import dist_tags, manifest
 from mypypi.errors import BadUpstreamResponse, NotFound
-from mypypi.model import BASE_PLACEHOLDER, PageId, RenderedPage, SourceDocument
+from mypypi.model import BASE_PLACEHOLDER, PageId, PageRules, RenderedPage, SourceDocument
 from tests.ecosystems.json_values import anything
 
 BASE = BASE_PLACEHOLDER.decode()
@@ -52,7 +52,7 @@ ODD_VERSIONS: tuple[Any, ...] = ([], "x", 5, True)
 
 def render(document: object) -> RenderedPage:
     body = document if isinstance(document, bytes) else json.dumps(document).encode()
-    return npm.render(PAGE, SourceDocument(body, "application/json", f"{REGISTRY}/thing"), frozenset())
+    return npm.render(PAGE, SourceDocument(body, "application/json", f"{REGISTRY}/thing"), PageRules())
 
 
 def version(number: str = "1.0.0", **fields: Any) -> dict[str, Any]:

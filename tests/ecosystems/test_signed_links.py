@@ -12,7 +12,7 @@ import pytest
 from mypypi.digests import Digest
 from mypypi.ecosystems.npm import NPM
 from mypypi.ecosystems.pypi import PyPI
-from mypypi.model import BASE_PLACEHOLDER, PackageFile, PageId, RenderedPage, SourceDocument
+from mypypi.model import BASE_PLACEHOLDER, PackageFile, PageId, PageRules, RenderedPage, SourceDocument
 from mypypi.rendering.listing import Listing
 from tests.ecosystems.simple_pages import OTHER_SHA256, SHA256, as_html
 
@@ -28,7 +28,7 @@ INTEGRITY = f"sha512-{base64.b64encode(SHA512).decode()}"
 def pypi(*files: dict[str, Any], strict: bool = False) -> RenderedPage:
     body = json.dumps({"meta": {"api-version": "1.0"}, "name": "thing", "files": files}).encode()
     source = SourceDocument(body, "application/vnd.pypi.simple.v1+json", "https://index.example/simple/thing/")
-    return PyPI("https://index.example", strict=strict).render(PROJECT, source, frozenset())
+    return PyPI("https://index.example", strict=strict).render(PROJECT, source, PageRules())
 
 
 def file(url: str = URL, **fields: Any) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def npm(*tarballs: str, strict: bool = False, **dist: Any) -> RenderedPage:
     source = SourceDocument(
         json.dumps({"name": "thing", "versions": versions}).encode(), "", "https://npm.example/thing"
     )
-    return NPM("https://npm.example", strict=strict).render(PACKUMENT, source, frozenset())
+    return NPM("https://npm.example", strict=strict).render(PACKUMENT, source, PageRules())
 
 
 def tarballs_of(rendered: RenderedPage) -> dict[str, PackageFile]:
@@ -117,7 +117,7 @@ class TestPython:
             }
         )
         source = SourceDocument(body.encode(), "application/json", "https://index.example/pypi/thing/json")
-        rendered = PyPI("https://index.example").render(PageId("json", "thing"), source, frozenset())
+        rendered = PyPI("https://index.example").render(PageId("json", "thing"), source, PageRules())
         (served,) = json.loads(rendered.forms["json"].body)["urls"]
         assert served["url"] == f"{BASE_PLACEHOLDER.decode()}/file/{LINK}"
 

@@ -9,7 +9,7 @@ from html import escape
 import pytest
 
 from mypypi.ecosystems.pypi import PyPI
-from mypypi.model import PackageFile, PageId, RenderedPage, SourceDocument
+from mypypi.model import PackageFile, PageId, PageRules, RenderedPage, SourceDocument
 from tests.ecosystems.simple_pages import (
     HERE,
     OTHER_SHA256,
@@ -91,7 +91,7 @@ class TestProvenance:
             SIMPLE_JSON,
             "https://x.example/",
         )
-        rendered = PyPI("https://index.example", strict=True).render(PROJECT, source, frozenset())
+        rendered = PyPI("https://index.example", strict=True).render(PROJECT, source, PageRules())
         assert only_file(rendered)["provenance"] is None
         assert rendered.notes == ("1 links to provenance that can't be served from here were left out",)
 

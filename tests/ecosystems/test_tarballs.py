@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mypypi.ecosystems import tarballs
 from mypypi.ecosystems.npm import NPM
-from mypypi.model import BASE_PLACEHOLDER, PageId, RenderedPage, SourceDocument
+from mypypi.model import BASE_PLACEHOLDER, PageId, PageRules, RenderedPage, SourceDocument
 
 HOST = "https://registry.example"
 BASE = BASE_PLACEHOLDER.decode()
@@ -34,7 +34,7 @@ def packument(count: int = 3, name: str = "thing", **fields: Any) -> dict[str, A
 
 def render(body: bytes, name: str = "thing") -> RenderedPage:
     source = SourceDocument(body, "application/json", f"{HOST}/{name}")
-    return NPM(HOST).render(PageId("packument", name), source, frozenset())
+    return NPM(HOST).render(PageId("packument", name), source, PageRules())
 
 
 def render_slowly(body: bytes, name: str = "thing") -> RenderedPage:

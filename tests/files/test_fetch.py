@@ -33,7 +33,7 @@ from mypypi.errors import (
 )
 from mypypi.files.content import HELD_BACK, Content
 from mypypi.files.drafts import Draft, Drafts, State
-from mypypi.files.fetch import FetchTools
+from mypypi.files.fetch_tools import FetchTools
 from mypypi.files.fetches import Fetches
 from mypypi.files.receiver import BACKLOG
 from mypypi.files.resuming import FRUITLESS

@@ -28,7 +28,7 @@ from twisted.logger import LogEvent
 
 from mypypi.ecosystems import ECOSYSTEMS
 from mypypi.errors import MyPyPiError
-from mypypi.model import PageId, SourceDocument
+from mypypi.model import PageId, PageRules, SourceDocument
 from mypypi.rendering.tasks import RenderTask, encode_task, perform
 from tests.fuzz import inputs
 from tests.fuzz.inputs import PROJECT, SDIST, TARBALL, WHEEL, RawRequest, RawResponse
@@ -231,7 +231,7 @@ _SOURCES = {
 
 
 def check_rendering(
-    package_type: str, page: PageId, body: bytes, content_type: str, withheld: frozenset[str] = frozenset()
+    package_type: str, page: PageId, body: bytes, content_type: str, rules: PageRules | None = None
 ) -> None:
     """
     Render the page and list its files.
@@ -241,11 +241,11 @@ def check_rendering(
     ecosystem = ECOSYSTEMS[package_type](UPSTREAM)
     source = SourceDocument(body, content_type, f"{UPSTREAM}/simple/{PROJECT}/")
     try:
-        rendered = ecosystem.render(page, source, withheld)
+        rendered = ecosystem.render(page, source, rules or PageRules())
     except MyPyPiError:
         event("refused")
         return
-    perform(encode_task(package_type, UPSTREAM, RenderTask(page, source, withheld)))
+    perform(encode_task(package_type, UPSTREAM, RenderTask(page, source, rules or PageRules())))
     name = ecosystem.listing_form(page, rendered.forms)
     if name is None:
         return

@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 
 from mypypi.ecosystems import ECOSYSTEMS
 from mypypi.errors import NotFound, TemporarilyUnavailable
-from mypypi.model import BASE_PLACEHOLDER, Form, Page, PageId, Part
+from mypypi.model import BASE_PLACEHOLDER, Form, Page, PageId, PageRules, Part
 from mypypi.pages.client_turns import MOST_AT_ONCE, MOST_WAITING, ClientTurns
 from mypypi.pages.derived import LARGEST_CUT, DerivedForms, Wanted
 from mypypi.pages.known_bases import IDLE, MOST_BASES, MOST_OF_CLIENT, KnownBases
@@ -116,7 +116,7 @@ class DerivedFormsTest(MemoryTestCase):
         self.page = self.rendered(PACKUMENT)
 
     def rendered(self, packument: bytes) -> Page:
-        page = self.now(self.renderer.render(THING, document(packument, "application/json"), frozenset()))
+        page = self.now(self.renderer.render(THING, document(packument, "application/json"), PageRules()))
         self.tasks.clear()
         return Page(THING, 0.0, page.forms)
 

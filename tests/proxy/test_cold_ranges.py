@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.internet.defer import Deferred
 
-from mypypi.model import ByteRange
+from mypypi.byte_range import ByteRange
 from mypypi.proxy.answers import FileAnswer, FileRequest, LocalContent, RangeContent
 from tests.proxy.test_proxy import DATA, FILE, LINK, SIZE, ProxyTestCase
 

@@ -15,9 +15,10 @@ from mypypi.ecosystems.pypi import PyPI
 from mypypi.errors import DigestMismatch, NotFound, StillFetching, StorageDown, UpstreamDown, UpstreamRefused
 from mypypi.files.content import HELD_BACK, Content
 from mypypi.files.drafts import Drafts
-from mypypi.files.fetch import FetchTools
+from mypypi.files.fetch_tools import FetchTools
 from mypypi.files.fetches import Fetches
 from mypypi.files.room import Room
+from mypypi.files.wheel_metadata import WheelMetadata
 from mypypi.model import PageId
 from mypypi.pages.fleet import PAGE_LEASE
 from mypypi.pages.memory_cache import MemoryCache
@@ -27,11 +28,13 @@ from mypypi.proxy.cold_files import ColdFilePolicy, ColdFiles
 from mypypi.proxy.cold_ranges import ColdRanges
 from mypypi.proxy.file_checks import FileChecks
 from mypypi.proxy.proxy import Proxy
+from mypypi.proxy.wheel_checks import WheelChecks
 from mypypi.redis.leases import Leases
 from mypypi.rendering.renderer import Renderer
 from mypypi.storage.disk import DiskStorage
 from mypypi.upstream.backoff import Backoff
 from mypypi.upstream.client import Upstream
+from mypypi.upstream.range_support import RangeSupport
 from mypypi.upstream.requester import Credentials
 from mypypi.worker.jobs import file_of
 from tests.support.fakes import MemoryCatalog, MemoryQueue
@@ -70,6 +73,7 @@ class ProxyTestCase(MemoryTestCase):
     cold_files = ColdFilePolicy()
     credentials: Credentials | None = None
     url = URL
+    reads_wheels = False
 
     def setUp(self) -> None:
         super().setUp()
@@ -92,13 +96,18 @@ class ProxyTestCase(MemoryTestCase):
         self.addCleanup(room.close)
         self.drafts = Drafts(self.root / "drafts", room)
         leases, backoff = Leases(self.catalog, "disk", self.clock), Backoff(self.catalog, self.clock)
-        tools = FetchTools(upstream, self.storage, threads, self.clock, leases, backoff, self.catalog)
+        renderer = Renderer("pypi", self.url, render_at_once)
+        self.ranges = RangeSupport(upstream, self.catalog, self.clock)
+        wheels = WheelMetadata(self.ranges, self.storage, threads, renderer.wheel_metadata)
+        tools = FetchTools(
+            upstream, self.storage, threads, self.clock, leases, backoff, self.catalog, decoding=threads, wheels=wheels
+        )
         self.fetches = Fetches(tools, self.drafts)
         self.pages = PageCache(
             ecosystem,
             self.catalog,
             upstream,
-            Renderer("pypi", self.url, render_at_once),
+            renderer,
             self.clock,
             Leases(self.catalog, str(next(self.processes)), self.clock, PAGE_LEASE),
             backoff,
@@ -107,12 +116,13 @@ class ProxyTestCase(MemoryTestCase):
             stale_after=3,
             memory=MemoryCache(100_000_000),
             threads=AtOnce(),
+            ranges=self.ranges if self.reads_wheels else None,
         )
         self.queue = MemoryQueue(self.clock)
-        ranges = ColdRanges(upstream, self.clock)
+        ranges = ColdRanges(upstream, self.ranges)
         self.cold = ColdFiles(self.cold_files, self.fetches, self.queue, upstream, self.clock, ranges)
         checks = FileChecks(self.catalog, upstream, self.clock)
-        return Proxy(ecosystem, self.pages, self.catalog, self.storage, self.cold, checks)
+        return Proxy(ecosystem, self.pages, self.catalog, self.storage, self.cold, checks, WheelChecks(wheels))
 
     def upstream_lists(self, *files: dict[str, object]) -> None:
         self.wire.reply(PAGE, 200, simple_page(*files), content_type="application/json")

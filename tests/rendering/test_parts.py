@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mypypi.model import UNKNOWN_SPAN, Part
+from mypypi.rendering.forms import gzip
 from mypypi.rendering.parts import BLOCK, PartIndex, compress_in_blocks
-from mypypi.rendering.tasks import gzip
 
 _RANDOM = random.Random(1)  # noqa: S311
 #: Three blocks and a bit: one that can't be compressed, one that is nothing but zeros, and a mixture.

@@ -16,8 +16,9 @@ import pytest
 
 from mypypi.errors import BadUpstreamResponse
 from mypypi.model import RenderedForm
+from mypypi.rendering.forms import compress
 from mypypi.rendering.process import MOST_MEMORY, RenderProcess, RenderProcessEnded
-from mypypi.rendering.tasks import DeriveTask, compress, decode_result, encode_task, perform
+from mypypi.rendering.tasks import DeriveTask, decode_result, encode_task, perform
 from tests.rendering.bombs import ENDLESS, JSON_OBJECTS
 from tests.rendering.processes import (
     HTML,

@@ -10,9 +10,10 @@ from twisted.internet.defer import Deferred, fail
 
 from mypypi.ecosystems import ECOSYSTEMS
 from mypypi.errors import BadUpstreamResponse, NotFound, TemporarilyUnavailable
-from mypypi.model import BASE_PLACEHOLDER, Form, PageId, Part, SourceDocument
+from mypypi.model import BASE_PLACEHOLDER, Form, PageId, PageRules, Part, SourceDocument
+from mypypi.rendering.forms import compress, gzip
 from mypypi.rendering.renderer import Renderer
-from mypypi.rendering.tasks import CompressedPage, compress, gzip
+from mypypi.rendering.tasks import CompressedPage
 from tests.rendering.processes import JSON, THING, URL, document
 from tests.support.memory import MemoryTestCase, render_at_once, simple_page
 
@@ -39,16 +40,16 @@ class RendererTest(MemoryTestCase):
         self.npm = Renderer("npm", URL, render_at_once)
 
     def render(self, source: SourceDocument, *withheld: str, known: str = "") -> CompressedPage:
-        return self.now(self.renderer.render(THING, source, frozenset(withheld), known))
+        return self.now(self.renderer.render(THING, source, PageRules(frozenset(withheld)), known))
 
     def packument(self) -> CompressedPage:
         body = json.dumps({"name": "thing", "dist-tags": {"latest": "2.0.0"}, "versions": VERSIONS}).encode()
-        return self.now(self.npm.render(PACKUMENT, document(body, "application/json"), frozenset()))
+        return self.now(self.npm.render(PACKUMENT, document(body, "application/json"), PageRules()))
 
     def test_a_page_is_rendered_as_its_ecosystem_renders_it(self) -> None:
         """A page has its ecosystem's forms, compressed, and everything else that the ecosystem says of it."""
         listed = source(file(LINK), file(STRAY), {"filename": "no url"})
-        expected = ECOSYSTEMS["pypi"](URL).render(THING, listed, frozenset())
+        expected = ECOSYSTEMS["pypi"](URL).render(THING, listed, PageRules())
         page = self.render(listed)
         assert page.forms == {name: compress(form) for name, form in expected.forms.items()}
         assert (page.indexed_links, page.modified) == (expected.indexed_links, expected.modified)
@@ -84,8 +85,8 @@ class RendererTest(MemoryTestCase):
         """The error has the words of the ecosystem."""
         broken = document(b"neither", "text/plain")
         with pytest.raises(BadUpstreamResponse) as expected:
-            ECOSYSTEMS["pypi"](URL).render(THING, broken, frozenset())
-        error = self.failing(self.renderer.render(THING, broken, frozenset()), BadUpstreamResponse)
+            ECOSYSTEMS["pypi"](URL).render(THING, broken, PageRules())
+        error = self.failing(self.renderer.render(THING, broken, PageRules()), BadUpstreamResponse)
         assert str(error) == str(expected.value)
 
     def test_a_listing_has_the_files_of_the_page(self) -> None:
@@ -131,9 +132,9 @@ class RendererTest(MemoryTestCase):
             return fail(TemporarilyUnavailable("too many pages wait", 7))
 
         renderer = Renderer("pypi", URL, refuse)
-        error = self.failing(renderer.render(THING, source(), frozenset()), TemporarilyUnavailable)
+        error = self.failing(renderer.render(THING, source(), PageRules()), TemporarilyUnavailable)
         assert (str(error), error.retry_after) == ("too many pages wait", 7)
 
     def test_pages_come_from_the_ecosystem_of_that_name(self) -> None:
         """A renderer has the ecosystem that it names, and no other."""
-        self.failing(Renderer("cargo", URL, render_at_once).render(THING, source(), frozenset()), KeyError)
+        self.failing(Renderer("cargo", URL, render_at_once).render(THING, source(), PageRules()), KeyError)

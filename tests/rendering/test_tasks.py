@@ -16,8 +16,9 @@ import pytest
 from mypypi.ecosystems.pypi import PyPI
 from mypypi.errors import BadUpstreamResponse, NotFound
 from mypypi.gunzip import MOST_MEMBERS, MOST_SWOLLEN
-from mypypi.model import Form, PackageFile, PageId, Part, RenderedForm, SourceDocument
+from mypypi.model import Form, PackageFile, PageId, PageRules, Part, RenderedForm, SourceDocument
 from mypypi.rendering import tasks
+from mypypi.rendering.forms import compress
 from mypypi.rendering.listing import Listing
 from mypypi.rendering.tasks import (
     LARGE,
@@ -28,7 +29,6 @@ from mypypi.rendering.tasks import (
     ListingTask,
     RenderTask,
     Task,
-    compress,
     decode_result,
     encode_task,
     perform,
@@ -65,7 +65,7 @@ class TestResults:
     def test_a_page_comes_back(self) -> None:
         """A render task returns the page with its forms, and the digest of upstream's decompressed bytes."""
         page = rendered(document(SMALL, encoding="gzip"))
-        expected = PyPI(URL).render(THING, document(SMALL), frozenset())
+        expected = PyPI(URL).render(THING, document(SMALL), PageRules())
         assert page.forms == {name: compress(form) for name, form in expected.forms.items()}
         assert page.source == hashlib.sha256(SMALL).hexdigest()
         assert page == rendered(document(SMALL))

@@ -57,6 +57,7 @@ class MemoryCatalog:
         self._keys_of_links: dict[str, str] = {}
         self._leases: dict[str, tuple[str, float, str]] = {}
         self._pauses: dict[str, tuple[Pause, float, float]] = {}
+        self._ranges: dict[str, bool] = {}
 
     async def get_page(self, page: PageId) -> Page | None:
         """See `ICatalog.get_page`."""
@@ -181,6 +182,16 @@ class MemoryCatalog:
         await self.check()
         if self._leases.get(name, ("", 0.0, ""))[0] == owner:
             del self._leases[name]
+
+    async def answers_ranges(self, origin: str) -> bool | None:
+        """See `ICatalog.answers_ranges`."""
+        await self.check()
+        return self._ranges.get(origin)
+
+    async def put_answers_ranges(self, origin: str, answers: bool) -> None:  # noqa: FBT001 - it is the value
+        """See `ICatalog.put_answers_ranges`."""
+        await self.check()
+        self._ranges[origin] = answers
 
     async def pause(self, name: str) -> Pause | None:
         """See `ICatalog.pause`."""
