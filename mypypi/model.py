@@ -5,7 +5,7 @@ Knows the syntax of URLs. Must never know I/O, Twisted, or any one ecosystem's f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -179,6 +179,12 @@ class RenderedForm:
     based: bool = False
 
 
+#: A file that a page lists: link, URL, digests as `PackageFile.digest_text` has them, size, and its metadata (PEP 658):
+#: None if there is none, `IN_WHEEL` if it is read out of the wheel, else its digests. Its key is the link.
+ListedRow = tuple[str, str, str, int | None, str | None]
+IN_WHEEL = "in wheel"
+
+
 @frozen
 class RenderedPage:
     """
@@ -188,7 +194,8 @@ class RenderedPage:
     catalog must index them. `modified` is the page's last change, an HTTP date; empty if unknown. With `is_doubtful`,
     the page lists nothing, and nothing says that it is a page of this kind. `notes` say what was left out of it.
     `extracts` are the origins of wheels whose metadata is advertised although upstream's page does not. `untried` are
-    URLs of wheels without metadata, one for each origin of which it is not known whether it answers ranges.
+    URLs of wheels without metadata, one for each origin of which it is not known whether it answers ranges. `rows` are
+    the files that the page lists, if they were at hand; otherwise, `IEcosystem.listing` reads them.
     """
 
     forms: Mapping[str, RenderedForm]
@@ -198,6 +205,7 @@ class RenderedPage:
     notes: tuple[str, ...] = ()
     extracts: tuple[str, ...] = ()
     untried: tuple[str, ...] = ()
+    rows: Sequence[ListedRow] = ()
 
 
 @frozen

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping
 from functools import partial
-from itertools import chain
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -17,6 +16,7 @@ import msgspec
 from zope.interface import implementer
 
 from mypypi.ecosystems import simple_html
+from mypypi.ecosystems.pypi_json import render_json
 from mypypi.ecosystems.pypi_names import is_file_of, normalise, projects_of
 from mypypi.ecosystems.pypi_releases import release, releases_in
 from mypypi.ecosystems.simple_fields import mend_file, mend_page
@@ -24,7 +24,6 @@ from mypypi.ecosystems.simple_html import Document
 from mypypi.ecosystems.simple_html_reader import CORE_METADATA, hashes_in
 from mypypi.ecosystems.simple_links import (
     TO_FILES,
-    TO_FILES_HERE,
     absolute_url,
     is_valid_file,
     is_web_url,
@@ -33,8 +32,15 @@ from mypypi.ecosystems.simple_links import (
     without_credentials,
 )
 from mypypi.ecosystems.simple_listing import listed_files, listed_rows, rows_of
-from mypypi.ecosystems.simple_page import check_name, content_type, decode_json, read_index, read_project
+from mypypi.ecosystems.simple_page import (
+    LONGEST_BASE,
+    SIMPLE_JSON,
+    content_type,
+    read_index,
+    read_project,
+)
 from mypypi.ecosystems.simple_side_files import EXTRACTED, offer_metadata, turn_provenance, withdraw
+from mypypi.ecosystems.usual_page import usual_page
 from mypypi.errors import BadRequest, BadUpstreamResponse, NotFound
 from mypypi.file_keys import key_from_segments, origin_in
 from mypypi.interfaces import IEcosystem
@@ -52,13 +58,12 @@ from mypypi.model import (
 
 __all__ = ["PyPI", "normalise"]
 
-_JSON = "application/vnd.pypi.simple.v1+json"
 _HTML = "text/html; charset=utf-8"
 _HTML_PART = Part("html")
 #: Origins for which a page may ask whether they answer ranges. Nearly all pages have one.
 _MOST_UNTRIED = 4
 #: JSON is preferred, since it has fields that HTML can't express.
-_ACCEPT = f"{_JSON}, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
+_ACCEPT = f"{SIMPLE_JSON}, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
 
 
 @implementer(IEcosystem)
@@ -100,7 +105,7 @@ class PyPI:
         renderers = {
             "root": _render_index,
             "simple": partial(_render_project, strict=self._strict),
-            "json": _render_json,
+            "json": render_json,
         }
         renderer = renderers[page.kind]
         try:
@@ -182,7 +187,7 @@ def _render_index(_page: PageId, source: SourceDocument, _rules: PageRules) -> R
     left_out = len(listed) - len(simple.document["projects"])
     notes = (f"{left_out} projects without a valid name were left out",) if left_out else ()
     forms = {
-        "json": RenderedForm(_JSON, msgspec.json.encode(simple.document)),
+        "json": RenderedForm(SIMPLE_JSON, msgspec.json.encode(simple.document)),
         "html": RenderedForm(_HTML, simple_html.write_index(simple.document)),
     }
     return RenderedPage(forms, is_doubtful=simple.is_doubtful, notes=notes)
@@ -196,6 +201,15 @@ def _is_valid_project(project: object) -> bool:
 
 
 def _render_project(page: PageId, source: SourceDocument, rules: PageRules, *, strict: bool) -> RenderedPage:
+    if len(source.url) <= LONGEST_BASE and content_type(source)[0] == "json":
+        usual = usual_page(page.project, rules, source.body)
+        if usual is not None:
+            return usual
+    return _render_mended(page, source, rules, strict=strict)
+
+
+def _render_mended(page: PageId, source: SourceDocument, rules: PageRules, *, strict: bool) -> RenderedPage:
+    """Render a project's page of any form."""
     base = without_credentials(source.url)
     simple = read_project(source, page.project, base)
     document = simple.document
@@ -233,7 +247,7 @@ def _render_project(page: PageId, source: SourceDocument, rules: PageRules, *, s
         indexed_links += [each for each in links if not is_file_of(each, page.project)]
     document["files"] = files
     based = any(file.get("provenance") for file in files)
-    forms = {"json": RenderedForm(_JSON, msgspec.json.encode(document), based)}
+    forms = {"json": RenderedForm(SIMPLE_JSON, msgspec.json.encode(document), based)}
     if urls:
         files_here = listed_files(page, forms["json"].body).values()
         forms["files"] = RenderedForm("application/json", msgspec.json.encode(rows_of(files_here, urls)))
@@ -267,35 +281,10 @@ def _usable(files: list[Any], base: str, odd: Counter[str]) -> Iterator[tuple[Do
             yield file, url
 
 
-def _is_web_file(file: Document, base: str) -> bool:
-    url = absolute_url(base, file["url"])
-    return url is None or is_web_url(url)
-
-
 def _unserved(what: str, *, strict: bool) -> str:
     if strict:
         return f"{what} that can't be served from here were left out"
     return f"{what} can't be served from here and keep upstream's address"
-
-
-def _render_json(page: PageId, source: SourceDocument, _rules: PageRules) -> RenderedPage:
-    document = decode_json(source, content_type(source)[1])
-    if not isinstance(document.get("info"), dict):
-        raise TypeError("it has no object 'info'")
-    check_name(document["info"].get("name"), page.project)
-    base = without_credentials(source.url)
-    releases = document.get("releases")
-    lists = [document.get("urls"), *(releases.values() if isinstance(releases, dict) else ())]
-    lists = [files for files in lists if isinstance(files, list)]
-    for files in lists:
-        files[:] = [file for file in files if not is_valid_file(file) or _is_web_file(file, base)]
-    listed = list(chain.from_iterable(lists))
-    named = named_by_path(listed, base)
-    for file in listed:
-        if is_valid_file(file) and (url := absolute_url(base, file["url"])) is not None:
-            served = link_and_path(url, named)
-            file["url"] = f"{TO_FILES_HERE}{served[1]}" if served else url
-    return RenderedPage({"json": RenderedForm("application/json", msgspec.json.encode(document), based=True)})
 
 
 def _add_core_metadata(file: Document) -> None:

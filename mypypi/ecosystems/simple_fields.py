@@ -46,7 +46,7 @@ def mend_page(document: dict[str, Any]) -> None:
 def mend_file(file: dict[str, Any]) -> None:
     """Mend the fields of one file, other than its url and filename."""
     hashes = file.get("hashes")
-    file["hashes"] = _usable_hashes(hashes) if isinstance(hashes, dict) else {}
+    file["hashes"] = usable_hashes(hashes) if isinstance(hashes, dict) else {}
     for name, mend in _MENDERS.items():
         if name in file:
             value = mend(file[name])
@@ -59,7 +59,7 @@ def mend_file(file: dict[str, Any]) -> None:
             del file[name]
 
 
-def _usable_hashes(hashes: dict[str, Any]) -> dict[str, str]:
+def usable_hashes(hashes: dict[str, Any]) -> dict[str, str]:
     """
     Return the hashes in lower case, as clients compare them, without malformed ones.
 
@@ -93,7 +93,7 @@ def _core_metadata(value: object) -> bool | dict[str, str] | None:
     if isinstance(value, bool):
         return value
     if isinstance(value, dict):
-        return _usable_hashes(value) or (True if value else {})
+        return usable_hashes(value) or (True if value else {})
     return bool(value and value != "false") or None
 
 

@@ -54,7 +54,8 @@ def listed_files(page: PageId, form: bytes) -> dict[str, PackageFile]:
             listed[each.link] = each
             if by_name_link is not None:
                 alias = by_name_link + each.link.removeprefix(link)
-                by_name[alias] = evolve(each, link=alias)
+                wheel = each.wheel and evolve(each.wheel, link=by_name_link)
+                by_name[alias] = evolve(each, link=alias, wheel=wheel)
     return {file.link: file for file in _provenances(files)} | by_name | listed
 
 

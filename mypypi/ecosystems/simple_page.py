@@ -26,9 +26,10 @@ from mypypi.ecosystems.simple_html_reader import MOST_LINKS, HtmlPage, parse_htm
 from mypypi.errors import BadRequest
 from mypypi.model import SourceDocument
 
+SIMPLE_JSON = "application/vnd.pypi.simple.v1+json"
 _SIMPLE_HTML = "application/vnd.pypi.simple.v1+html"
 #: Characters of a base URL. Each link takes time for each of them, and no longer URL has a key (`mypypi.file_keys`).
-_LONGEST_BASE = 2048
+LONGEST_BASE = 2048
 #: Links of a list in which to look for a project.
 _FIRST_LINKS = 1000
 #: Encodings of host names. Python's decoders take time that grows with the square of the text's length.
@@ -79,14 +80,14 @@ def read_project(source: SourceDocument, project: str, base: str) -> SimplePage:
     Raises errors of many kinds, such as ValueError for another project's page and for a form to sign in.
     """
     kind, charset = content_type(source)
-    if len(base) > _LONGEST_BASE:
+    if len(base) > LONGEST_BASE:
         raise ValueError("its URL is too long to resolve links against it")
     if kind == "json":
         document = _json_document(source, charset, "files")
         check_name(document.get("name"), project)
         return SimplePage(document)
     html = _parse(source, charset)
-    if len(html.base) > _LONGEST_BASE:
+    if len(html.base) > LONGEST_BASE:
         raise ValueError("its base URL is too long to resolve links against it")
     files = html.files(base)
     # Any file does not do: a page to sign in may offer a program or a certificate.
@@ -184,7 +185,7 @@ def _json_document(source: SourceDocument, charset: str | None, key: str) -> Doc
         raise TypeError(f"it has no list of {key}")
     if len(items) > MOST_LINKS:
         raise ValueError(f"it lists more than {MOST_LINKS} {key}")
-    _check_version(document)
+    check_version(document)
     return document
 
 
@@ -215,13 +216,13 @@ def _html_document(html: HtmlPage, key: str, items: list[dict[str, Any]]) -> Doc
             document.setdefault("project-status", {})["reason"] = contents[-1]
         else:
             meta[name] = contents[-1]
-    _check_version(document)
+    check_version(document)
     # 1.1 requires versions and sizes, which HTML lacks (PEP 700).
     meta["api-version"] = "1.0"
     return document
 
 
-def _check_version(document: Document) -> None:
+def check_version(document: Document) -> None:
     """Raise ValueError for another major version than 1 (PEP 629). Any minor version is accepted."""
     meta = document.get("meta")
     meta = document["meta"] = meta if isinstance(meta, dict) else {}

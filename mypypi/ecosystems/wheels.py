@@ -9,7 +9,7 @@ import io
 import re
 import zlib
 from collections.abc import Iterable, Sequence
-from zipfile import BadZipFile, ZipFile, ZipInfo
+from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from packaging.utils import canonicalize_name
 
@@ -21,6 +21,8 @@ _LARGEST_METADATA = 4 * 1024 * 1024
 _LARGEST_PART = 8 * 1024 * 1024
 #: Bytes of the header in front of a member, without its name; and of what may come after that name, generously.
 _HEADER, _EXTRA = 30, 1024
+#: Ways of compression whose decoders can be told how many bytes to give at most.
+_COMPRESSIONS = (ZIP_STORED, ZIP_DEFLATED)
 _METADATA = re.compile(r"([^/]+)\.dist-info/METADATA")
 
 
@@ -79,8 +81,10 @@ def metadata_in(filename: str, total: int, parts: Sequence[tuple[int, bytes]]) -
             entry = _entry(wheel.infolist(), filename)
             if max(entry.file_size, entry.compress_size) > _LARGEST_METADATA:
                 raise NoMetadata(f"the metadata of {filename} has more than {_LARGEST_METADATA} bytes")
+            if entry.compress_type not in _COMPRESSIONS:
+                raise NoMetadata(f"the metadata of {filename} is compressed in a way that few clients can read")
             with wheel.open(entry) as member:
-                return member.read()
+                return member.read(entry.file_size + 1)  # without a number, it would decode any number of bytes at once
     except _Missing as missing:
         stop = missing.stop
         if entry is not None:

@@ -13,11 +13,11 @@ from hashlib import blake2b
 import msgspec
 from attrs import field, frozen
 
-from mypypi.model import PackageFile
+from mypypi.model import IN_WHEEL, ListedRow, PackageFile
 
-#: Link, URL unless the link tells it, digests, size, the key unless it is the link, and whether it is the metadata in a
-#: wheel: digests and size are those of the wheel then.
-_DECODER = msgspec.msgpack.Decoder(tuple[str, str, str, int | None, str, bool])
+#: Link, URL unless the link tells it, digests, size, the key unless it is the link, and the metadata as in `ListedRow`.
+_DECODER = msgspec.msgpack.Decoder(tuple[str, str, str, int | None, str, str | None])
+_ENCODER = msgspec.msgpack.Encoder()
 #: What comes after a wheel's name in that of its metadata (PEP 658).
 _METADATA = ".metadata"
 #: How many files `Listing.named` looks at, so that a page with many of one name does not block the reactor.
@@ -39,8 +39,23 @@ class Listing:
     @classmethod
     def of(cls, files: Iterable[PackageFile]) -> Listing:
         """Pack these files. Of several with one link, one is found."""
-        rows = sorted((_hash(file.link), _pack(file)) for file in files)
+        by_link = {file.link: file for file in sorted(files, key=_packed)}
+        records = {}
+        for file in by_link.values():
+            if not _is_metadata_of(file, by_link.get(file.link.removesuffix(_METADATA))):
+                beside = by_link.get(file.link + _METADATA)
+                records[file.link] = _pack(file, _metadata_text(beside) if _is_metadata_of(beside, file) else None)
+        return cls._of(records)
+
+    @classmethod
+    def of_rows(cls, rows: Iterable[ListedRow]) -> Listing:
+        """Pack the files of these rows, each of which has its link as its key."""
+        return cls._of({row[0]: _pack_row(*row) for row in rows})
+
+    @classmethod
+    def _of(cls, records: dict[str, bytes]) -> Listing:
         ends, end = array("I"), 0
+        rows = sorted((_hash(link), record) for link, record in records.items())
         for _, record in rows:
             end += len(record)
             ends.append(end)
@@ -48,6 +63,7 @@ class Listing:
         return cls(hashes.tobytes(), ends.tobytes(), b"".join(record for _, record in rows))
 
     def __len__(self) -> int:
+        """Return the number of files, without the metadata beside them."""
         return len(self.hashes) // 8
 
     @property
@@ -56,52 +72,88 @@ class Listing:
         return len(self.hashes) + len(self.ends) + len(self.records)
 
     def get(self, link: str) -> PackageFile | None:
-        """Find the file with this link."""
+        """Find the file with this link, or the metadata of a wheel."""
+        found = self._find(link)
+        if found is None and link.endswith(_METADATA):
+            wheel = self._find(link.removesuffix(_METADATA))
+            return None if wheel is None else _beside(*wheel)
+        return None if found is None else found[0]
+
+    def _find(self, link: str) -> tuple[PackageFile, str | None] | None:
+        """Return the file that has a record of its own, and its metadata as in `ListedRow`."""
         hashes, ends = memoryview(self.hashes).cast("Q"), memoryview(self.ends).cast("I")
         key = _hash(link)
         index = bisect_left(hashes, key)
         while index < len(hashes) and hashes[index] == key:  # two links may have one hash
             start = ends[index - 1] if index else 0
-            file = _unpack(self.records[start : ends[index]])
-            if file.link == link:
-                return file
+            found = _unpack(self.records[start : ends[index]])
+            if found[0].link == link:
+                return found
             index += 1
         return None
 
     def named(self, segment: str) -> list[PackageFile]:
         """Find the files whose links end with this segment. Links are searched, so this is slower than `get`."""
-        ends, wanted, files = memoryview(self.ends).cast("I"), f"/{segment}".encode(), []
+        files = [file for file, _ in self._named(segment)]
+        if segment.endswith(_METADATA):
+            wheels = self._named(segment.removesuffix(_METADATA))
+            files += [beside for wheel in wheels if (beside := _beside(*wheel)) is not None]
+        return files
+
+    def _named(self, segment: str) -> list[tuple[PackageFile, str | None]]:
+        ends, wanted, found = memoryview(self.ends).cast("I"), f"/{segment}".encode(), []
         at = self.records.find(wanted)
         for _ in range(_MOST_NAMED):
             if at < 0:
                 break
             index = bisect_right(ends, at)
-            file = _unpack(self.records[ends[index - 1] if index else 0 : ends[index]])
+            file, metadata = _unpack(self.records[ends[index - 1] if index else 0 : ends[index]])
             if file.link.endswith(f"/{segment}"):
-                files.append(file)
+                found.append((file, metadata))
             at = self.records.find(wanted, ends[index])
-        return files
+        return found
 
 
 def _hash(link: str) -> int:
     return int.from_bytes(blake2b(link.encode(errors="surrogatepass"), digest_size=8).digest(), "big")
 
 
-def _unpack(record: bytes) -> PackageFile:
-    link, url, digests, size, key, is_in_wheel = _DECODER.decode(record)
-    url, key = url or _url_in(link), key or link
-    if not is_in_wheel:
-        return PackageFile.of(link, url, digests, size, key)
-    names = [name.removesuffix(_METADATA) for name in (link, url, key)]
-    wheel = PackageFile.of(names[0], names[1], digests, size, names[2])
-    return PackageFile(link, url, key=key, wheel=wheel)
+def _unpack(record: bytes) -> tuple[PackageFile, str | None]:
+    link, url, digests, size, key, metadata = _DECODER.decode(record)
+    return PackageFile.of(link, url or _url_in(link), digests, size, key or link), metadata
 
 
-def _pack(file: PackageFile) -> bytes:
+def _pack(file: PackageFile, metadata: str | None) -> bytes:
     key = "" if file.key == file.link else file.key
     url = "" if file.url == _url_in(file.link) else file.url
-    checked = file.wheel or file
-    return msgspec.msgpack.encode((file.link, url, checked.digest_text, checked.size, key, file.wheel is not None))
+    return _ENCODER.encode((file.link, url, file.digest_text, file.size, key, metadata))
+
+
+def _pack_row(link: str, url: str, digests: str, size: int | None, metadata: str | None) -> bytes:
+    return _ENCODER.encode((link, "" if url == _url_in(link) else url, digests, size, "", metadata))
+
+
+def _packed(file: PackageFile) -> bytes:
+    return _pack(file, None)
+
+
+def _is_metadata_of(metadata: PackageFile | None, file: PackageFile | None) -> bool:
+    """Whether one file is the metadata beside the other, so that its digests alone tell all of it."""
+    return metadata is not None and file is not None and metadata == _beside(file, _metadata_text(metadata))
+
+
+def _metadata_text(metadata: PackageFile | None) -> str:
+    return "" if metadata is None else IN_WHEEL if metadata.wheel is not None else metadata.digest_text
+
+
+def _beside(file: PackageFile, metadata: str | None) -> PackageFile | None:
+    """Return the metadata beside a file."""
+    if metadata is None:
+        return None
+    link, url, key = file.link + _METADATA, file.url + _METADATA, file.key + _METADATA
+    if metadata == IN_WHEEL:
+        return PackageFile(link, url, key=key, wheel=file)
+    return PackageFile.of(link, url, metadata, key=key)
 
 
 def _url_in(link: str) -> str:

@@ -213,8 +213,8 @@ def _render(package_type: str, upstream_url: str, task: RenderTask) -> Compresse
         if parts is not None:
             forms[PARTS] = compress(RenderedForm(_INDEX_TYPE, PartIndex.of(parts, starts).encode()))
     name_of_listing = ecosystem.listing_form(task.page, page.forms)
-    listing = Listing()
-    if name_of_listing is not None and name_of_listing in page.forms:
+    listing = Listing.of_rows(page.rows)
+    if not page.rows and name_of_listing is not None and name_of_listing in page.forms:
         listing = _listing(ecosystem, task.page, name_of_listing, page.forms[name_of_listing].body)
     return CompressedPage(
         digest,

@@ -1,0 +1,280 @@
+"""Renders a project's page of the usual form quickly: upstream's own bytes, in which only links are replaced.
+
+Nearly all pages of PyPI have this form: JSON without a malformed field, one host for all files, and plain links. Any
+other page is left to `mypypi.ecosystems.pypi`, which gives the same result for every page that is rendered here. Knows
+that form. Must never mend anything.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Iterator
+from datetime import date
+from functools import lru_cache
+from typing import Annotated
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+
+from mypypi.digests import Digest
+from mypypi.ecosystems.pypi_names import is_file_of
+from mypypi.ecosystems.simple_fields import mend_page, usable_hashes
+from mypypi.ecosystems.simple_html_reader import MOST_LINKS
+from mypypi.ecosystems.simple_links import TO_FILES, TO_FILES_HERE
+from mypypi.ecosystems.simple_page import SIMPLE_JSON, check_name, check_version
+from mypypi.ecosystems.simple_side_files import EXTRACTED, LONG_LINK
+from mypypi.file_keys import origin_in, plain_key_of
+from mypypi.model import IN_WHEEL, ListedRow, PageRules, RenderedForm, RenderedPage
+
+_Metadata = bool | dict[str, str] | UnsetType
+
+
+class _File(Struct, rename="kebab", forbid_unknown_fields=True, gc=False):
+    """A file as PEP 691, 700, 714 and 740 define it. Any other field, or type of a field, is not usual."""
+
+    filename: str
+    url: str
+    hashes: dict[str, str]
+    size: Annotated[int, Meta(ge=0, le=2**63 - 1)] | UnsetType = UNSET
+    upload_time: str | UnsetType = UNSET
+    yanked: bool | str = False
+    requires_python: str | None = None
+    provenance: str | None = None
+    core_metadata: _Metadata = UNSET
+    dist_info_metadata: _Metadata = UNSET
+    data_dist_info_metadata: _Metadata = UNSET
+
+
+class _Turned(Struct, rename="kebab", gc=False):
+    """The fields of a file that are changed here."""
+
+    url: str
+    provenance: str | None = None
+    core_metadata: _Metadata = UNSET
+    extracted: bool = msgspec.field(name=EXTRACTED, default=False)
+
+
+class _TurnedPage(Struct):
+    files: list[_Turned]
+
+
+_FIELDS = msgspec.json.Decoder(dict[str, Raw])
+_FILES = msgspec.json.Decoder(list[_File])
+_TURNED = msgspec.json.Decoder(_TurnedPage)
+_PREFIX = re.compile("https?://[^/]+/")
+#: Bytes of plain paths, which are separated by line feeds, and what no plain path has (see `plain_key_of`).
+_PLAIN_BYTES = string.ascii_letters.encode() + string.digits.encode() + b"_.+~-/\n"
+_ODD = (b"//", b"/.", b"/sha", b"/md5", b"/\n")
+_HEX = b"0123456789abcdef"
+_TIME = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{3}|\.[0-9]{6})?Z"
+)
+#: How members with a text are written: as PyPI does, or with a space.
+_WRITTEN = ('"%s":"%s', '"%s": "%s')
+_OFFERED = f'"core-metadata":true,"{EXTRACTED}":true'.encode()
+#: Bytes for each file, and for all else. A larger page has many spaces, which are not passed on.
+_MOST_OF_FILE, _MOST_BESIDES = 2_000, 100_000
+_LAST_YEAR = 9999
+_MOST_DATES = 10_000
+
+
+class _UnusualError(Exception):
+    """The page has another form."""
+
+
+def usual_page(project: str, rules: PageRules, body: bytes) -> RenderedPage | None:
+    """Render a project's page in JSON; None if it has not the usual form, or may be another project's."""
+    try:
+        return _rendered(project, rules, body)
+    except (_UnusualError, msgspec.MsgspecError, UnicodeDecodeError, ValueError, TypeError, RecursionError):
+        return None
+
+
+def _rendered(project: str, rules: PageRules, body: bytes) -> RenderedPage:
+    _expect(not rules.withheld)
+    body.decode()  # parts that are not decoded below may have any bytes
+    files = _read(project, body)
+    links = _links([file.url for file in files], [file.filename for file in files])
+    _expect(all(_is_time(file.upload_time) for file in files))
+    digests, metadata = _digests([file.hashes for file in files]), _metadata(files)
+    lacking = [
+        digest is None and file.filename[-4:].lower() == ".whl" for digest, file in zip(metadata, files, strict=True)
+    ]
+    origin, are_offered = origin_in(links[0]), rules.ranged is not None and any(lacking)
+    is_ranged = are_offered and origin in (rules.ranged or ())
+    if is_ranged:
+        metadata = [IN_WHEEL if lacks else digest for digest, lacks in zip(metadata, lacking, strict=True)]
+    rows = [
+        (link, file.url, digest, None if file.size is UNSET else file.size, beside)
+        for link, file, digest, beside in zip(links, files, digests, metadata, strict=True)
+    ]
+    provenances = _provenances([file.provenance for file in files])
+    offered = lacking if is_ranged else [False] * len(files)
+    turned = _with_links(body, _prefix_of(files[0].url), offered)
+    if provenances:
+        turned = _with_provenances(turned, _prefix_of(provenances[0][1]), len(provenances))
+        rows += provenances
+    _check(turned, files, offered)
+    return RenderedPage(
+        {"json": RenderedForm(SIMPLE_JSON, turned, based=bool(provenances))},
+        tuple(_strays(project, files, rows)),
+        extracts=(origin,) if is_ranged else (),
+        untried=(files[lacking.index(True)].url,) if are_offered and not is_ranged else (),
+        rows=rows,
+    )
+
+
+def _links(urls: list[str], filenames: list[str]) -> list[str]:
+    """Return the links of plain URLs at one host, each of which ends with its filename (see `plain_key_of`)."""
+    prefix = _prefix_of(urls[0])
+    links = [url.replace("://", "/", 1) for url in urls]
+    _expect(plain_key_of(urls[0]) == links[0] and all(url.startswith(prefix) for url in urls))
+    _expect(all(url.endswith(f"/{filename}") for url, filename in zip(urls, filenames, strict=True)))
+    paths = "\n".join(url[len(prefix) - 1 :] for url in urls).encode()
+    _expect(not paths.translate(None, _PLAIN_BYTES) and not any(odd in paths for odd in _ODD))
+    _expect(max(map(len, links)) < LONG_LINK and len(set(links)) == len(links))
+    return links
+
+
+def _digests(hashes: list[dict[str, str]]) -> list[str]:
+    """Return the strongest digest of each file's hashes, as a text. Nothing in them has to be mended."""
+    values = [each.get("sha256", "") for each in hashes if len(each) == 1]
+    if len(values) == len(hashes) and _are_sha256(values):
+        return [f"sha256-{value}" for value in values]
+    _expect(all(usable_hashes(each) == each for each in hashes))
+    return [str(Digest.strongest(each) or "") for each in hashes]
+
+
+def _are_sha256(values: list[str]) -> bool:
+    return set(map(len, values)) <= {64} and not "".join(values).encode().translate(None, _HEX)
+
+
+def _metadata(files: list[_File]) -> list[str | None]:
+    """Return the digest of each file's metadata, as a text; empty if it is not given, None for a file without any."""
+    for file in files:
+        old = file.dist_info_metadata, file.data_dist_info_metadata
+        _expect(file.core_metadata is not UNSET or old == (UNSET, UNSET))
+        for each in old:
+            _expect(each == file.core_metadata or not isinstance(each, dict) or usable_hashes(each) == each)
+    given = [file.core_metadata for file in files if isinstance(file.core_metadata, dict)]
+    digests = iter(_digests(given))
+    found: list[str | None] = []
+    for file in files:
+        metadata = file.core_metadata
+        found.append(next(digests) if isinstance(metadata, dict) else "" if metadata is True else None)
+    return found
+
+
+def _provenances(urls: list[str | None]) -> list[ListedRow]:
+    """Return the rows of the files' provenances. Each has a plain URL."""
+    rows: list[ListedRow] = []
+    for url in urls:
+        if url:
+            link = plain_key_of(url)
+            if link is None:
+                raise _UnusualError
+            rows.append((link, url, "", None, None))
+    _expect(len({row[0] for row in rows}) == len(rows))
+    return rows
+
+
+def _strays(project: str, files: list[_File], rows: list[ListedRow]) -> Iterator[str]:
+    """Yield the links that the catalog has to index, since they do not name the project."""
+    own: set[str] = set()
+    for file, (link, _, _, _, metadata) in zip(files, rows, strict=False):
+        name, dash, rest = file.filename.partition("-")
+        is_plain = file.filename.endswith(".whl") or (file.filename.endswith(".tar.gz") and "-" not in rest)
+        if not (is_plain and name in own):
+            if not is_file_of(link, project):
+                yield link
+                if metadata is not None:
+                    yield f"{link}.metadata"
+            elif is_plain and dash and rest[0].isdigit():
+                own.add(name)
+    for link, *_ in rows[len(files) :]:
+        if not is_file_of(link, project):
+            yield link
+
+
+def _read(project: str, body: bytes) -> list[_File]:
+    """Return the files of a page, of which nothing else has to be mended."""
+    fields = _FIELDS.decode(body)
+    raw = fields.pop("files", None)
+    document, mended = ({name: msgspec.json.decode(value) for name, value in fields.items()} for _ in range(2))
+    if raw is None or not isinstance(document.get("name"), str):
+        raise _UnusualError
+    check_name(document["name"], project)
+    check_version(mended)
+    mend_page(mended)
+    _expect(document == mended)
+    files = _FILES.decode(raw)
+    _expect(0 < len(files) <= MOST_LINKS and len(body) <= len(files) * _MOST_OF_FILE + _MOST_BESIDES)
+    return files
+
+
+def _with_links(body: bytes, prefix: str, offered: list[bool]) -> bytes:
+    """Replace the links of all files. `offered` says before which one metadata is to be advertised."""
+    for written in _WRITTEN:
+        old = (written % ("url", prefix)).encode()
+        if body.count(old) == len(offered):
+            new = (written % ("url", TO_FILES + prefix.replace("://", "/", 1))).encode()
+            if not any(offered):
+                return body.replace(old, new)
+            *pieces, rest = body.split(old)
+            pieces = [_with_offer(piece) if each else piece for piece, each in zip(pieces, offered, strict=True)]
+            return new.join([*pieces, rest])
+    raise _UnusualError
+
+
+def _with_offer(piece: bytes) -> bytes:
+    """Offer the metadata of the file whose link comes after this piece. It says before the link that there is none."""
+    before, refused, after = piece.rpartition(b'"core-metadata":false')
+    if refused and b"{" not in after:
+        return before + _OFFERED + after
+    return piece + _OFFERED + b","
+
+
+def _with_provenances(body: bytes, prefix: str, count: int) -> bytes:
+    """Replace the links of all `count` provenances."""
+    for written in _WRITTEN:
+        old = (written % ("provenance", prefix)).encode()
+        if body.count(old) == count:
+            return body.replace(old, (written % ("provenance", TO_FILES_HERE + prefix.replace("://", "/", 1))).encode())
+    raise _UnusualError
+
+
+def _check(body: bytes, files: list[_File], offered: list[bool]) -> None:
+    """Check that each link was replaced, and no other text. There were as many texts as links, so this is proof."""
+    turned = _TURNED.decode(body).files
+    _expect(len(turned) == len(files))
+    for each, file, is_offered in zip(turned, files, offered, strict=True):
+        _expect(each.url == TO_FILES + file.url.replace("://", "/", 1) and each.extracted is is_offered)
+        _expect(each.core_metadata == (True if is_offered else file.core_metadata))
+        provenance = TO_FILES_HERE + file.provenance.replace("://", "/", 1) if file.provenance else file.provenance
+        _expect(each.provenance == provenance)
+
+
+def _prefix_of(url: str) -> str:
+    found = _PREFIX.match(url)
+    if found is None:
+        raise _UnusualError
+    return found[0]
+
+
+def _is_time(time: str | UnsetType) -> bool:
+    """Whether a time is one that all clients read, in UTC."""
+    if time is UNSET:
+        return True
+    found = _TIME.fullmatch(time)
+    return found is not None and _is_date(found[1])
+
+
+@lru_cache(_MOST_DATES)
+def _is_date(text: str) -> bool:
+    return date.fromisoformat(text).year < _LAST_YEAR
+
+
+def _expect(holds: bool) -> None:  # noqa: FBT001 - it is the value
+    if not holds:
+        raise _UnusualError
