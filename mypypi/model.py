@@ -65,6 +65,11 @@ class PackageFile:
         return None if self.also else self.digest
 
     @property
+    def is_metadata(self) -> bool:
+        """Whether it is the metadata of a wheel (PEP 658), which clients read to resolve dependencies."""
+        return self.link.endswith(".metadata")
+
+    @property
     def keys(self) -> tuple[str, ...]:
         """Its key, and the one under which version 0.1 stored it, if that was another."""
         with suppress(ValueError):

@@ -164,7 +164,7 @@ class Index(Service):
         cold = ColdFiles(policy, self.fetches, backends.queue, self.upstream, backends.reactor, ranges, self._guard)
         proxied = settings.s3_serve == "proxy"
         checks = FileChecks(backends.catalog, self.upstream, backends.reactor)
-        wheel_checks = WheelChecks(self._wheels)
+        wheel_checks = WheelChecks(self._wheels, backends.catalog)
         return Proxy(
             self.ecosystem, self.pages, backends.catalog, backends.storage, cold, checks, wheel_checks, proxied=proxied
         )

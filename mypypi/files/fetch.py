@@ -226,10 +226,15 @@ class Fetch:
             await self._tools.leases.release_if_held(lease)
 
     async def _note_check(self) -> None:
-        """Remember upstream's validators of a file that has no digest, for the check whether it is still the same."""
-        if self.file.digest is None and self.file.wheel is None:
+        """
+        Remember upstream's validators of a file that has no digest, for the check whether it is still the same.
+
+        In place of an ETag, metadata that was read out of a wheel has the digest of that wheel.
+        """
+        if self.file.digest is None:
             with suppress(CatalogDown):
-                check = FileCheck(self._tools.clock.seconds(), *self._transfer.validators)
+                validators, wheel = self._transfer.validators, self.file.wheel
+                check = FileCheck(self._tools.clock.seconds(), *(validators if wheel is None else (wheel.digest_text,)))
                 await self._tools.catalog.put_file_check(self.file.key, check)
 
     async def _check_backoff(self) -> None:

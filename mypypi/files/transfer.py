@@ -242,7 +242,8 @@ class Transfer:
                 headers["If-Range"] = self._validator
         self._check_interrupted()
         demand = self._standby.demand
-        asked = self._upstream.file(self._file.url, headers, self._client, self._make_late, demand)
+        kind = "metadata" if self._file.is_metadata else "file"
+        asked = self._upstream.file(self._file.url, headers, self._client, self._make_late, demand, kind)
         body = await self._wait_for(Deferred.fromCoroutine(asked))
         self._content.set_late(False)
         try:

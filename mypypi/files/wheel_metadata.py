@@ -44,7 +44,7 @@ class WheelMetadata:
         self._storage = storage
         self._threads = threads
         self._look = look
-        self._strict = strict
+        self.strict = strict
 
     async def read(self, wheel: PackageFile, client: str, fetch_whole: FetchWhole) -> bytes:
         """
@@ -53,12 +53,12 @@ class WheelMetadata:
         Raises NoMetadata, and what `Upstream.range` and `fetch_whole` raise.
         """
         found = await self.in_stored(wheel)
-        if found is None and not self._strict:
+        if found is None and not self.strict:
             found = await self._in_ranges(wheel, client)
             stored = await self.in_stored(wheel)  # it may have come meanwhile, and its digest was checked
             found = found if stored is None else stored
         if found is None:
-            if not self._strict and (wheel.size is None or wheel.size > _LARGEST_WHOLE):
+            if not self.strict and (wheel.size is None or wheel.size > _LARGEST_WHOLE):
                 raise NoMetadata(f"upstream answers no ranges of {wheel.key} any more, so its metadata can't be read")
             await fetch_whole(wheel)
             found = await self.in_stored(wheel)
@@ -103,7 +103,7 @@ class WheelMetadata:
         self, wheel: PackageFile, read: Callable[[ByteRange], Awaitable[tuple[int, int, bytes] | None]]
     ) -> bytes | None:
         """Read parts of a wheel until its metadata is among them. `read` returns start, total and bytes of a part."""
-        name = wheel.url.partition("?")[0].rpartition("/")[2]
+        name = wheel.link.rpartition("/")[2]
         parts: list[tuple[int, bytes]] = []
         before, asked = None, ByteRange(None, _END)
         for _ in range(_MOST_PARTS):

@@ -42,7 +42,9 @@ SENT_BYTES = Counter("mypypi_sent_bytes", "Bytes of bodies sent to clients, by h
 CONNECTIONS = Gauge("mypypi_connections", "Open connections of clients", multiprocess_mode="livesum")
 
 UPSTREAM_REQUESTS = Counter(
-    "mypypi_upstream_requests", "Requests to upstream by kind (page, file, other) and outcome", ["kind", "outcome"]
+    "mypypi_upstream_requests",
+    "Requests to upstream by kind (page, file, metadata, range, …) and outcome",
+    ["kind", "outcome"],
 )
 UPSTREAM_BYTES = Counter("mypypi_upstream_received_bytes", "Bytes of bodies received from upstream", ["kind"])
 UPSTREAM_RUNNING = Gauge("mypypi_upstream_running", "Requests to upstream in flight", multiprocess_mode="livesum")

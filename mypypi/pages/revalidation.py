@@ -230,7 +230,9 @@ class Revalidator:
         for note in rendered.notes:
             self.log.warn("page {page} of upstream: {note}", page=str(page), note=note)
         digest = rendered.source
-        version = f"{digest[:32]}-{int(now * 1000):x}" if withheld or rendered.extracts else digest[:32]
+        version = digest[:32] + ("-m" if extracts else "")
+        if withheld or rendered.extracts:
+            version += f"-{int(now * 1000):x}"
         fresh = Page(
             page,
             now,

@@ -140,8 +140,10 @@ class StoredFiles:
 
     async def _is_final(self, stored: StoredFile, listed: PackageFile | None) -> bool:
         """Whether these bytes never change: the page gives a digest, or the wheel with this metadata was checked."""
-        if listed is None or listed.wheel is None:
-            return listed is None or listed.digest is not None
+        if listed is None:
+            return not stored.key.endswith(".metadata")  # it may have been read out of ranges that were not checked
+        if listed.wheel is None:
+            return listed.digest is not None
         return await self._wheel_checks.agreement(stored, listed.wheel) is True
 
     async def _is_listed(self, stored: StoredFile, listed: PackageFile, client: str) -> bool:

@@ -12,28 +12,35 @@ from cachetools import LRUCache
 from twisted.logger import Logger
 
 from mypypi.coalescing import Coalescer
-from mypypi.errors import NoMetadata
+from mypypi.errors import CatalogDown, MyPyPiError, NoMetadata
 from mypypi.model import PackageFile, StoredFile
 
 if TYPE_CHECKING:
     from mypypi.files.wheel_metadata import WheelMetadata
+    from mypypi.interfaces import ICatalog
 
 #: Pairs of metadata and wheel that are remembered as compared.
 _MOST_COMPARED = 20_000
 
 
 class WheelChecks:
-    """Compares each pair of metadata and wheel once in this process."""
+    """Compares each pair of metadata and wheel once in this process. The catalog knows of which wheel metadata is."""
 
     log = Logger()
 
-    def __init__(self, wheels: WheelMetadata) -> None:
+    def __init__(self, wheels: WheelMetadata, catalog: ICatalog) -> None:
         self._wheels = wheels
+        self._catalog = catalog
         self._agreed: LRUCache[tuple[StoredFile, PackageFile], bool] = LRUCache(_MOST_COMPARED)
         self._running: Coalescer[bool | None] = Coalescer()
 
     async def agreement(self, metadata: StoredFile, wheel: PackageFile) -> bool | None:
-        """Whether the wheel has this metadata; None while the whole wheel is not on this host's disk."""
+        """
+        Whether the wheel has this metadata.
+
+        None while the whole wheel is not on this host's disk, unless the metadata was read out of another wheel. In
+        strict operation, metadata that can't be compared counts as wrong.
+        """
         pair = metadata, wheel
         if pair in self._agreed:
             return True
@@ -44,8 +51,10 @@ class WheelChecks:
             right = await self._wheels.in_stored(wheel)
         except NoMetadata:
             return False
+        except MyPyPiError:  # it can't be read now
+            right = None
         if right is None:
-            return None
+            return None if not self._wheels.strict and await self._may_be_of(metadata, wheel) else False
         hasher = metadata.digest.hasher()
         hasher.update(right)
         if hasher.hexdigest() != metadata.digest.hex:
@@ -53,3 +62,10 @@ class WheelChecks:
             return False
         self._agreed[metadata, wheel] = True
         return True
+
+    async def _may_be_of(self, metadata: StoredFile, wheel: PackageFile) -> bool:
+        try:
+            read = await self._catalog.file_check(metadata.key)
+        except CatalogDown:
+            return True
+        return read is None or read.etag == wheel.digest_text

@@ -5,7 +5,6 @@ Knows processes, time limits and which tasks are large. Must never know what a t
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from twisted.python.failure import Failure
 from mypypi.errors import TemporarilyUnavailable
 from mypypi.rendering.process import RenderProcess
 from mypypi.rendering.tasks import LARGEST_PAGE, UNDERSTATED, is_derived, is_large, restated, work_in
+from mypypi.rendering.waiting import Waiting
 
 if TYPE_CHECKING:
     from mypypi.threads import Threads
@@ -63,11 +63,11 @@ class RenderPool(Service):
     """
     Up to `size` render processes, started when they are needed, and kept.
 
-    Large tasks always leave one process to small ones, and small ones leave one to them. Large ones have
-    `MOST_LARGE_WORK` together, which bounds their memory. A small task that takes long, or has more work than it says,
-    becomes a large one. Large tasks that derive a form take turns with those that render a page. A task that takes
-    longer than `seconds` is ended with its process. A process that has grown is replaced after its task. `threads` has
-    a thread for each process, and one more.
+    Smaller tasks come before larger ones that came a little earlier. Large tasks always leave one process to small
+    ones, and small ones leave one to them. Large ones have `MOST_LARGE_WORK` together, which bounds their memory. A
+    small task that takes long, or has more work than it says, becomes a large one. Large tasks that derive a form take
+    turns with those that render a page. A task that takes longer than `seconds` is ended with its process. A process
+    that has grown is replaced after its task. `threads` has a thread for each process, and one more.
     """
 
     log = Logger()
@@ -88,10 +88,10 @@ class RenderPool(Service):
         self._start = start
         self._idle: list[RenderProcess] = []
         self._busy: dict[RenderProcess, _Task] = {}
-        self._small: deque[_Task] = deque()
-        self._large: deque[_Task] = deque()
+        self._small: Waiting[_Task] = Waiting(clock.seconds)
+        self._large: Waiting[_Task] = Waiting(clock.seconds)
         #: Large ones that derive a form, and whether the last large task that began was one.
-        self._derived: deque[_Task] = deque()
+        self._derived: Waiting[_Task] = Waiting(clock.seconds)
         self._derived_was_last = False
         self._waiting_bytes = 0
         self._surplus: IDelayedCall | None = None
@@ -155,9 +155,9 @@ class RenderPool(Service):
 
     def _enqueue(self, task: _Task) -> None:
         self._waiting_bytes += len(task.data)
-        self._queue_of(task).append(task)
+        self._queue_of(task).add(task)
 
-    def _queue_of(self, task: _Task) -> deque[_Task]:
+    def _queue_of(self, task: _Task) -> Waiting[_Task]:
         if not task.is_large:
             return self._small
         return self._derived if task.is_derived else self._large
@@ -170,7 +170,7 @@ class RenderPool(Service):
                 process = self._start_process()
             if process is None:
                 return
-            self._queue_of(task).popleft()
+            self._queue_of(task).pop()
             if task.is_large:
                 self._derived_was_last = task.is_derived
             self._waiting_bytes -= len(task.data)
@@ -195,11 +195,11 @@ class RenderPool(Service):
         running = [task.work for task in self._busy.values() if task.is_large]
         return len(running) < max(1, self._size - 1) and (not running or sum(running) + large.work <= MOST_LARGE_WORK)
 
-    def _first(self, tasks: deque[_Task]) -> _Task | None:
+    def _first(self, tasks: Waiting[_Task]) -> _Task | None:
         """Return the first task whose caller still waits."""
-        while tasks and tasks[0].done.called:
-            self._waiting_bytes -= len(tasks.popleft().data)
-        return tasks[0] if tasks else None
+        while (task := tasks.first()) is not None and task.done.called:
+            self._waiting_bytes -= len(tasks.pop().data)
+        return task
 
     def _idle_process(self, task: _Task) -> RenderProcess | None:
         """Return an idle process: preferably a slow one for a large task, and another for a small one."""

@@ -172,6 +172,7 @@ class Upstream:
         client: str = "",
         late: Late | None = None,
         demand: Demand | None = None,
+        kind: str = "file",
     ) -> FileResponse:
         """
         Request the file that is listed at this URL, for this client. The end of a short pause is awaited.
@@ -180,7 +181,7 @@ class Upstream:
         200 or 206. The caller reads its body and closes it. See `page` for `late`. `demand` says whether any client
         waits for the file. Raises NotFound, UpstreamDown, UpstreamRefused, BadUpstreamResponse.
         """
-        sent = Request("file", url, {"Accept": "*/*", **headers}, "identity", patient=True, demand=demand)
+        sent = Request(kind, url, {"Accept": "*/*", **headers}, "identity", patient=True, demand=demand)
         return await self._get_file(sent, client, late=late)
 
     async def size_of(self, url: str, client: str = "") -> int | None:

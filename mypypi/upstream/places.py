@@ -20,7 +20,7 @@ _SHARE = 0.75
 #: All other origins may hold so many times the places of upstream's own origin.
 _OTHERS = 2
 #: The kinds that a resolution reads: pages are made of them, or they are small.
-_METADATA = frozenset(("page", "keys", "attestations", "range"))
+_METADATA = frozenset(("page", "keys", "attestations", "metadata", "range"))
 
 
 @frozen(cache_hash=True)
@@ -116,9 +116,15 @@ class Places:
         """Whether there is no place for any request to upstream's own origin, or to `others`."""
         return self._free <= 0 if others else self._own.is_full
 
-    def rank(self, slot: Slot) -> int:
-        """Return how many places a slot's kind holds, or its client at other origins. The fewest come first."""
-        return self._clients[slot.client] if slot.origin else self._own.of_kind(slot.kind)
+    def rank(self, slot: Slot) -> tuple[bool, int]:
+        """
+        Return what decides whose turn it is; the least comes first.
+
+        Whole files come last: they are large, and a resolution waits for all else. Before that counts who holds the
+        fewest places: the slot's kind, or its client at other origins.
+        """
+        held = self._clients[slot.client] if slot.origin else self._own.of_kind(slot.kind)
+        return slot.kind == "file", held
 
     @property
     def origins(self) -> int:

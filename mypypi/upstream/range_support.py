@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cachetools import TTLCache
+from twisted.internet.defer import DeferredList
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 
 from mypypi.byte_range import ByteRange
@@ -59,11 +60,15 @@ class RangeSupport:
 
     async def find_out(self, urls: Iterable[str]) -> None:
         """Find out whether the origins of these files answer ranges, unless that takes more than some seconds."""
-        for url in urls:
-            origin = _origin(url)
-            if not any(origin in known for known in (self._ranged, self._without, self._failed)):
-                with suppress(DeferredTimeout):
-                    await self._running.run(origin, partial(self._try, url)).addTimeout(_PATIENCE, self._clock)
+        new = {_origin(url): url for url in urls}
+        for known in (self._ranged, self._without, self._failed):
+            new = {origin: url for origin, url in new.items() if origin not in known}
+        answers = [self._running.run(origin, partial(self._try, url)) for origin, url in new.items()]
+        with suppress(DeferredTimeout):
+            await DeferredList(answers, consumeErrors=True).addTimeout(_PATIENCE, self._clock)
+        for origin, url in new.items():
+            if not self.is_known([url]):
+                self._failed[origin] = True
 
     async def ask(self, url: str, asked: ByteRange, client: str) -> FileRange | None:
         """

@@ -19,8 +19,8 @@ class Request:
     """
     One HTTP request to upstream.
 
-    `kind` is page, file, range, keys, attestations, search or audit. Requests of one kind share places and are held
-    back together; it is a label of the metrics. `encoding` is the one content coding that is accepted, gzip or
+    `kind` is page, file, metadata, range, keys, attestations, search or audit. Requests of one kind share places and
+    are held back together; it is a label of the metrics. `encoding` is the one content coding that is accepted, gzip or
     identity. A `patient` request waits for the end of a short pause. `late` is called if upstream does not answer
     within the time-out, and returns whether the request goes on, up to `mypypi.upstream.requester.LATE_LIMIT`. An
     `anonymous` one carries no credentials. `demand` says whether any client waits for it; without one, a client does.

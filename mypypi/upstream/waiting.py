@@ -68,19 +68,18 @@ class Waiting(Generic[Place]):
         """
         Remove and return the request whose turn it is, among those that may use what this slot has freed.
 
-        At upstream's own origin, the kind that holds the fewest places comes first. At others, it is the client.
+        Whole files come last. At upstream's own origin, the kind that holds the fewest places comes first. At others,
+        it is the client.
         """
-        best, fewest = None, 0
+        best, least = None, (True, 0)
         others = bool(freed.origin)
         if places.are_full(others=others):
             return None
         for slots in self._clients[others].values():
             ready = (slot for slot in slots if places.has_room(slot))
-            slot = next(ready, None) if others else min(ready, key=places.rank, default=None)
-            if slot is not None and (best is None or places.rank(slot) < fewest):
-                best, fewest = slot, places.rank(slot)
-                if not fewest:
-                    break
+            slot = min(ready, key=places.rank, default=None)
+            if slot is not None and (best is None or places.rank(slot) < least):
+                best, least = slot, places.rank(slot)
         if best is None:
             return None
         clients = self._clients[others]

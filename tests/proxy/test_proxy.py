@@ -122,7 +122,7 @@ class ProxyTestCase(MemoryTestCase):
         ranges = ColdRanges(upstream, self.ranges)
         self.cold = ColdFiles(self.cold_files, self.fetches, self.queue, upstream, self.clock, ranges)
         checks = FileChecks(self.catalog, upstream, self.clock)
-        return Proxy(ecosystem, self.pages, self.catalog, self.storage, self.cold, checks, WheelChecks(wheels))
+        return Proxy(ecosystem, self.pages, self.catalog, self.storage, self.cold, checks, WheelChecks(wheels, self.catalog))
 
     def upstream_lists(self, *files: dict[str, object]) -> None:
         self.wire.reply(PAGE, 200, simple_page(*files), content_type="application/json")
