@@ -54,9 +54,12 @@ def listed_files(page: PageId, form: bytes) -> dict[str, PackageFile]:
             listed[each.link] = each
             if by_name_link is not None:
                 alias = by_name_link + each.link.removeprefix(link)
-                wheel = each.wheel and evolve(each.wheel, link=by_name_link)
-                by_name[alias] = evolve(each, link=alias, wheel=wheel)
-    return {file.link: file for file in _provenances(files)} | by_name | listed
+                by_name[alias] = evolve(each, link=alias)
+    found = {file.link: file for file in _provenances(files)} | by_name | listed
+    for link, package_file in found.items():
+        if package_file.wheel is not None:  # a page may list one link several times, and the last one counts
+            found[link] = evolve(package_file, wheel=found[link.removesuffix(".metadata")])
+    return found
 
 
 def rows_of(files: Iterable[PackageFile], urls: Mapping[str, str]) -> list[tuple[Any, ...]]:

@@ -67,14 +67,16 @@ _PREFIX = re.compile("https?://[^/]+/")
 _PLAIN_BYTES = string.ascii_letters.encode() + string.digits.encode() + b"_.+~-/\n"
 _ODD = (b"//", b"/.", b"/sha", b"/md5", b"/\n")
 _HEX = b"0123456789abcdef"
-_TIME = re.compile(
-    r"([0-9]{4}-[0-9]{2}-[0-9]{2})T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{3}|\.[0-9]{6})?Z"
+#: Times that all clients can read, in UTC, each in a line.
+_TIMES = re.compile(
+    r"(?:[0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{3}|\.[0-9]{6})?Z\n)*"
 )
 #: How members with a text are written: as PyPI does, or with a space.
 _WRITTEN = ('"%s":"%s', '"%s": "%s')
 _OFFERED = f'"core-metadata":true,"{EXTRACTED}":true'.encode()
 #: Bytes for each file, and for all else. A larger page has many spaces, which are not passed on.
 _MOST_OF_FILE, _MOST_BESIDES = 2_000, 100_000
+_REFUSED = (b'"core-metadata":false', b'"core-metadata": false')
 _LAST_YEAR = 9999
 _MOST_DATES = 10_000
 
@@ -96,7 +98,7 @@ def _rendered(project: str, rules: PageRules, body: bytes) -> RenderedPage:
     body.decode()  # parts that are not decoded below may have any bytes
     files = _read(project, body)
     links = _links([file.url for file in files], [file.filename for file in files])
-    _expect(all(_is_time(file.upload_time) for file in files))
+    _check_times([file.upload_time for file in files if file.upload_time is not UNSET])
     digests, metadata = _digests([file.hashes for file in files]), _metadata(files)
     lacking = [
         digest is None and file.filename[-4:].lower() == ".whl" for digest, file in zip(metadata, files, strict=True)
@@ -111,11 +113,11 @@ def _rendered(project: str, rules: PageRules, body: bytes) -> RenderedPage:
     ]
     provenances = _provenances([file.provenance for file in files])
     offered = lacking if is_ranged else [False] * len(files)
-    turned = _with_links(body, _prefix_of(files[0].url), offered)
+    turned = _with_links(body, _prefix_of(files[0].url), files, offered)
     if provenances:
         turned = _with_provenances(turned, _prefix_of(provenances[0][1]), len(provenances))
         rows += provenances
-    _check(turned, files, offered)
+    _check(turned, links, files, offered)
     return RenderedPage(
         {"json": RenderedForm(SIMPLE_JSON, turned, based=bool(provenances))},
         tuple(_strays(project, files, rows)),
@@ -153,10 +155,11 @@ def _are_sha256(values: list[str]) -> bool:
 def _metadata(files: list[_File]) -> list[str | None]:
     """Return the digest of each file's metadata, as a text; empty if it is not given, None for a file without any."""
     for file in files:
-        old = file.dist_info_metadata, file.data_dist_info_metadata
-        _expect(file.core_metadata is not UNSET or old == (UNSET, UNSET))
-        for each in old:
-            _expect(each == file.core_metadata or not isinstance(each, dict) or usable_hashes(each) == each)
+        metadata, old = file.core_metadata, file.data_dist_info_metadata
+        if old != metadata or file.dist_info_metadata is not UNSET:
+            every = [each for each in (old, file.dist_info_metadata) if each is not UNSET]
+            _expect(metadata is not UNSET or not every)
+            _expect(all(usable_hashes(each) == each for each in every if isinstance(each, dict)))
     given = [file.core_metadata for file in files if isinstance(file.core_metadata, dict)]
     digests = iter(_digests(given))
     found: list[str | None] = []
@@ -213,7 +216,7 @@ def _read(project: str, body: bytes) -> list[_File]:
     return files
 
 
-def _with_links(body: bytes, prefix: str, offered: list[bool]) -> bytes:
+def _with_links(body: bytes, prefix: str, files: list[_File], offered: list[bool]) -> bytes:
     """Replace the links of all files. `offered` says before which one metadata is to be advertised."""
     for written in _WRITTEN:
         old = (written % ("url", prefix)).encode()
@@ -221,18 +224,22 @@ def _with_links(body: bytes, prefix: str, offered: list[bool]) -> bytes:
             new = (written % ("url", TO_FILES + prefix.replace("://", "/", 1))).encode()
             if not any(offered):
                 return body.replace(old, new)
+            _expect(body.count(b'"core-metadata"') == sum(file.core_metadata is not UNSET for file in files))
             *pieces, rest = body.split(old)
-            pieces = [_with_offer(piece) if each else piece for piece, each in zip(pieces, offered, strict=True)]
+            for number, file in enumerate(files):
+                if offered[number]:
+                    pieces[number] = _with_offer(pieces[number], file)
             return new.join([*pieces, rest])
     raise _UnusualError
 
 
-def _with_offer(piece: bytes) -> bytes:
-    """Offer the metadata of the file whose link comes after this piece. It says before the link that there is none."""
-    before, refused, after = piece.rpartition(b'"core-metadata":false')
-    if refused and b"{" not in after:
-        return before + _OFFERED + after
-    return piece + _OFFERED + b","
+def _with_offer(piece: bytes, file: _File) -> bytes:
+    """Offer the metadata of a file whose link comes after this piece, in place of the field that says there is none."""
+    if file.core_metadata is UNSET:
+        return piece + _OFFERED + b","
+    before, refused, after = max(map(piece.rpartition, _REFUSED), key=lambda parts: len(parts[0]))
+    _expect(refused != b"")
+    return before + _OFFERED + after
 
 
 def _with_provenances(body: bytes, prefix: str, count: int) -> bytes:
@@ -244,15 +251,15 @@ def _with_provenances(body: bytes, prefix: str, count: int) -> bytes:
     raise _UnusualError
 
 
-def _check(body: bytes, files: list[_File], offered: list[bool]) -> None:
+def _check(body: bytes, links: list[str], files: list[_File], offered: list[bool]) -> None:
     """Check that each link was replaced, and no other text. There were as many texts as links, so this is proof."""
     turned = _TURNED.decode(body).files
-    _expect(len(turned) == len(files))
-    for each, file, is_offered in zip(turned, files, offered, strict=True):
-        _expect(each.url == TO_FILES + file.url.replace("://", "/", 1) and each.extracted is is_offered)
-        _expect(each.core_metadata == (True if is_offered else file.core_metadata))
-        provenance = TO_FILES_HERE + file.provenance.replace("://", "/", 1) if file.provenance else file.provenance
-        _expect(each.provenance == provenance)
+    _expect([each.url for each in turned] == [TO_FILES + link for link in links])
+    _expect([each.extracted for each in turned] == offered)
+    metadata = [is_offered or file.core_metadata for is_offered, file in zip(offered, files, strict=True)]
+    _expect([each.core_metadata for each in turned] == metadata)
+    provenances = [file.provenance and TO_FILES_HERE + file.provenance.replace("://", "/", 1) for file in files]
+    _expect([each.provenance for each in turned] == provenances)
 
 
 def _prefix_of(url: str) -> str:
@@ -262,12 +269,10 @@ def _prefix_of(url: str) -> str:
     return found[0]
 
 
-def _is_time(time: str | UnsetType) -> bool:
-    """Whether a time is one that all clients read, in UTC."""
-    if time is UNSET:
-        return True
-    found = _TIME.fullmatch(time)
-    return found is not None and _is_date(found[1])
+def _check_times(times: list[str]) -> None:
+    """Check that all clients can read these times, which are in UTC."""
+    _expect(_TIMES.fullmatch("\n".join([*times, ""])) is not None)
+    _expect(all(map(_is_date, {time[:10] for time in times})))
 
 
 @lru_cache(_MOST_DATES)

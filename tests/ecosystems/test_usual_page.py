@@ -75,6 +75,17 @@ def packed(rendered: RenderedPage) -> Listing:
     return Listing.of_rows(rendered.rows) if rendered.rows else Listing.of(files_of(rendered).values())
 
 
+def members(rendered: RenderedPage) -> object:
+    """A page's JSON, in which no member occurs twice that upstream's has once."""
+
+    def collect(pairs: list[tuple[str, object]]) -> object:
+        ours = [name for name, _ in pairs if name in ("core-metadata", "_extracted")]
+        assert "_extracted" not in ours or len(set(ours)) == len(ours), ours
+        return dict(pairs)
+
+    return json.loads(rendered.forms["json"].body, object_pairs_hook=collect)
+
+
 def check(body: bytes, rules: PageRules) -> bool:
     """Check that a page is rendered the same with and without the quick way. Returns whether that was taken."""
     quick = render(body, rules)
@@ -85,7 +96,7 @@ def check(body: bytes, rules: PageRules) -> bool:
         return False
     assert right.rows == ()
     assert quick.forms.keys() == right.forms.keys()
-    assert json.loads(quick.forms["json"].body) == json.loads(right.forms["json"].body)
+    assert members(quick) == members(right)
     assert [(form.media_type, form.based) for form in quick.forms.values()] == [
         (form.media_type, form.based) for form in right.forms.values()
     ]
