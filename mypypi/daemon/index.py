@@ -148,8 +148,14 @@ class Index(Service):
             stale_after=settings.stale_after,
             memory=MemoryCache(settings.hot_pages_bytes - derived_bytes, derived_bytes),
             threads=backends.derive_threads,
-            ranges=self._ranges if settings.core_metadata and not settings.upstream_strict else None,
+            ranges=self._ranges if self._offers_metadata else None,
         )
+
+    @property
+    def _offers_metadata(self) -> bool:
+        """Whether pages offer metadata that is read out of wheels. In strict mode, ranges prove nothing."""
+        settings = self._backends.settings
+        return settings.package_type == "pypi" and settings.core_metadata and not settings.upstream_strict
 
     def _make_proxy(self) -> Proxy:
         settings, backends = self._backends.settings, self._backends

@@ -121,8 +121,8 @@ class ProxyTestCase(MemoryTestCase):
         self.queue = MemoryQueue(self.clock)
         ranges = ColdRanges(upstream, self.ranges)
         self.cold = ColdFiles(self.cold_files, self.fetches, self.queue, upstream, self.clock, ranges)
-        checks = FileChecks(self.catalog, upstream, self.clock)
-        return Proxy(ecosystem, self.pages, self.catalog, self.storage, self.cold, checks, WheelChecks(wheels, self.catalog))
+        checks, wheel_checks = FileChecks(self.catalog, upstream, self.clock), WheelChecks(wheels, self.catalog)
+        return Proxy(ecosystem, self.pages, self.catalog, self.storage, self.cold, checks, wheel_checks)
 
     def upstream_lists(self, *files: dict[str, object]) -> None:
         self.wire.reply(PAGE, 200, simple_page(*files), content_type="application/json")

@@ -48,6 +48,7 @@ PAGE = Page(
     upstream_modified="Mon, 02 Nov 2026 10:00:00 GMT",
     source="sha256-00ff",
     version="v1",
+    extracts=True,
 )
 
 
@@ -149,6 +150,16 @@ class CatalogPromises:
         assert page.id == await self.catalog.page_listing("1.10")
         await self.catalog.withhold(page.id, "2.50")
         assert await self.catalog.withheld(page.id) == {"2.50"}
+
+    async def test_answers_to_ranges(self) -> None:
+        """Whether an origin answers ranges is known for a week, or for an hour if it does not."""
+        assert await self.catalog.answers_ranges("https/files.example") is None
+        await self.catalog.put_answers_ranges("https/files.example", True)
+        await self.catalog.put_answers_ranges("https/files.example:8443", False)
+        assert await self.catalog.answers_ranges("https/files.example") is True
+        assert await self.catalog.answers_ranges("https/files.example:8443") is False
+        await self.catalog.put_answers_ranges("https/files.example", False)
+        assert await self.catalog.answers_ranges("https/files.example") is False
 
     async def test_indexed_links_lead_to_their_page(self) -> None:
         """Each indexed link leads to its page, even after a purge. An unknown link leads to none."""
