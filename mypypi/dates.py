@@ -6,17 +6,18 @@ Knows the formats of a date. Must never know which header contains it.
 from __future__ import annotations
 
 from datetime import datetime, timezone
-from email.utils import format_datetime
-
-from werkzeug import http
+from email.utils import format_datetime, parsedate_to_datetime
 
 
 def parse_date(text: str | None) -> datetime | None:
     """Parse an HTTP-date (RFC 9110, section 5.6.7). None for any other text."""
-    try:
-        return http.parse_date(text)
-    except OverflowError:  # a day or a year of twenty digits
+    if text is None:
         return None
+    try:
+        moment = parsedate_to_datetime(text)
+    except (TypeError, ValueError, OverflowError):  # the last one is for a day or a year of twenty digits
+        return None
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
 
 
 def http_date(text: str) -> str:

@@ -15,7 +15,7 @@ from twisted.web.http import PotentialDataLoss
 
 from mypypi.errors import BadUpstreamResponse, Interrupted, TooSlow, storage_error
 from mypypi.observability import metrics
-from mypypi.upstream.bodies import abort_connection
+from mypypi.upstream.bodies import abort_connection, read_more_at_once
 from mypypi.upstream.causes import excess_of
 from mypypi.upstream.pace import LONGEST_FILE, Pace
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Bytes that may wait to be written before the connection to upstream is paused.
 BACKLOG = 1024 * 1024
+#: Bytes of a file from which on more of it is read at once.
+LARGE_FILE = 1024 * 1024
 #: Bytes that a file may have beyond the size on its page, which may be wrong. A larger one is not the listed one.
 MOST_BEYOND_LISTED = 1024 * 1024
 
@@ -75,6 +77,10 @@ class Receiver(Protocol):
         self._error: Exception | None = None
         self._pace = Pace(clock, pace, "the file", LONGEST_FILE, self._too_slow)
 
+    def connectionMade(self) -> None:
+        if self._content.total is None or self._content.total > LARGE_FILE:
+            read_more_at_once(self)
+
     def dataReceived(self, data: bytes) -> None:
         self._pace.received(len(data))
         if self._skip:
@@ -83,7 +89,6 @@ class Receiver(Protocol):
             data = data[passed:]
         if not data or self._error is not None:
             return
-        metrics.UPSTREAM_BYTES.labels("file").inc(len(data))
         self._waiting.append(data)
         self._backlog += len(data)
         if not self._writing:
@@ -99,8 +104,9 @@ class Receiver(Protocol):
         self._settle()
 
     def _write(self) -> None:
-        data = b"".join(self._waiting)
+        data = self._waiting[0] if len(self._waiting) == 1 else b"".join(self._waiting)
         self._waiting.clear()
+        metrics.UPSTREAM_BYTES.labels("file").inc(len(data))
         total, end = self._content.total, self._content.length + len(data)
         try:
             if total is not None and end > total:

@@ -20,6 +20,9 @@ from mypypi.upstream.body_memory import BodyClaim, BodyMemory
 from mypypi.upstream.causes import excess_of
 from mypypi.upstream.pace import LONGEST_PAGE, Pace, PaceLimits
 
+#: Bytes that are read at once from a connection with a large body.
+_LARGE_READ = 256 * 1024
+
 
 def abort_connection(receiver: Protocol) -> None:
     """
@@ -34,6 +37,18 @@ def abort_connection(receiver: Protocol) -> None:
         abort()
     elif transport is not None:
         transport.loseConnection()
+
+
+def read_more_at_once(receiver: Protocol) -> None:
+    """
+    Let Twisted read up to 256 KiB at once from the connection of this body's receiver, in place of 64 KiB.
+
+    Each read costs some 100 microseconds besides the copying. Over TLS, the connection lies below the protocol of TLS.
+    """
+    transport: Any = getattr(receiver.transport, "_producer", None)
+    transport = getattr(transport, "transport", transport)
+    if hasattr(transport, "bufferSize"):
+        transport.bufferSize = _LARGE_READ
 
 
 class BodyCollector(Protocol):

@@ -54,6 +54,8 @@ class Pace:
         #: Seconds that the current measurement goes on after a pause; None while it runs.
         self._left: float | None = None
         self._stopped = False
+        #: When the last byte came. The timer is only moved when it fires: a fast body has thousands of pieces.
+        self._last = self._since
         self._silence_timer = clock.callLater(self.silence, self._end_silent)
         self._rate_timer = clock.callLater(RATE_SECONDS, self._measure)
         self._whole_timer = clock.callLater(longest, self._end_late)
@@ -61,8 +63,13 @@ class Pace:
     def received(self, count: int) -> None:
         """Note bytes of the body."""
         self._received += count
+        self._last = self._clock.seconds()
+
+    def await_bytes(self, silence: float) -> None:
+        """Await each further byte for so many seconds."""
+        self.silence = silence
         if self._silence_timer.active():
-            self._silence_timer.reset(self.silence)
+            self._silence_timer.reset(silence)
 
     def pause(self) -> None:
         """Ignore silence and rate until `resume`: this process does not read. The time in all goes on."""
@@ -75,10 +82,11 @@ class Pace:
     def resume(self) -> None:
         """Go on after `pause`."""
         if self._left is not None and not self._stopped:
+            self._last = self._clock.seconds()
             self._silence_timer = self._clock.callLater(self.silence, self._end_silent)
             self._rate_timer = self._clock.callLater(self._left, self._measure)
             self._left = None
-            self._since += self._clock.seconds() - self._paused_at
+            self._since += self._last - self._paused_at
 
     def stop(self) -> None:
         """Stop watching: the body has ended."""
@@ -102,6 +110,10 @@ class Pace:
         self._rate_timer = self._clock.callLater(RATE_SECONDS, self._measure)
 
     def _end_silent(self) -> None:
+        left = self._last + self.silence - self._clock.seconds()
+        if left > 0:
+            self._silence_timer = self._clock.callLater(left, self._end_silent)
+            return
         begun = self._before + self._received > 0
         stopped = f"upstream stopped in the middle of {self._what}" if begun else f"no byte of {self._what} came"
         self._end(f"{stopped} for {self.silence:g} seconds")

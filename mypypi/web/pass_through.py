@@ -187,7 +187,7 @@ class _PassThrough(Protocol):
     def dataReceived(self, data: bytes) -> None:
         began, self._began = self._began, None
         if began is not None:
-            self._pace.silence = self._later_timeout
+            self._pace.await_bytes(self._later_timeout)
             began()
         self._pace.received(len(data))
         if self.done.called:
