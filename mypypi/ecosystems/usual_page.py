@@ -133,7 +133,8 @@ def _links(urls: list[str], filenames: list[str]) -> list[str]:
     links = [url.replace("://", "/", 1) for url in urls]
     _expect(plain_key_of(urls[0]) == links[0] and all(url.startswith(prefix) for url in urls))
     _expect(all(url.endswith(f"/{filename}") for url, filename in zip(urls, filenames, strict=True)))
-    paths = "\n".join(url[len(prefix) - 1 :] for url in urls).encode()
+    paths = "".join(f"{url[len(prefix) - 1 :]}\n" for url in urls).encode()
+    _expect(paths.count(b"\n") == len(urls))
     _expect(not paths.translate(None, _PLAIN_BYTES) and not any(odd in paths for odd in _ODD))
     _expect(max(map(len, links)) < LONG_LINK and len(set(links)) == len(links))
     return links
@@ -271,7 +272,8 @@ def _prefix_of(url: str) -> str:
 
 def _check_times(times: list[str]) -> None:
     """Check that all clients can read these times, which are in UTC."""
-    _expect(_TIMES.fullmatch("\n".join([*times, ""])) is not None)
+    lines = "".join(f"{time}\n" for time in times)
+    _expect(_TIMES.fullmatch(lines) is not None and lines.count("\n") == len(times))
     _expect(all(map(_is_date, {time[:10] for time in times})))
 
 

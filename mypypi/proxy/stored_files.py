@@ -106,10 +106,11 @@ class StoredFiles:
         for _ in range(2):  # a file may move from the disk to the bucket before it is opened
             try:
                 stored = await self._storage.find(key)
-                if stored is None or (listed is not None and not await self._is_listed(stored, listed, request.client)):
+                is_final = None if stored is None else await self._is_final(stored, listed, request.client)
+                if stored is None or is_final is None:
                     return None
                 if stored.path is not None:
-                    served = _open(stored, immutable=await self._is_final(stored, listed))
+                    served = _open(stored, immutable=is_final)
                     if served is not None:
                         self._note_readable()
                         return served
@@ -117,18 +118,15 @@ class StoredFiles:
             except StorageDown as error:
                 self._note_unreadable(error)
                 raise
-            return await self._elsewhere(stored, listed, request)
+            return await self._elsewhere(stored, request, immutable=is_final)
         return None
 
-    async def _elsewhere(
-        self, stored: StoredFile, listed: PackageFile | None, request: FileRequest
-    ) -> FileAnswer | None:
+    async def _elsewhere(self, stored: StoredFile, request: FileRequest, *, immutable: bool) -> FileAnswer | None:
         """
         Return the answer for a file in the bucket, None if it turns out to be missing there.
 
         A description needs only its record. Raises StorageDown if the bucket fails, which the storage logs.
         """
-        immutable = await self._is_final(stored, listed)
         if request.describe:
             return FileDescription(stored.digest, stored.size, immutable, hit=True)
         if request.unreadable is not None:
@@ -138,33 +136,34 @@ class StoredFiles:
         except NotFound:
             return None
 
-    async def _is_final(self, stored: StoredFile, listed: PackageFile | None) -> bool:
-        """Whether these bytes never change: the page gives a digest, or the wheel with this metadata was checked."""
+    async def _is_final(self, stored: StoredFile, listed: PackageFile | None, client: str) -> bool | None:
+        """
+        Whether the bytes of this stored file never change; None if it is not the listed one.
+
+        That is told by the digest on the page. Without one, metadata that was read out of a wheel is compared with the
+        wheel, and upstream is asked about any other file. Raises StorageDown.
+        """
         if listed is None:
             return not stored.key.endswith(".metadata")  # it may have been read out of ranges that were not checked
-        if listed.wheel is None:
-            return listed.digest is not None
-        return await self._wheel_checks.agreement(stored, listed.wheel) is True
-
-    async def _is_listed(self, stored: StoredFile, listed: PackageFile, client: str) -> bool:
-        """
-        Whether the stored file is the listed one: by its digest, or without a listed one by upstream's word.
-
-        A file whose digest is of another algorithm is hashed again, once in this process. Raises StorageDown.
-        """
         if listed.wheel is not None:
-            return await self._wheel_checks.agreement(stored, listed.wheel) is not False
+            agrees = await self._wheel_checks.agreement(stored, listed.wheel)
+            return None if agrees is False else agrees is True
         if listed.digest is None:
-            return await self._checks.is_current(listed, stored, await self._confirmed_at(listed.link), client)
+            confirmed_at = await self._confirmed_at(listed.link)
+            return False if await self._checks.is_current(listed, stored, confirmed_at, client) else None
+        return True if await self._has_digest(stored, listed, listed.digest) else None
+
+    async def _has_digest(self, stored: StoredFile, listed: PackageFile, digest: Digest) -> bool:
+        """Whether a file has a listed digest. One of another algorithm is hashed again, once in this process."""
         accepted = listed.accepts(stored.digest)
         if accepted is not None:
             return accepted
-        hashed = stored, listed.digest.algorithm
-        digest = self._hashed.get(hashed) or await self._storage.digest_of(*hashed)
-        if digest is None:
+        hashed = stored, digest.algorithm
+        found = self._hashed.get(hashed) or await self._storage.digest_of(*hashed)
+        if found is None:
             return False
-        self._hashed[hashed] = digest
-        return listed.accepts(digest) is True
+        self._hashed[hashed] = found
+        return listed.accepts(found) is True
 
     def _note_unreadable(self, why: StorageDown) -> None:
         if not self._is_unreadable:
