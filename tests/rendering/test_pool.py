@@ -260,6 +260,19 @@ class TestOrder(PoolTestCase):
         assert self.processes[-1].done == [small("a"), small("c"), small("e"), large("b"), large("d")]
         assert all(self.successResultOf(page) for page in pages)
 
+    def test_smaller_tasks_pass_larger_ones_that_came_a_little_earlier(self) -> None:
+        """A page that takes a moment to render does not keep smaller ones waiting, and does not wait for ever."""
+        self.pool = self.make_pool(1, self.threads)
+        self.pool.startService()
+        page, other = encoded_work("page", 4 * 1024 * 1024), encoded_work("other", 4 * 1024 * 1024)
+        self.run_tasks(small("a"), page, small("b"))
+        self.clock.advance(SMALL_SECONDS * 0.75)
+        self.run_tasks(small("c"), other)
+        self.clock.advance(SMALL_SECONDS * 0.2)
+        self.run_tasks(small("d"))
+        self.threads.finish()
+        assert self.processes[-1].done == [small("a"), small("b"), small("c"), small("d"), page, other]
+
     def test_tasks_of_a_size_are_done_in_order(self) -> None:
         """Tasks that are equally large are done in the order in which they came."""
         tasks = [make(name) for name in "abcdef" for make in (small, large)]

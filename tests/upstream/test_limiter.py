@@ -115,6 +115,19 @@ class ShareTest(LimiterTestCase):
         self.release(audits[1])
         self.assertEqual((32, 31, 1), (running(pages), running(files), running(audits)))
 
+    def test_whole_files_come_last(self) -> None:
+        """A freed place goes to what a resolution reads, although more of that runs already."""
+        metadata, files = self.ask_often(30, "metadata", "a"), self.ask_often(30, "file", "a")
+        others = self.ask_as_many(16, "range")
+        self.assertEqual((24, 24, 16), (running(metadata), running(files), running(others)))
+        self.release(others[0])
+        self.assertEqual((24, 24, 15), (running(metadata), running(files), running(others)))
+        wanted, file = self.ask("range", "b"), self.ask("file", "b")
+        self.assertEqual((1, 0), (running([wanted]), running([file])))
+        for each in others[1:3]:
+            self.release(each)
+        self.assertEqual(1, running([file]))
+
     def test_kinds_and_clients_that_ended_hold_nothing(self) -> None:
         """Places are counted down to zero: after any number of requests, all of them are free."""
         for _ in range(3):
