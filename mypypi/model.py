@@ -184,9 +184,9 @@ class RenderedForm:
     based: bool = False
 
 
-#: A file that a page lists: link, URL, digests as `PackageFile.digest_text` has them, size, and its metadata (PEP 658):
-#: None if there is none, `IN_WHEEL` if it is read out of the wheel, else its digests. Its key is the link.
-ListedRow = tuple[str, str, str, int | None, str | None]
+#: A file that a page lists: link, URL, digests as `PackageFile.digest_text` has them, size, its key, and its metadata
+#: (PEP 658): None if there is none, `IN_WHEEL` if it is read out of the wheel, else its digests.
+ListedRow = tuple[str, str, str, int | None, str, str | None]
 IN_WHEEL = "in wheel"
 
 

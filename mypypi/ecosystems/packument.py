@@ -118,17 +118,19 @@ def render_packument(name: str, source: SourceDocument, *, strict: bool = False)
                 del parsed.versions[version]
     if unusable or is_odd or (strict and unserved):
         body = _with_versions(body, parsed.versions)
+    files = list(tarballs.files.values())
     return RenderedPage(
         {
             "full": RenderedForm(FULL, tarballs.with_links(body), based=True),
             "abbreviated": RenderedForm(ABBREVIATED, tarballs.with_links(_abbreviated(parsed, name)), based=True),
-            "files": RenderedForm(FULL, msgspec.json.encode(list(tarballs.files.values()))),
+            "files": RenderedForm(FULL, msgspec.json.encode(files)),
         },
         modified=http_date(_modified(parsed.time)),
         notes=(
             *_note(unusable, "versions without a tarball were left out"),
             *_note(unserved, f"versions whose tarball can't be served from here {_FATE[strict]}"),
         ),
+        rows=[(link, url, digests, None, key, None) for link, url, digests, key in files],
     )
 
 

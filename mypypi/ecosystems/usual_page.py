@@ -108,7 +108,7 @@ def _rendered(project: str, rules: PageRules, body: bytes) -> RenderedPage:
     if is_ranged:
         metadata = [IN_WHEEL if lacks else digest for digest, lacks in zip(metadata, lacking, strict=True)]
     rows = [
-        (link, file.url, digest, None if file.size is UNSET else file.size, beside)
+        (link, file.url, digest, None if file.size is UNSET else file.size, link, beside)
         for link, file, digest, beside in zip(links, files, digests, metadata, strict=True)
     ]
     provenances = _provenances([file.provenance for file in files])
@@ -178,7 +178,7 @@ def _provenances(urls: list[str | None]) -> list[ListedRow]:
             link = plain_key_of(url)
             if link is None:
                 raise _UnusualError
-            rows.append((link, url, "", None, None))
+            rows.append((link, url, "", None, link, None))
     _expect(len({row[0] for row in rows}) == len(rows))
     return rows
 
@@ -186,7 +186,7 @@ def _provenances(urls: list[str | None]) -> list[ListedRow]:
 def _strays(project: str, files: list[_File], rows: list[ListedRow]) -> Iterator[str]:
     """Yield the links that the catalog has to index, since they do not name the project."""
     own: set[str] = set()
-    for file, (link, _, _, _, metadata) in zip(files, rows, strict=False):
+    for file, (link, *_, metadata) in zip(files, rows, strict=False):
         name, dash, rest = file.filename.partition("-")
         is_plain = file.filename.endswith(".whl") or (file.filename.endswith(".tar.gz") and "-" not in rest)
         if not (is_plain and name in own):

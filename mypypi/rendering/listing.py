@@ -49,7 +49,7 @@ class Listing:
 
     @classmethod
     def of_rows(cls, rows: Iterable[ListedRow]) -> Listing:
-        """Pack the files of these rows, each of which has its link as its key."""
+        """Pack the files of these rows."""
         return cls._of({row[0]: _pack_row(*row) for row in rows})
 
     @classmethod
@@ -124,13 +124,12 @@ def _unpack(record: bytes) -> tuple[PackageFile, str | None]:
 
 
 def _pack(file: PackageFile, metadata: str | None) -> bytes:
-    key = "" if file.key == file.link else file.key
-    url = "" if file.url == _url_in(file.link) else file.url
-    return _ENCODER.encode((file.link, url, file.digest_text, file.size, key, metadata))
+    return _pack_row(file.link, file.url, file.digest_text, file.size, file.key, metadata)
 
 
-def _pack_row(link: str, url: str, digests: str, size: int | None, metadata: str | None) -> bytes:
-    return _ENCODER.encode((link, "" if url == _url_in(link) else url, digests, size, "", metadata))
+def _pack_row(link: str, url: str, digests: str, size: int | None, key: str, metadata: str | None) -> bytes:
+    told = "" if url == _url_in(link) else url
+    return _ENCODER.encode((link, told, digests, size, "" if key == link else key, metadata))
 
 
 def _packed(file: PackageFile) -> bytes:

@@ -20,6 +20,7 @@ from mypypi.ecosystems.packument_parts import dist_tags, manifest
 from mypypi.errors import BadRequest, BadUpstreamResponse, NotFound
 from mypypi.interfaces import IEcosystem
 from mypypi.model import BASE_PLACEHOLDER, PackageFile, PageId, PageRequest, PageRules, RenderedPage, SourceDocument
+from mypypi.rendering.listing import Listing
 
 BASE = BASE_PLACEHOLDER.decode()
 REGISTRY = "https://registry.example"
@@ -60,7 +61,9 @@ def links(rendered: RenderedPage, name: str = "full") -> dict[str, str]:
 
 
 def listing(rendered: RenderedPage, name: str = "thing") -> dict[str, PackageFile]:
-    return npm.listing(PageId("packument", name), {"files": rendered.forms["files"].body})
+    files = npm.listing(PageId("packument", name), {"files": rendered.forms["files"].body})
+    assert Listing.of_rows(rendered.rows) == Listing.of(files.values())
+    return files
 
 
 def listed(rendered: RenderedPage, link: str, name: str = "thing") -> PackageFile:

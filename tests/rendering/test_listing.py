@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 
 from mypypi.digests import Digest
-from mypypi.model import PackageFile
+from mypypi.model import IN_WHEEL, ListedRow, PackageFile
 from mypypi.rendering.listing import Listing
 
 SHA256 = Digest("sha256", "0" * 64)
@@ -68,6 +68,25 @@ def test_one_of_several_files_with_the_same_link_is_found() -> None:
     found = {Listing.of(order).get(file(1).link) for order in (files, files[::-1])}
     assert len(found) == 1
     assert found <= set(files)
+
+
+def test_rows_are_packed_as_files() -> None:
+    """A page that comes with rows has the listing that its forms would give, with every key and digest."""
+    several = "sha512-" + "a" * 128 + " sha512-" + "b" * 128
+    rows: list[ListedRow] = [
+        ("thing/-/thing-1.0.0.tgz", "https://r.example/thing-1.0.0.tgz", several, None, "https/r.example/1.tgz", None),
+        ("https/f.example/a-1.whl", "https://f.example/a-1.whl", str(SHA256), 7, "https/f.example/a-1.whl", IN_WHEEL),
+        ("https/f.example/b-1.whl", "https://f.example/b-1.whl", "", None, "https/f.example/b-1.whl", str(SHA256)),
+    ]
+    files = [PackageFile.of(link, url, digests, size, key) for link, url, digests, size, key, _ in rows]
+    beside = [f"{file.link}.metadata" for file in files[1:]]
+    files.append(PackageFile(beside[0], f"{files[1].url}.metadata", key=beside[0], wheel=files[1]))
+    files.append(PackageFile(beside[1], f"{files[2].url}.metadata", SHA256, key=beside[1]))
+    listing = Listing.of_rows(rows)
+    assert listing == Listing.of(files)
+    assert [listing.get(file.link) for file in files] == files
+    assert listing.get("thing/-/thing-1.0.0.tgz.metadata") is None
+    assert listing.named("a-1.whl.metadata") == [files[3]]
 
 
 def test_a_file_costs_few_bytes() -> None:
