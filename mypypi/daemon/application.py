@@ -23,10 +23,10 @@ from mypypi.errors import CatalogDown
 from mypypi.job import QueueState
 from mypypi.observability.metrics import CurrentState, are_in_files, render_metrics
 from mypypi.redis_budget import redis_budget
+from mypypi.turns import Turns
 from mypypi.web.about import About
 from mypypi.web.health import Health, OperatorRoutes
 from mypypi.web.request import WebRequest
-from mypypi.web.turns import Turns
 from mypypi.web.validation import RequestValidator
 
 #: Seconds until the checks, and then the state of the queue, time out for a scrape. Prometheus gives up after ten.

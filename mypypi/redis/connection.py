@@ -6,6 +6,7 @@ Knows the protocol's handshake. Must never know when to connect, nor which comma
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import txredisapi
@@ -17,13 +18,18 @@ from twisted.internet.ssl import optionsForClientTLS
 from twisted.python.failure import Failure
 
 from mypypi.tls import ExplainedTLS
+from mypypi.turns import Turns
 
 if TYPE_CHECKING:
     from mypypi.settings.types import RedisUrl
 
 
 class Connection(txredisapi.RedisProtocol):  # type: ignore[misc] # txredisapi has no types
-    """A connection that records when bytes last arrived, and why it ended."""
+    """
+    A connection that records when bytes last arrived, and why it ended.
+
+    Many answers that arrive at once are handed over in several turns of the reactor: each lets a request go on.
+    """
 
     def __init__(self, reactor: IReactorTime, url: RedisUrl) -> None:
         # By default, txredisapi converts replies, such as "1.10" to 1.1. A database is always selected: without any
@@ -35,12 +41,20 @@ class Connection(txredisapi.RedisProtocol):  # type: ignore[misc] # txredisapi h
         self._seconds = reactor.seconds
         self.heard_at = reactor.seconds()
         self.ended_because: BaseException | None = None
+        self._turns = Turns(reactor)
+
+    def replyReceived(self, reply: object) -> None:
+        if self.ended_because is None:
+            self._turns.begin(partial(super().replyReceived, reply))
+        else:  # txredisapi answers the commands that wait, until none waits
+            super().replyReceived(reply)
 
     def dataReceived(self, data: bytes, unpause: bool = False) -> None:  # noqa: FBT001, FBT002 - txredisapi's signature
         self.heard_at = self._seconds()
         super().dataReceived(data, unpause)
 
     def connectionLost(self, why: Failure) -> None:
+        self._turns.finish()
         self.ended_because = why.value
         super().connectionLost(why)
 

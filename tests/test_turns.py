@@ -1,4 +1,4 @@
-"""Tests of `mypypi.web.turns`: requests that arrive at once do not keep the operator, or others, waiting for all."""
+"""Tests of `mypypi.turns`: requests of the operator do not wait for those that arrive at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from attrs import define, field
 
-from mypypi.web.turns import Turns
+from mypypi.turns import Turns
 from tests.fuzz.world import Client, Transmission, World
 from tests.support.memory import Exchange, response
 
