@@ -74,6 +74,8 @@ _TIMES = re.compile(
 #: How members with a text are written: as PyPI does, or with a space.
 _WRITTEN = ('"%s":"%s', '"%s": "%s')
 _OFFERED = f'"core-metadata":true,"{EXTRACTED}":true'.encode()
+#: Bytes of the largest page, of which there are several copies here. The largest one of PyPI has 10 MB.
+_LARGEST = 16 * 1024 * 1024
 #: Bytes for each file, and for all else. A larger page has many spaces, which are not passed on.
 _MOST_OF_FILE, _MOST_BESIDES = 2_000, 100_000
 _REFUSED = (b'"core-metadata":false', b'"core-metadata": false')
@@ -94,7 +96,7 @@ def usual_page(project: str, rules: PageRules, body: bytes) -> RenderedPage | No
 
 
 def _rendered(project: str, rules: PageRules, body: bytes) -> RenderedPage:
-    _expect(not rules.withheld)
+    _expect(not rules.withheld and len(body) <= _LARGEST)
     body.decode()  # parts that are not decoded below may have any bytes
     files = _read(project, body)
     links = _links([file.url for file in files], [file.filename for file in files])

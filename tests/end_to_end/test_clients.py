@@ -279,14 +279,19 @@ class TestUv:
         assert index.count("/simple/lib/") == pages + 1
 
     def test_an_upstream_without_metadata_is_read_by_ranges(self, uv: Uv, daemon_factory: DaemonFactory) -> None:
-        """The end of a wheel that is not stored yet can be read. The wheel is fetched only once, after a HEAD."""
+        """
+        The end of a wheel that is not stored yet can be read, although upstream has no ranges either.
+
+        Upstream is asked for them once, and the wheel is fetched only once, after a HEAD.
+        """
         with FakeIndex(plain=True) as index:
             publish(index)
             daemon = daemon_factory(env={"MYPYPI_UPSTREAM_URL": index.url})
             assert uv.install(daemon.url, "app") == ALL
             path = f"/file/{index.url_of(APP.filename).replace('://', '/')}"
             assert requests_of(daemon, path) == [f"HEAD {path} 200", f"GET {path} 206", f"GET {path} 200"]
-            assert [asked.method for asked in index.seen(index.path_of(APP.filename))] == ["HEAD", "GET"]
+            asked = [(each.method, each.headers["Range"]) for each in index.seen(index.path_of(APP.filename))]
+            assert asked == [("GET", "bytes=-1"), ("HEAD", None), ("GET", None)]
 
 
 def lock(uv: Uv, project: Path, daemon: Daemon) -> None:

@@ -97,7 +97,7 @@ class TestInnerServices:
             assert (answer.status, answer.complete) == (502, True)
             assert "a loopback address, which is not connected to" in answer.text
             assert "MYPYPI_UPSTREAM_TRUST" in answer.text
-        assert index.faults_served["Redirect"] == 2
+        assert index.faults_served["Redirect"] == 3  # for the files, and to find out whether the index answers ranges
         assert inner.connections == 0
         assert daemon.log.count("was not stored: upstream leads to") == len(paths)
         assert get(daemon.url + _list(index, "good")).status == 200
