@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import io
 import re
-import zlib
 from collections.abc import Iterable, Sequence
-from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 from packaging.utils import canonicalize_name
 
@@ -93,7 +92,9 @@ def metadata_in(filename: str, total: int, parts: Sequence[tuple[int, bytes]]) -
         if stop - missing.start > _LARGEST_PART:
             raise NoMetadata(f"the wheel {filename} has too many members to read its metadata") from None
         return ByteRange(missing.start, min(stop, total) - 1)
-    except (BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError, ValueError, zlib.error) as error:
+    except (NoMetadata, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 - for a damaged file, zipfile raises errors of too many kinds to list
         raise NoMetadata(f"the metadata of {filename} can't be read out of the wheel: {str(error)[:200]}") from None
 
 
