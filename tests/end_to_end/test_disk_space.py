@@ -53,7 +53,7 @@ def test_files_that_find_no_room_come_from_upstream(tight: Deployment) -> None:
         running = [pool.submit(get, url) for url in urls]
         redirected = [each.result() for each in islice(as_completed(running), 2)]
         assert [answer.status for answer in redirected] == [302, 302]
-        assert gate.served == 2  # the others have begun, and wait
+        gate.wait_served(2)  # the others have begun, and wait
         tight.assert_degraded("storage", "no room for a file of")
         gate.allow_all()
         answers = [each.result() for each in running]

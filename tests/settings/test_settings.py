@@ -52,6 +52,7 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "MYPYPI_TRUSTED_PROXIES": ("127.0.0.1, 10.0.0.0/8", (ip_network("127.0.0.1"), ip_network("10.0.0.0/8"))),
     "MYPYPI_TRUSTED_HEADERS": ("forwarded", "forwarded"),
     "MYPYPI_COLD_FILES": ("redirect", "redirect"),
+    "MYPYPI_CORE_METADATA": ("no", False),
     "MYPYPI_STRICT_WAIT": ("14", 14),
     "MYPYPI_NEGATIVE_CACHE_TIME": ("5", 5),
     "MYPYPI_UPSTREAM_CONCURRENCY": ("3", 3),
