@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 from mypypi.byte_range import ByteRange
 from mypypi.errors import BadUpstreamResponse, NoMetadata, StorageDown, storage_error
 from mypypi.model import PackageFile, StoredFile
+from mypypi.upstream.responses import FileRange
 
 if TYPE_CHECKING:
     from mypypi.interfaces import IStorage
     from mypypi.threads import Threads
     from mypypi.upstream.range_support import RangeSupport
-    from mypypi.upstream.responses import FileRange
 
 #: Bytes of a wheel's end that are read first. In most wheels, these have the list of members and the metadata.
 _END = 32 * 1024
@@ -79,9 +79,9 @@ class WheelMetadata:
             return None
         path, size = stored.path, stored.size
 
-        async def read(asked: ByteRange) -> tuple[int, int, bytes]:
+        async def read(asked: ByteRange) -> FileRange:
             start, stop = asked.within(size)
-            return start, size, await self._threads.run(_read, path, start, stop)
+            return FileRange(start, size, await self._threads.run(_read, path, start, stop))
 
         try:
             return await self._read(wheel, read)
@@ -92,17 +92,10 @@ class WheelMetadata:
 
     async def _in_ranges(self, wheel: PackageFile, client: str) -> bytes | None:
         """Return the metadata in upstream's wheel; None if upstream answers no ranges."""
+        return await self._read(wheel, lambda asked: self._ranges.ask(wheel.url, asked, client))
 
-        async def ask(asked: ByteRange) -> tuple[int, int, bytes] | None:
-            found: FileRange | None = await self._ranges.ask(wheel.url, asked, client)
-            return None if found is None else (found.start, found.total, found.content)
-
-        return await self._read(wheel, ask)
-
-    async def _read(
-        self, wheel: PackageFile, read: Callable[[ByteRange], Awaitable[tuple[int, int, bytes] | None]]
-    ) -> bytes | None:
-        """Read parts of a wheel until its metadata is among them. `read` returns start, total and bytes of a part."""
+    async def _read(self, wheel: PackageFile, read: Callable[[ByteRange], Awaitable[FileRange | None]]) -> bytes | None:
+        """Read parts of a wheel until its metadata is among them. None if `read` returns none for a part."""
         name = wheel.link.rpartition("/")[2]
         parts: list[tuple[int, bytes]] = []
         before, asked = None, ByteRange(None, _END)
@@ -110,12 +103,11 @@ class WheelMetadata:
             part = await read(asked)
             if part is None:
                 return None
-            start, total, data = part
-            if before not in (None, total) or not data:
+            if before not in (None, part.total) or not part.content:
                 raise BadUpstreamResponse(f"upstream has replaced {wheel.key} while its metadata was read: try again")
-            before = total
-            parts.append((start, data))
-            found = await self._look(name, total, parts)
+            before = part.total
+            parts.append((part.start, part.content))
+            found = await self._look(name, part.total, parts)
             if isinstance(found, bytes):
                 return found
             asked = found

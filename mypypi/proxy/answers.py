@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-from attrs import field, frozen
+from attrs import frozen
 
 from mypypi.byte_range import ByteRange
 from mypypi.digests import Digest
 from mypypi.errors import StorageDown
 from mypypi.files.content import Content
 from mypypi.model import Link, PackageFile, StoredFile
+from mypypi.upstream.responses import FileRange
 
 
 @frozen
@@ -59,20 +60,6 @@ class FileDescription:
 
 
 @frozen
-class RangeContent:
-    """
-    A range of a file that is not stored, from upstream: the bytes from `start` on, of a file of `total` bytes.
-
-    They are not checked, since a digest needs the whole file. Outside the file, there are none. It may be a whole file
-    without a digest: metadata that could not be stored.
-    """
-
-    start: int
-    total: int
-    content: bytes = field(repr=False)
-
-
-@frozen
 class StoredElsewhere:
     """
     A file whose bytes are not on this host's disk.
@@ -105,4 +92,5 @@ class PassThrough:
     file: PackageFile
 
 
-FileAnswer = LocalContent | FileDescription | RangeContent | StoredElsewhere | RedirectToUpstream | PassThrough
+#: A FileRange may be a whole file without a digest: metadata that could not be stored.
+FileAnswer = LocalContent | FileDescription | FileRange | StoredElsewhere | RedirectToUpstream | PassThrough

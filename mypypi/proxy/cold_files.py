@@ -31,10 +31,10 @@ from mypypi.proxy.answers import (
     FileDescription,
     LocalContent,
     PassThrough,
-    RangeContent,
     RedirectToUpstream,
 )
 from mypypi.redis_budget import renew_redis_budget
+from mypypi.upstream.responses import FileRange
 from mypypi.worker.jobs import fetch_job
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ class ColdFiles:
             )
         if file.wheel is not None:
             metadata = await self._fetches.metadata(file.wheel)
-            return RangeContent(0, len(metadata), metadata)
+            return FileRange(0, len(metadata), metadata)
         if self._upstream.needs_credentials(file.url):
             return PassThrough(file)
         return await self._redirect(file)

@@ -14,7 +14,7 @@ from mypypi.byte_range import ByteRange
 from mypypi.coalescing import Coalescer
 from mypypi.errors import BadUpstreamResponse
 from mypypi.model import PackageFile
-from mypypi.proxy.answers import FileDescription, RangeContent
+from mypypi.proxy.answers import FileDescription
 from mypypi.upstream.client import LARGEST_RANGE
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class ColdRanges:
         size = await self._sizes.run(file.key, lambda: self._size_of(file, client))
         return None if size is None else FileDescription(file.only_digest, size, immutable=file.digest is not None)
 
-    async def read(self, file: PackageFile, asked: ByteRange, client: str) -> RangeContent | None:
+    async def read(self, file: PackageFile, asked: ByteRange, client: str) -> FileRange | None:
         """
         Return a range of a file. None if the whole file should be fetched.
 
@@ -63,8 +63,7 @@ class ColdRanges:
         sent, total = self._sent.get(file.key, (0, file.size))
         if total is not None and sent + length > total * _MOST_OF_IT:
             return None
-        found = await self._ranges.run((file.key, asked), lambda: self._ask(file, asked, client))
-        return None if found is None else RangeContent(found.start, found.total, found.content)
+        return await self._ranges.run((file.key, asked), lambda: self._ask(file, asked, client))
 
     async def _ask(self, file: PackageFile, asked: ByteRange, client: str) -> FileRange | None:
         found = await self._support.ask(file.url, asked, client)

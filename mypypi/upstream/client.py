@@ -192,14 +192,14 @@ class Upstream:
         length = response.header("content-length")
         return int(length) if length.isascii() and length.isdigit() and not response.encoding else None
 
-    async def range(self, url: str, asked: ByteRange, client: str = "", late: Late | None = None) -> FileRange | None:
+    async def range(self, url: str, asked: ByteRange, client: str = "") -> FileRange | None:
         """
         Request a range of the file at this URL, of at most `LARGEST_RANGE` bytes. It is empty outside the file.
 
         None if upstream does not answer ranges. See `file` for the rest.
         """
         sent = Request("range", url, {"Accept": "*/*", "Range": str(asked)}, "identity", patient=True)
-        response = await self._get_file(sent, client, late)
+        response = await self._get_file(sent, client)
         try:
             found = range_in(response, asked, LARGEST_RANGE)
             if found is None:

@@ -45,7 +45,11 @@ class PageResponse:
 
 @frozen
 class FileRange:
-    """A range of a file that upstream sent: the bytes from `start` on, of a file of `total` bytes."""
+    """
+    A range of a file: the bytes from `start` on, of a file of `total` bytes. Outside the file, there are none.
+
+    Upstream's are not checked, since a digest needs the whole file.
+    """
 
     start: int
     total: int

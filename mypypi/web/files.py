@@ -18,11 +18,11 @@ from mypypi.proxy.answers import (
     FileRequest,
     LocalContent,
     PassThrough,
-    RangeContent,
     RedirectToUpstream,
     StoredElsewhere,
 )
 from mypypi.proxy.proxy import Proxy
+from mypypi.upstream.responses import FileRange
 from mypypi.web.conditions import Unsatisfiable, etag_matches, needs_total, one_range, range_applies, ranges_of
 from mypypi.web.content_reader import Reader, Span
 from mypypi.web.errors import answer, sending
@@ -71,7 +71,7 @@ class Files:
             return await self._serve_local(request, found)
         if isinstance(found, FileDescription):
             return _answer_head(request, found)
-        if isinstance(found, RangeContent):
+        if isinstance(found, FileRange):
             return _answer_range(request, found)
         if isinstance(found, StoredElsewhere):
             return await self._serve_from_bucket(request, link, found, failure)
@@ -155,7 +155,7 @@ def _wanted(request: Request, client: str, unreadable: StorageDown | None) -> Fi
     return FileRequest(client, range=asked, unreadable=unreadable)
 
 
-def _answer_range(request: Request, found: RangeContent) -> bytes:
+def _answer_range(request: Request, found: FileRange) -> bytes:
     """Answer with bytes that are not checked: they have no ETag, and are not kept."""
     request.setHeader(b"cache-status", b"MyPyPi; fwd=partial")
     if not found.content:

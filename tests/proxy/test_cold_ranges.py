@@ -5,7 +5,8 @@ from __future__ import annotations
 from twisted.internet.defer import Deferred
 
 from mypypi.byte_range import ByteRange
-from mypypi.proxy.answers import FileAnswer, FileRequest, LocalContent, RangeContent
+from mypypi.proxy.answers import FileAnswer, FileRequest, LocalContent
+from mypypi.upstream.responses import FileRange
 from tests.proxy.test_proxy import DATA, FILE, LINK, SIZE, ProxyTestCase
 
 END = ByteRange(None, 70)
@@ -29,7 +30,7 @@ class ColdRangesTest(ProxyTestCase):
         pending = [self.ask() for _ in range(3)]
         self.assertEqual(1, self.wire.paths.count(FILE))
         self.answer()
-        expected = RangeContent(SIZE - 70, SIZE, DATA[-70:])
+        expected = FileRange(SIZE - 70, SIZE, DATA[-70:])
         self.assertEqual([expected] * 3, [self.now(each) for each in pending])
 
     def test_answer_that_is_not_the_range_is_not_used(self) -> None:

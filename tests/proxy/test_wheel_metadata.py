@@ -21,8 +21,9 @@ from mypypi.errors import (
     UpstreamRefused,
 )
 from mypypi.model import PackageFile, Page
-from mypypi.proxy.answers import FileAnswer, FileRequest, LocalContent, RangeContent, RedirectToUpstream
+from mypypi.proxy.answers import FileAnswer, FileRequest, LocalContent, RedirectToUpstream
 from mypypi.proxy.cold_files import ColdFilePolicy
+from mypypi.upstream.responses import FileRange
 from tests.proxy.test_proxy import FILE, FILE_URL, LINK, NAME, PAGE, THING, ProxyTestCase, listed
 from tests.rig.packages import incompressible, make_wheel
 from tests.support.memory import Exchange, response, sha256
@@ -119,7 +120,7 @@ class WheelMetadataTestCase(ProxyTestCase):
 
     @staticmethod
     def content(answer: FileAnswer) -> bytes:
-        if isinstance(answer, RangeContent):
+        if isinstance(answer, FileRange):
             assert (answer.start, answer.total) == (0, len(answer.content))
             return answer.content
         assert isinstance(answer, LocalContent), answer
@@ -624,7 +625,7 @@ class DiskTest(WheelMetadataTestCase):
             for asked in (2, 4):
                 pending = [self.request() for _ in range(3)]
                 self.answer_ranges()
-                expected = RangeContent(0, len(METADATA), METADATA)
+                expected = FileRange(0, len(METADATA), METADATA)
                 self.assertEqual([expected] * 3, [self.now(each) for each in pending])
                 self.assertEqual(asked, len(self.ranges_asked))
         self.assertEqual(1, log.error.call_count)
@@ -680,7 +681,7 @@ class ManyFetchesTest(WheelMetadataTestCase):
         """The client gets the metadata, and is not redirected."""
         pending = self.request()
         self.answer_ranges()
-        self.assertEqual(RangeContent(0, len(METADATA), METADATA), self.now(pending))
+        self.assertEqual(FileRange(0, len(METADATA), METADATA), self.now(pending))
 
 
 class ChangeTest(WheelMetadataTestCase):
