@@ -80,6 +80,8 @@ class Waiting(Generic[Place]):
             slot = min(ready, key=places.rank, default=None)
             if slot is not None and (best is None or places.rank(slot) < least):
                 best, least = slot, places.rank(slot)
+                if least == (False, 0):  # no other comes before it
+                    break
         if best is None:
             return None
         clients = self._clients[others]
