@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 
 #: Seconds between the end of a process and its restart: doubled each time, from the first to the longest.
 FIRST_DELAY = 0.1
-LONGEST_DELAY = 30.0
+LONGEST_DELAY = 5.0
 #: Seconds of a run after which the delay starts from the first again.
 GOOD_RUN = 60.0
 #: The signals that a terminal sends to the whole group of its processes: by Ctrl-C, and when it is closed.
@@ -29,7 +29,7 @@ class RestartDelay:
     _next: float = FIRST_DELAY
 
     def next(self) -> float:
-        """Return the delay in seconds. The next one is twice as long, up to half a minute."""
+        """Return the delay in seconds. The next one is twice as long, up to `LONGEST_DELAY`."""
         delay, self._next = self._next, min(self._next * 2, LONGEST_DELAY)
         return delay
 

@@ -62,7 +62,7 @@ class Supervisor(Service):
         self._port: Any = None
         self._children: set[ChildProcess] = set()
         self._failures = 0
-        self._announced = self._reloading = self._reload_again = False
+        self._served = self._announced = self._reloading = self._reload_again = False
         self._counts: MetricsDirectory | None = None
         self._gone: Deferred[None] | None = None
 
@@ -135,7 +135,7 @@ class Supervisor(Service):
 
     def _ready(self, child: ChildProcess, words: str) -> None:
         """Note that a child serves; announce the server once all do."""
-        self._failures = 0
+        self._served = True
         self.log.info("child {number} serves, pid {pid}", number=child.number, pid=child.pid)
         if not self._announced and all(slot.child is not None and slot.child.ready for slot in self._slots):
             self._announced = True
@@ -161,7 +161,7 @@ class Supervisor(Service):
         slot.child = None
         if child.ready:
             slot.delay.ran(self._reactor.seconds() - child.ready_at)
-        else:
+        elif not self._served:  # else the program and the settings are usable, and the cause of this may pass
             self._failures += 1
             if self._failures > len(self._slots) and not self._children:  # so one of them failed twice
                 self._fail(how)

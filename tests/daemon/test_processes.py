@@ -389,6 +389,19 @@ class TestEnding:
             assert "the last with exit code 3" in daemon.log
             assert daemon.complaints == []
 
+    def test_children_that_can_not_start_again_do_not_end_the_supervisor(
+        self, index: FakeIndex, tmp_path: Path
+    ) -> None:
+        """If children have served, the supervisor goes on though none can start for a while. Then they serve again."""
+        with daemon_with_failing_children(index, tmp_path) as (daemon, broken):
+            daemon.start()
+            broken.touch()
+            for child in children(daemon).values():
+                child.kill()
+            daemon.wait_for_log(r"(?s)(ended before it was ready \(exit code 3\).*){5}")
+            broken.unlink()
+            assert fetch(daemon).status == 200  # the connection waits for a process that accepts it
+
 
 def refused(port: int) -> bool:
     try:

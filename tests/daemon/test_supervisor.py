@@ -171,13 +171,13 @@ class SupervisionTests(MemoryTestCase):
         """
         self.make_all_ready()
         delays: list[float] = []
-        for _ in range(12):
+        for _ in range(9):
             self.reactor.spawned[-1].end(signal=11) if delays else self.reactor.spawned[0].end(signal=11)
             (call,) = self.reactor.getDelayedCalls()
             delays.append(round(call.getTime() - self.reactor.seconds(), 3))
             self.reactor.advance(delays[-1])
             self.reactor.spawned[-1].report_ready()
-        assert delays == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30, 30, 30]
+        assert delays == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5, 5, 5]
         self.reactor.advance(60)
         self.reactor.spawned[-1].end(signal=11)
         assert self.log_lines[-1].endswith("ended (signal 11); it is started again in 0.1 s")
@@ -212,6 +212,25 @@ class SupervisionTests(MemoryTestCase):
             self.reactor.advance(60)
         assert stopped == []
         assert len(self.alive) == 2
+
+    def test_once_a_child_has_served_the_supervisor_goes_on(self) -> None:
+        """
+        Once a child has served, the supervisor starts children without limit, though all end before they are ready.
+
+        They may be killed, or a full disk may end them. The program and its settings have worked.
+        """
+        stopped: list[Any] = []
+        self.patch(supervisor, "stop_with_failure", stopped.append)
+        self.make_all_ready()
+        for end in ({"signal": 9}, {"code": 1}) * 5:
+            assert len(self.alive) == 2
+            for process in self.alive:
+                process.end(**end)
+            assert self.alive == []
+            self.reactor.advance(5)
+        assert stopped == []
+        self.make_all_ready()
+        assert self.log_lines[-1].startswith("child 2 serves")
 
     def test_a_child_that_does_not_get_ready_is_killed(self) -> None:
         """A child that is not ready after a minute is killed."""
