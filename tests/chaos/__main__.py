@@ -224,9 +224,12 @@ class Chaos:
         """
         Let the bucket fail in this way while files are read from it and while others wait for their upload.
 
+        It begins when no server is in trouble with the bucket any more, since a server logs the begin of trouble once.
         It ends once a server has told, in its log and by its health, that files can't be read. A client that arrives
         now asks for a new file, since all others may hang in a bucket that says nothing.
         """
+        ready = partial(get, f"{self.server.url}/-/health/ready")
+        eventually(ready, lambda answer: "S3" not in answer.text)
         before, fault, health = count_lines(self.server.log, _BUCKET_LOG), BUCKET[name](), ""
         deadline = time.monotonic() + _FAULT_TIMEOUT
         self.shared.bucket_failed_at = time.monotonic()
