@@ -217,6 +217,12 @@ class ICatalog(Interface):
     def withheld(page: PageId) -> Awaitable[frozenset[str]]:
         """Return the links that this page must not advertise now."""
 
+    def offer(page: PageId, link: str) -> Awaitable[None]:
+        """Note for a month that the metadata of this wheel, which the page lists without any, is stored."""
+
+    def offered(page: PageId) -> Awaitable[frozenset[str]]:
+        """Return the links of such wheels of a page."""
+
     def stored(key: str) -> Awaitable[StoredFile | None]:
         """Return the record of a file in remote storage, or None. The file's `path` is None."""
 

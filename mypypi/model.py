@@ -167,12 +167,13 @@ class PageRules:
     """
     What a page may advertise now, beside what upstream's page does, and what not.
 
-    It does not advertise links that are `withheld`. It advertises metadata, which is read out of the wheels, for those
-    whose origin answers ranges: `ranged` are these origins (see `origin_in`). With None, it does not.
+    It does not advertise links that are `withheld`. It advertises metadata that is read out of wheels: of those with an
+    `offered` link, and of all with a `ranged` origin (see `origin_in`). With None for the latter, it does not.
     """
 
     withheld: frozenset[str] = frozenset()
     ranged: frozenset[str] | None = None
+    offered: frozenset[str] = frozenset()
 
 
 @frozen
@@ -199,8 +200,8 @@ class RenderedPage:
     catalog must index them. `modified` is the page's last change, an HTTP date; empty if unknown. With `is_doubtful`,
     the page lists nothing, and nothing says that it is a page of this kind. `notes` say what was left out of it.
     `extracts` are the origins of wheels whose metadata is advertised although upstream's page does not. `untried` are
-    URLs of wheels without metadata, one for each origin of which it is not known whether it answers ranges. `rows` are
-    the files that the page lists, if they were at hand; otherwise, `IEcosystem.listing` reads them.
+    URLs of wheels for which it is not, one for each origin. `rows` are the files that the page lists, if they were at
+    hand; otherwise, `IEcosystem.listing` reads them.
     """
 
     forms: Mapping[str, RenderedForm]

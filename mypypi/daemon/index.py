@@ -20,10 +20,13 @@ from mypypi.pages.fleet import PAGE_LEASE
 from mypypi.pages.memory_cache import MemoryCache
 from mypypi.pages.page_cache import PageCache
 from mypypi.proxy.bucket_reader import BucketReader
+from mypypi.proxy.cached_listings import CachedListings
 from mypypi.proxy.cold_files import ColdFilePolicy, ColdFiles
 from mypypi.proxy.cold_ranges import ColdRanges
 from mypypi.proxy.file_checks import FileChecks
+from mypypi.proxy.offers import Offers
 from mypypi.proxy.proxy import Proxy
+from mypypi.proxy.stored_files import StoredFiles
 from mypypi.proxy.wheel_checks import WheelChecks
 from mypypi.redis.leases import Leases
 from mypypi.rendering.renderer import Renderer
@@ -91,6 +94,7 @@ class Index(Service):
             backends.storage,
             backends.disk_threads,
             renderer.wheel_metadata,
+            self._bucket_reader.range,
             strict=settings.upstream_strict,
         )
         self.pages = self._make_pages(backoff, renderer)
@@ -153,9 +157,8 @@ class Index(Service):
 
     @property
     def _offers_metadata(self) -> bool:
-        """Whether pages offer metadata that is read out of wheels. In strict mode, ranges prove nothing."""
-        settings = self._backends.settings
-        return settings.package_type == "pypi" and settings.core_metadata and not settings.upstream_strict
+        """Whether pages offer metadata that is read out of wheels."""
+        return self._backends.settings.package_type == "pypi" and self._backends.settings.core_metadata
 
     def _make_proxy(self) -> Proxy:
         settings, backends = self._backends.settings, self._backends
@@ -171,9 +174,12 @@ class Index(Service):
         proxied = settings.s3_serve == "proxy"
         checks = FileChecks(backends.catalog, self.upstream, backends.reactor)
         wheel_checks = WheelChecks(self._wheels, backends.catalog)
-        return Proxy(
-            self.ecosystem, self.pages, backends.catalog, backends.storage, cold, checks, wheel_checks, proxied=proxied
+        listings = CachedListings(self.ecosystem, self.pages, backends.catalog)
+        stored = StoredFiles(
+            self.ecosystem, backends.catalog, backends.storage, checks, wheel_checks, listings, proxied=proxied
         )
+        offers = Offers(self.fetches, self.pages, listings) if self._offers_metadata else None
+        return Proxy(self.ecosystem, self.pages, listings, stored, cold, offers)
 
 
 def _upstream(settings: Settings, reactor: Any, breaker: Breaker, guard: AddressGuard) -> Upstream:

@@ -219,7 +219,9 @@ def _render_mended(page: PageId, source: SourceDocument, rules: PageRules, *, st
     files, indexed_links = [], []
     odd: Counter[str] = Counter()  # entries that are left out or stay upstream's, by the words of their note
     urls: dict[str, str] = {}
-    wheels: dict[str, str] = {}  # one for each origin of wheels without metadata of upstream's
+    # By origin, a wheel whose metadata is advertised although upstream's page does not, and one without any.
+    extracts: dict[str, str] = {}
+    untried: dict[str, str] = {}
     named = named_by_path(document["files"], base)
     for file, url in _usable(document["files"], base, odd):
         served = link_and_path(url, named)
@@ -242,7 +244,7 @@ def _render_mended(page: PageId, source: SourceDocument, rules: PageRules, *, st
                 urls[link] = url
             links += [link, *withdraw(file, link, url, rules.withheld)]
             if offer_metadata(file, link, url, rules):
-                wheels.setdefault(origin_in(link), url)
+                (extracts if EXTRACTED in file else untried).setdefault(origin_in(link), url)
                 links += [f"{link}.metadata"] if EXTRACTED in file else []
         indexed_links += [each for each in links if not is_file_of(each, page.project)]
     document["files"] = files
@@ -252,10 +254,13 @@ def _render_mended(page: PageId, source: SourceDocument, rules: PageRules, *, st
         files_here = listed_files(page, forms["json"].body).values()
         forms["files"] = RenderedForm("application/json", msgspec.json.encode(rows_of(files_here, urls)))
     notes = tuple(f"{count} {what}" for what, count in odd.items())
-    extracts = tuple(sorted(origin for origin in wheels if origin in (rules.ranged or ())))
-    untried = tuple(url for origin, url in wheels.items() if origin not in extracts)[:_MOST_UNTRIED]
     return RenderedPage(
-        forms, tuple(indexed_links), is_doubtful=simple.is_doubtful, notes=notes, extracts=extracts, untried=untried
+        forms,
+        tuple(indexed_links),
+        is_doubtful=simple.is_doubtful,
+        notes=notes,
+        extracts=tuple(sorted(extracts)),
+        untried=tuple(untried.values())[:_MOST_UNTRIED],
     )
 
 

@@ -42,9 +42,14 @@ def offer_metadata(file: Document, link: str, url: str, rules: PageRules) -> boo
         return False
     if not _can_serve_beside(link, url, rules.withheld, ".metadata"):
         return False
-    if origin_in(link) in rules.ranged:
+    if can_extract(link, rules):
         file["core-metadata"] = file[EXTRACTED] = True
     return True
+
+
+def can_extract(link: str, rules: PageRules) -> bool:
+    """Whether metadata can be read out of the wheel with this link, by these rules."""
+    return rules.ranged is not None and (link in rules.offered or origin_in(link) in rules.ranged)
 
 
 def turn_provenance(file: Document, base: str, withheld: frozenset[str]) -> str | None:

@@ -12,6 +12,7 @@ import string
 from collections.abc import Iterator
 from datetime import date
 from functools import lru_cache
+from itertools import islice
 from typing import Annotated
 
 import msgspec
@@ -23,7 +24,7 @@ from mypypi.ecosystems.simple_fields import mend_page, usable_hashes
 from mypypi.ecosystems.simple_html_reader import MOST_LINKS
 from mypypi.ecosystems.simple_links import TO_FILES, TO_FILES_HERE
 from mypypi.ecosystems.simple_page import SIMPLE_JSON, check_name, check_version
-from mypypi.ecosystems.simple_side_files import EXTRACTED, LONG_LINK
+from mypypi.ecosystems.simple_side_files import EXTRACTED, LONG_LINK, can_extract
 from mypypi.file_keys import origin_in, plain_key_of
 from mypypi.model import IN_WHEEL, ListedRow, PageRules, RenderedForm, RenderedPage
 
@@ -105,16 +106,14 @@ def _rendered(project: str, rules: PageRules, body: bytes) -> RenderedPage:
     lacking = [
         digest is None and file.filename[-4:].lower() == ".whl" for digest, file in zip(metadata, files, strict=True)
     ]
-    origin, are_offered = origin_in(links[0]), rules.ranged is not None and any(lacking)
-    is_ranged = are_offered and origin in (rules.ranged or ())
-    if is_ranged:
-        metadata = [IN_WHEEL if lacks else digest for digest, lacks in zip(metadata, lacking, strict=True)]
+    offered = [lacks and can_extract(link, rules) for link, lacks in zip(links, lacking, strict=True)]
+    if any(offered):
+        metadata = [IN_WHEEL if is_offered else digest for digest, is_offered in zip(metadata, offered, strict=True)]
     rows = [
         (link, file.url, digest, None if file.size is UNSET else file.size, link, beside)
         for link, file, digest, beside in zip(links, files, digests, metadata, strict=True)
     ]
     provenances = _provenances([file.provenance for file in files])
-    offered = lacking if is_ranged else [False] * len(files)
     turned = _with_links(body, _prefix_of(files[0].url), files, offered)
     if provenances:
         turned = _with_provenances(turned, _prefix_of(provenances[0][1]), len(provenances))
@@ -123,10 +122,16 @@ def _rendered(project: str, rules: PageRules, body: bytes) -> RenderedPage:
     return RenderedPage(
         {"json": RenderedForm(SIMPLE_JSON, turned, based=bool(provenances))},
         tuple(_strays(project, files, rows)),
-        extracts=(origin,) if is_ranged else (),
-        untried=(files[lacking.index(True)].url,) if are_offered and not is_ranged else (),
+        extracts=(origin_in(links[0]),) if any(offered) else (),
+        untried=() if rules.ranged is None else _first_lacking(files, lacking, offered),
         rows=rows,
     )
+
+
+def _first_lacking(files: list[_File], lacking: list[bool], offered: list[bool]) -> tuple[str, ...]:
+    """Return the URL of the first wheel that lacks metadata of upstream's, and for which none is offered."""
+    found = (file.url for file, lacks, has in zip(files, lacking, offered, strict=True) if lacks and not has)
+    return tuple(islice(found, 1))
 
 
 def _links(urls: list[str], filenames: list[str]) -> list[str]:

@@ -6,6 +6,7 @@ Knows which files are being fetched. Must never know how a file is fetched, or w
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,8 @@ class Fetches:
         #: By key and digest: if the index changes the bytes behind a URL, that is another file.
         self._running: dict[tuple[str, Digest | None], Fetch] = {}
         self._unkept: Coalescer[bytes] = Coalescer()
+        #: Called with each file that was fetched and stored by this process.
+        self.on_stored: Callable[[PackageFile], object] = lambda _: None
 
     def __len__(self) -> int:
         return len(self._running)
@@ -179,3 +182,5 @@ class Fetches:
             if self._running.get(name) is fetch:  # otherwise the file was stored, and is fetched again already
                 del self._running[name]
             fetch.settle()
+        if fetch.is_stored:
+            self.on_stored(fetch.file)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mypypi.byte_range import ByteRange
-from mypypi.errors import BadUpstreamResponse, NoMetadata, StorageDown, storage_error
+from mypypi.errors import BadUpstreamResponse, MyPyPiError, NoMetadata, StorageDown, storage_error
 from mypypi.model import PackageFile, StoredFile
 from mypypi.upstream.responses import FileRange
 
@@ -32,18 +33,28 @@ _LARGEST_WHOLE = 64 * 1024 * 1024
 Look = Callable[[str, int, Sequence[tuple[int, bytes]]], Awaitable[bytes | ByteRange]]
 #: Fetches a wheel and waits until it is stored.
 FetchWhole = Callable[[PackageFile], Awaitable[None]]
+#: Reads a range of a stored file that is not on this host's disk.
+ReadElsewhere = Callable[[StoredFile, ByteRange], Awaitable[FileRange | None]]
 
 
 class WheelMetadata:
     """Reads the metadata of wheels. With `strict`, only out of wheels that are stored, and so were checked."""
 
     def __init__(
-        self, ranges: RangeSupport, storage: IStorage, threads: Threads, look: Look, *, strict: bool = False
+        self,
+        ranges: RangeSupport,
+        storage: IStorage,
+        threads: Threads,
+        look: Look,
+        elsewhere: ReadElsewhere,
+        *,
+        strict: bool = False,
     ) -> None:
         self._ranges = ranges
         self._storage = storage
         self._threads = threads
         self._look = look
+        self._elsewhere = elsewhere
         self.strict = strict
 
     async def read(self, wheel: PackageFile, client: str, fetch_whole: FetchWhole) -> bytes:
@@ -68,23 +79,27 @@ class WheelMetadata:
 
     async def in_stored(self, wheel: PackageFile) -> bytes | None:
         """
-        Return the metadata in the stored wheel; None if it is not on this host's disk, or is not the listed one.
+        Return the metadata in the stored wheel; None if it is not stored, can't be read, or is not the listed one.
 
-        Raises NoMetadata.
+        Raises NoMetadata, and StorageDown if a file on this host's disk can't be read.
         """
         stored: StoredFile | None = None
         with suppress(StorageDown):
             stored = await self._storage.find(wheel.key)
-        if stored is None or stored.path is None or wheel.accepts(stored.digest) is not True:
+        if stored is None or wheel.accepts(stored.digest) is not True:
             return None
+        return await self._read(wheel, partial(self._read_stored, stored))
+
+    async def _read_stored(self, stored: StoredFile, asked: ByteRange) -> FileRange | None:
+        """Return a range of a stored file; None if it can't be read, or not any more."""
         path, size = stored.path, stored.size
-
-        async def read(asked: ByteRange) -> FileRange:
-            start, stop = asked.within(size)
-            return FileRange(start, size, await self._threads.run(_read, path, start, stop))
-
+        if path is None:
+            with suppress(MyPyPiError):
+                return await self._elsewhere(stored, asked)
+            return None
+        start, stop = asked.within(size)
         try:
-            return await self._read(wheel, read)
+            return FileRange(start, size, await self._threads.run(_read, path, start, stop))
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -92,6 +107,8 @@ class WheelMetadata:
 
     async def _in_ranges(self, wheel: PackageFile, client: str) -> bytes | None:
         """Return the metadata in upstream's wheel; None if upstream answers no ranges."""
+        if self._ranges.lacks_ranges(wheel.key):
+            return None
         return await self._read(wheel, lambda asked: self._ranges.ask(wheel.url, asked, client))
 
     async def _read(self, wheel: PackageFile, read: Callable[[ByteRange], Awaitable[FileRange | None]]) -> bytes | None:

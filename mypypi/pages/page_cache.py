@@ -193,6 +193,10 @@ class PageCache:
         """
         await self._store.withhold(page, link)
 
+    async def offer(self, page: PageId, link: str) -> None:
+        """Let a page advertise the metadata of this wheel from its next revalidation on: it is stored."""
+        await self._store.offer(page, link)
+
     async def check(self) -> None:
         """Raise UpstreamDown with the reason, if upstream is paused or the last page failed."""
         await self._revalidator.check()

@@ -85,6 +85,23 @@ class PageStore:
         except CatalogDown:
             return frozenset()
 
+    async def offered(self, page: PageId) -> frozenset[str]:
+        """Return the wheels of this page whose metadata is stored; none if the catalog can't be reached."""
+        try:
+            return await self._catalog.offered(page)
+        except CatalogDown:
+            return frozenset()
+
+    async def offer(self, page: PageId, link: str) -> None:
+        """Let the page advertise the metadata of this wheel. The page is rendered again at its next revalidation."""
+        try:
+            await self._catalog.offer(page, link)
+        except CatalogDown:
+            return
+        cached = await self.get(page)
+        if cached is not None and cached.source:
+            await self.put(_without_source(cached), None)
+
     async def withhold(self, page: PageId, link: str) -> None:
         """Withhold a link from a page. The page becomes unconfirmed."""
         if link in await self.withheld(page):
@@ -137,4 +154,9 @@ def _unconfirmed(page: Page) -> Page:
     catalog may have lost.
     """
     version = f"unconfirmed-{page.version.removeprefix('unconfirmed-')}"
-    return evolve(page, checked_at=0.0, upstream_etag="", upstream_modified="", source="", version=version)
+    return evolve(_without_source(page), checked_at=0.0, version=version)
+
+
+def _without_source(page: Page) -> Page:
+    """Return the page without what tells whether upstream's has changed, so that it is rendered again."""
+    return evolve(page, upstream_etag="", upstream_modified="", source="", version=f"again-{page.version}")

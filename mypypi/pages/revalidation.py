@@ -215,7 +215,7 @@ class Revalidator:
             return evolve(cached, checked_at=now), None, None
         try:
             withheld = await self._store.withheld(page)
-            rendered, extracts = await source.render(page, response.source, withheld, cached)
+            rendered, extracts = await source.render(page, response.source, withheld, self._store.offered, cached)
         except BadUpstreamResponse as error:
             error.took = self._clock.seconds() - now
             raise

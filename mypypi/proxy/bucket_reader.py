@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from mypypi.byte_range import ByteRange
 from mypypi.errors import (
     CatalogDown,
     DigestMismatch,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from mypypi.interfaces import IStorage
     from mypypi.model import Link, StoredFile
     from mypypi.upstream.client import Upstream
-    from mypypi.upstream.responses import FileResponse
+    from mypypi.upstream.responses import FileRange, FileResponse
 
 #: Seconds without a byte after which a transfer that has begun is broken off. pip stops waiting after 15.
 BODY_SILENCE = 10.0
@@ -61,6 +62,17 @@ class BucketReader:
         """Request the file behind a link, for this client. Raises what `Upstream.file` raises."""
         asked = Deferred.fromCoroutine(self._client.file(link.url, headers, client))
         return await asked.addTimeout(self.timeout + _TURN, self._clock, _give_up)
+
+    async def range(self, stored: StoredFile, asked: ByteRange) -> FileRange | None:
+        """Read a range of a stored file. None if the bucket answers no ranges. Raises StorageDown and NotFound."""
+        since = self._clock.seconds()
+        link = await self._storage.link(stored)
+        try:
+            found = await self._client.range(link.url, asked)
+        except MyPyPiError as error:
+            raise await self.explain(stored, since, error) from None
+        self.began(stored, since)
+        return found
 
     def began(self, stored: StoredFile, since: float) -> None:
         """Report that the first byte of a file has come. The read began at the time `since`."""

@@ -17,7 +17,6 @@ from twisted.logger import Logger
 
 from mypypi.errors import (
     BadRequest,
-    CatalogDown,
     DigestMismatch,
     MyPyPiError,
     NoMetadata,
@@ -27,17 +26,17 @@ from mypypi.errors import (
     UpstreamRefused,
 )
 from mypypi.file_keys import key_from_segments
-from mypypi.model import PackageFile, Page, PageId
+from mypypi.model import PackageFile, PageId
 from mypypi.proxy.answers import FileAnswer, FileRequest, LocalContent
-from mypypi.proxy.stored_files import StoredFiles
 
 if TYPE_CHECKING:
     from mypypi.files.content import Content
-    from mypypi.interfaces import ICatalog, IEcosystem, IStorage
+    from mypypi.interfaces import IEcosystem
     from mypypi.pages.page_cache import CachedPage, PageCache
+    from mypypi.proxy.cached_listings import CachedListings
     from mypypi.proxy.cold_files import ColdFiles
-    from mypypi.proxy.file_checks import FileChecks
-    from mypypi.proxy.wheel_checks import WheelChecks
+    from mypypi.proxy.offers import Offers
+    from mypypi.proxy.stored_files import StoredFiles
     from mypypi.rendering.listing import Listing
 
 T = TypeVar("T")
@@ -52,22 +51,18 @@ class Proxy:
         self,
         ecosystem: IEcosystem,
         pages: PageCache,
-        catalog: ICatalog,
-        storage: IStorage,
+        listings: CachedListings,
+        stored: StoredFiles,
         cold: ColdFiles,
-        checks: FileChecks,
-        wheel_checks: WheelChecks,
-        *,
-        proxied: bool = False,
+        offers: Offers | None = None,
     ) -> None:
-        """`proxied`: stream files from the bucket through this server. Otherwise clients are redirected to it."""
+        """With `offers`, pages offer the metadata of stored wheels."""
         self.pages = pages
-        self.stored = StoredFiles(
-            ecosystem, catalog, storage, checks, wheel_checks, self._confirmed_at, proxied=proxied
-        )
+        self.stored = stored
         self._ecosystem = ecosystem
-        self._catalog = catalog
+        self._listings = listings
         self._cold = cold
+        self._offers = offers
 
     async def page(self, page: PageId, client: str = "") -> CachedPage:
         """Return a page for this client; see `PageCache.get`."""
@@ -98,7 +93,11 @@ class Proxy:
         except StorageDown as error:
             cold = self._from_upstream(link, listed, evolve(request, unreadable=error))
             return await _instead_of_stored(error, cold)
-        return stored or await self._from_upstream(link, listed, evolve(request, unreadable=None))
+        if stored is None:
+            return await self._from_upstream(link, listed, evolve(request, unreadable=None))
+        if self._offers is not None and listed is not None:
+            self._offers.note(listed)
+        return stored
 
     async def _from_upstream(self, link: str, listed: PackageFile | None, request: FileRequest) -> FileAnswer:
         """
@@ -138,7 +137,7 @@ class Proxy:
             return listing.named(segment)
 
         pages = self._ecosystem.pages_for(segment)
-        cached = [found[1] for page in pages if (found := await self._on_cached_page(page, named)) is not None]
+        cached = [found[1] for page in pages if (found := await self._listings.look(page, named)) is not None]
         files = cached[0] if cached else await self._on_upstreams_pages(pages, client, named)
         if not files:
             raise NotFound("there is nothing at this address, and no page of upstream lists a file of this name")
@@ -199,46 +198,13 @@ class Proxy:
             return file if file != listed else None
 
         with suppress(MyPyPiError):
-            return await self._on_upstreams_pages(await self._pages_for(listed.link), client, changed)
+            return await self._on_upstreams_pages(await self._listings.pages_for(listed.link), client, changed)
         return None
-
-    async def _confirmed_at(self, link: str) -> float:
-        """Return when upstream last confirmed the page that lists this link; 0 if no cached page does."""
-        found = await self._cached_page_listing(link)
-        return 0.0 if found is None else found[0].checked_at
-
-    async def _pages_for(self, link: str) -> list[PageId]:
-        """Return the pages that may list this link, by its name and by the catalog."""
-        indexed = await self._indexed_page(link)
-        return [*self._ecosystem.pages_for(link), *([indexed] if indexed is not None else [])]
 
     async def _listed_in_cache(self, link: str) -> PackageFile | None:
         """Find a link on the cached pages, however old they are."""
-        found = await self._cached_page_listing(link)
+        found = await self._listings.find(link)
         return None if found is None else found[1]
-
-    async def _cached_page_listing(self, link: str) -> tuple[Page, PackageFile] | None:
-        """Return the cached page that lists this link, and its file. The catalog is asked only if no name tells it."""
-        for page in self._ecosystem.pages_for(link):
-            found = await self._on_cached_page(page, lambda listing: listing.get(link))
-            if found is not None:
-                return found
-        indexed = await self._indexed_page(link)
-        return None if indexed is None else await self._on_cached_page(indexed, lambda listing: listing.get(link))
-
-    async def _on_cached_page(self, page: PageId, look: Callable[[Listing], T | None]) -> tuple[Page, T] | None:
-        """Return what `look` finds on this page, and the page. None if it is not cached, or `look` finds nothing."""
-        cached = await self.pages.cached(page)
-        if cached is None or cached.missing:
-            return None
-        found = look(await self.pages.listing(cached))
-        return (cached, found) if found else None
-
-    async def _indexed_page(self, link: str) -> PageId | None:
-        try:
-            return await self._catalog.page_listing(link)
-        except CatalogDown:
-            return None
 
     async def _listed_upstream(self, link: str, client: str) -> PackageFile:
         """
@@ -279,7 +245,7 @@ class Proxy:
 
         The pages that may list it become unconfirmed, and are rendered again without it where that is possible.
         """
-        for page in await self._pages_for(file.link):
+        for page in await self._listings.pages_for(file.link):
             await self.pages.withhold(page, file.link)
 
 

@@ -5,7 +5,6 @@ Knows keys, digests and the storage. Must never know upstream's pages, or what a
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -20,14 +19,12 @@ from mypypi.proxy.answers import FileAnswer, FileDescription, FileRequest, Local
 if TYPE_CHECKING:
     from mypypi.digests import Digest
     from mypypi.interfaces import ICatalog, IEcosystem, IStorage
+    from mypypi.proxy.cached_listings import CachedListings
     from mypypi.proxy.file_checks import FileChecks
     from mypypi.proxy.wheel_checks import WheelChecks
 
 #: Files whose hash by another algorithm is remembered.
 _MOST_HASHED = 10_000
-
-#: Says when upstream last confirmed the page that lists a link, in seconds since the epoch; 0 if no cached page does.
-ConfirmedAt = Callable[[str], Awaitable[float]]
 
 
 class StoredFiles:
@@ -42,7 +39,7 @@ class StoredFiles:
         storage: IStorage,
         checks: FileChecks,
         wheel_checks: WheelChecks,
-        confirmed_at: ConfirmedAt,
+        listings: CachedListings,
         *,
         proxied: bool = False,
     ) -> None:
@@ -51,7 +48,7 @@ class StoredFiles:
         self._storage = storage
         self._checks = checks
         self._wheel_checks = wheel_checks
-        self._confirmed_at = confirmed_at
+        self._listings = listings
         self._proxied = proxied
         self._is_unreadable = False
         self._hashed: LRUCache[tuple[StoredFile, str], Digest] = LRUCache(_MOST_HASHED)
@@ -149,7 +146,7 @@ class StoredFiles:
             agrees = await self._wheel_checks.agreement(stored, listed.wheel)
             return None if agrees is False else agrees is True
         if listed.digest is None:
-            confirmed_at = await self._confirmed_at(listed.link)
+            confirmed_at = await self._listings.confirmed_at(listed.link)
             return False if await self._checks.is_current(listed, stored, confirmed_at, client) else None
         return True if await self._has_digest(stored, listed, listed.digest) else None
 

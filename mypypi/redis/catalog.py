@@ -6,6 +6,7 @@ Knows Redis keys and commands. Must never know what a page means, nor requests o
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
@@ -19,7 +20,7 @@ from mypypi.digests import Digest
 from mypypi.interfaces import ICatalog
 from mypypi.model import FileCheck, HeldLease, Page, PageId, Pause, StoredFile
 from mypypi.redis import catalog_scripts as scripts
-from mypypi.redis.records import Lease, PauseRecord, Stamp, Stored, decode_page, encode_page, page_name
+from mypypi.redis.records import Lease, PauseRecord, Stamp, Stored, decode_page, decoded, encode_page, page_name
 from mypypi.redis_budget import goes_on
 
 if TYPE_CHECKING:
@@ -38,8 +39,9 @@ _LINKS_PER_COMMAND = 500
 #: can make up any number of names.
 MOST_MISSING = 10_000
 _LEAST_KEPT = 60
-#: Links of a page that are withheld, the latest ones. Each costs a request that upstream answers 404.
-MOST_WITHHELD = 1_000
+#: Links of a page that are withheld, and wheels whose metadata is offered: the latest ones, and for how many seconds.
+MOST_MARKED = 1_000
+_MARKS = {"withheld": _DAY, "offered": 30 * _DAY}
 #: Records of checks, and of keys that their links do not tell: how many of each are kept, the latest ones. There is one
 #: for a file, and a page may list other files each time.
 MOST_RECORDS = 100_000
@@ -60,7 +62,8 @@ class RedisCatalog:
     - `{prefix}:stray:{ecosystem}:{link}` has the name of the page that lists the link, and
       `{prefix}:strays:{ecosystem}:{page}` is the set of such links of a page. With `:new` and `:old` at the end, it is
       that of the version that is being stored, and of links that are being dropped.
-    - `{prefix}:withheld:{ecosystem}:{page}` is a sorted set of withheld links, by the time when their withholding ends.
+    - `{prefix}:withheld:{ecosystem}:{page}` is a sorted set of withheld links, by the time when their withholding ends;
+      `{prefix}:offered:{ecosystem}:{page}` one of wheels whose metadata is stored, by the time when its offer ends.
     - `{prefix}:check:{ecosystem}:{key}` is a `FileCheck`, and `{prefix}:key:{ecosystem}:{link}` the key of a link;
       `{prefix}:checks:{ecosystem}` and `{prefix}:keys:{ecosystem}` are the sorted sets of their names.
     - `{prefix}:stored:{ecosystem}:{key}` is a stored file, in JSON; `{prefix}:link:{ecosystem}:{key}` its URL.
@@ -104,10 +107,7 @@ class RedisCatalog:
     async def page_stamp(self, page: PageId) -> tuple[str, float] | None:
         """See `ICatalog.page_stamp`."""
         reply = await self._client.call("HGET", self._key("page", page_name(page)), "stamp")
-        try:
-            stamp = None if reply is None else msgspec.json.decode(reply, type=Stamp)
-        except msgspec.MsgspecError:
-            return None
+        stamp = decoded(reply, Stamp)
         return None if stamp is None else (stamp.version, self._shared.to_own(stamp.checked_at))
 
     @goes_on
@@ -156,27 +156,36 @@ class RedisCatalog:
     @goes_on
     async def withhold(self, page: PageId, link: str) -> None:
         """See `ICatalog.withhold`."""
-        now = self._shared.seconds()
-        key = self._key("withheld", page_name(page))
-        await self._client.call(
-            "EVAL", scripts.WITHHOLD, 1, key, repr(now), repr(now + _DAY), link, _DAY, MOST_WITHHELD
-        )
+        await self._mark("withheld", page, link)
 
     async def withheld(self, page: PageId) -> frozenset[str]:
         """See `ICatalog.withheld`."""
-        now = self._shared.seconds()
-        key, after, latest = self._key("withheld", page_name(page)), f"({now!r}", repr(now + _DAY + MOST_SKEW)
-        reply = await self._client.call("ZRANGEBYSCORE", key, after, latest)
+        return await self._marked("withheld", page)
+
+    @goes_on
+    async def offer(self, page: PageId, link: str) -> None:
+        """See `ICatalog.offer`."""
+        await self._mark("offered", page, link)
+
+    async def offered(self, page: PageId) -> frozenset[str]:
+        """See `ICatalog.offered`."""
+        return await self._marked("offered", page)
+
+    async def _mark(self, kind: str, page: PageId, link: str) -> None:
+        now, key, kept = self._shared.seconds(), self._key(kind, page_name(page)), _MARKS[kind]
+        await self._client.call("EVAL", scripts.MARK, 1, key, repr(now), repr(now + kept), link, kept, MOST_MARKED)
+
+    async def _marked(self, kind: str, page: PageId) -> frozenset[str]:
+        now, key = self._shared.seconds(), self._key(kind, page_name(page))
+        reply = await self._client.call("ZRANGEBYSCORE", key, f"({now!r}", repr(now + _MARKS[kind] + MOST_SKEW))
         return frozenset(link.decode() for link in reply)
 
     async def stored(self, key: str) -> StoredFile | None:
         """See `ICatalog.stored`."""
-        reply = await self._client.call("GET", self._key("stored", key))
-        try:
-            noted = None if reply is None else msgspec.json.decode(reply, type=Stored)
+        noted = decoded(await self._client.call("GET", self._key("stored", key)), Stored)
+        with suppress(ValueError):
             return None if noted is None else StoredFile(key, noted.size, Digest.parse(noted.digest))
-        except (msgspec.MsgspecError, ValueError):
-            return None
+        return None
 
     @goes_on
     async def put_stored(self, stored: StoredFile) -> None:
@@ -198,10 +207,7 @@ class RedisCatalog:
     async def file_check(self, key: str) -> FileCheck | None:
         """See `ICatalog.file_check`."""
         reply = await self._client.call("GET", self._key("check", key))
-        try:
-            check = None if reply is None else msgspec.json.decode(reply, type=FileCheck)
-        except msgspec.MsgspecError:
-            return None
+        check = decoded(reply, FileCheck)
         return None if check is None else evolve(check, at=self._shared.to_own(check.at))
 
     @goes_on
@@ -273,10 +279,7 @@ class RedisCatalog:
     async def pause(self, name: str) -> Pause | None:
         """See `ICatalog.pause`."""
         reply = await self._client.call("GET", self._key("pause", name))
-        try:
-            record = None if reply is None else msgspec.json.decode(reply, type=PauseRecord)
-        except msgspec.MsgspecError:
-            return None
+        record = decoded(reply, PauseRecord)
         if record is None:
             return None
         until = self._shared.to_own(record.until, record.seconds)

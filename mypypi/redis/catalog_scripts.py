@@ -82,9 +82,9 @@ redis.call('SET', KEYS[1], ARGV[1])
 keep_latest(KEYS[2], ARGV[2], ARGV[3], ARGV[4])
 """
 
-#: Withhold a link, and remove links whose time is over. KEYS the sorted set; ARGV now and the end of the withholding
-#: (both in seconds since the epoch), the link, seconds until the set expires, the number of links to keep.
-WITHHOLD = """
+#: Mark a link of a page, and remove links whose time is over. KEYS the sorted set; ARGV now and the end of the mark, in
+#: seconds since the epoch, the link, seconds until the set expires, the number of links to keep.
+MARK = """
 redis.call('ZADD', KEYS[1], ARGV[2], ARGV[3])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ARGV[1])
 redis.call('ZREMRANGEBYRANK', KEYS[1], 0, -1 - tonumber(ARGV[5]))

@@ -5,12 +5,16 @@ Knows JSON. Must never know Redis, or when a record is written.
 
 from __future__ import annotations
 
+from contextlib import suppress
+from typing import TypeVar
 from urllib.parse import quote
 
 import msgspec
 from attrs import frozen
 
 from mypypi.model import Form, Page, PageId, Refusal
+
+T = TypeVar("T")
 
 _NOT_FOUND = 404
 
@@ -72,6 +76,13 @@ class PauseRecord:
     failures: int = 1
     status: int = 503
     seconds: float = 75.0  # pauses of earlier versions, where upstream told no other length
+
+
+def decoded(reply: bytes | None, record: type[T]) -> T | None:
+    """Return the record in an answer of Redis. None if there is none, or if it can't be read."""
+    with suppress(msgspec.MsgspecError):
+        return None if reply is None else msgspec.json.decode(reply, type=record)
+    return None
 
 
 def page_name(page: PageId) -> str:

@@ -149,10 +149,13 @@ def _beside(file: PackageFile, metadata: str | None) -> PackageFile | None:
     """Return the metadata beside a file."""
     if metadata is None:
         return None
-    link, url, key = file.link + _METADATA, file.url + _METADATA, file.key + _METADATA
-    if metadata == IN_WHEEL:
-        return PackageFile(link, url, key=key, wheel=file)
-    return PackageFile.of(link, url, metadata, key=key)
+    beside = metadata_of(file)
+    return beside if metadata == IN_WHEEL else PackageFile.of(beside.link, beside.url, metadata, key=beside.key)
+
+
+def metadata_of(wheel: PackageFile) -> PackageFile:
+    """Return the metadata that is read out of this wheel."""
+    return PackageFile(wheel.link + _METADATA, wheel.url + _METADATA, key=wheel.key + _METADATA, wheel=wheel)
 
 
 def _url_in(link: str) -> str:

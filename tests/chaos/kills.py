@@ -42,7 +42,7 @@ def run(place: Path, rounds: int, seed: int) -> tuple[str, list[str]]:
     """Run so many rounds, and return the report and the violations."""
     rng = random.Random(seed)  # noqa: S311 - repeatable, not secret
     killed: Counter[str] = Counter()
-    env = {"WORKERS": str(PROCESSES), "CACHE_TIME": "1", "MYPYPI_DRAIN_TIME": "3"}
+    env = {"WORKERS": str(PROCESSES), "MYPYPI_CACHE_TIME": "1", "MYPYPI_DRAIN_TIME": "3"}
     with FakeIndex() as index, Daemon("mypypi", place / "data", {**env, "MYPYPI_UPSTREAM_URL": index.url}) as daemon:
         shared = SharedState(daemon.url, index.url)
         publish(index, shared, rng)

@@ -157,6 +157,21 @@ class TestOffer:
         assert not is_offered(rendered)
         assert rendered.untried == ()
 
+    def test_stored_wheel_at_an_origin_without_ranges(self) -> None:
+        """Metadata of a stored wheel is offered, wherever it is from, and not that of others."""
+        other = wheel(filename=OTHER_WHEEL, url=f"https://files.example/packages/{OTHER_WHEEL}")
+        link = METADATA_LINK.removesuffix(".metadata")
+        for withheld, offered in ((frozenset(), True), (frozenset([METADATA_LINK]), None)):
+            rules = PageRules(withheld, frozenset(), frozenset([link]))
+            rendered = render_body(dump(project(wheel(), other)), SIMPLE_JSON, rules)
+            assert [file.get(EXTRACTED) for file in as_json(rendered)["files"]] == [offered, None]
+            assert rendered.untried == (other["url"],)
+
+    def test_nothing_is_offered_if_it_is_turned_off(self) -> None:
+        """Without the setting, not even the metadata of stored wheels is offered."""
+        link = METADATA_LINK.removesuffix(".metadata")
+        assert not is_offered(render_body(dump(project(wheel())), SIMPLE_JSON, PageRules(offered=frozenset([link]))))
+
     def test_withheld_metadata_is_not_offered(self) -> None:
         """After metadata could not be read, it is withheld. Then its origin need not be tried either."""
         rendered = rendered_by(project(wheel()), withheld=frozenset([METADATA_LINK]))

@@ -20,7 +20,14 @@ from tests.ecosystems.simple_pages import OTHER_SHA256, SHA256, SHA512
 
 PROJECT = PageId("simple", "holy-grail")
 HOST = "https://files.example"
-RULES = (PageRules(), PageRules(ranged=frozenset()), PageRules(ranged=frozenset({"https/files.example"})))
+#: The link of `LACKING`, whose metadata is offered by one of the rules.
+OFFERED = "https/files.example/packages/aa/bb/holy_grail-4.0-py3-none-any.whl"
+RULES = (
+    PageRules(),
+    PageRules(ranged=frozenset()),
+    PageRules(ranged=frozenset({"https/files.example"})),
+    PageRules(ranged=frozenset(), offered=frozenset({OFFERED})),
+)
 
 
 def file(filename: str = "holy_grail-1.0-py3-none-any.whl", **fields: object) -> dict[str, object]:
@@ -197,6 +204,17 @@ def test_odd_writing(change: tuple[bytes, bytes], rules: PageRules) -> None:
     body = encoded(document(file(), LACKING, BARE))
     assert change[0] in body
     check(body.replace(*change, 1), rules)
+
+
+def test_only_stored_wheels_are_offered() -> None:
+    """Of several wheels without metadata, that of the stored one is offered. The others' origin is to be tried."""
+    body = encoded(document(BARE, LACKING, file()))
+    assert check(body, RULES[3])
+    rendered = render(body, RULES[3])
+    assert rendered is not None
+    assert [each.get("_extracted") for each in json.loads(rendered.forms["json"].body)["files"]] == [None, True, None]
+    assert (rendered.extracts, rendered.untried) == (("https/files.example",), (BARE["url"],))
+    assert files_of(rendered)[f"{OFFERED}.metadata"].wheel == files_of(rendered)[OFFERED]
 
 
 def test_withheld_links_are_left_out() -> None:

@@ -16,6 +16,7 @@ from tests.rig.faults import Hang, Status
 from tests.rig.http import Answer, eventually, get, head, parallel
 from tests.rig.index import FakeIndex
 from tests.rig.packages import Artifact, incompressible, make_sdist, make_wheel
+from tests.support.cluster import Cluster
 
 #: Its metadata is at its end, as is usual. It is too large to come with the end.
 APP = make_wheel("app", requires=["lib>=1"], modules={"app.py": "import lib\n"}, padding=200_000)
@@ -258,7 +259,7 @@ class TestUnchanged:
     def test_index_without_ranges(
         self, client: Client, without_ranges: FakeIndex, daemon_factory: DaemonFactory
     ) -> None:
-        """Nothing is advertised, and each wheel is fetched once. One request finds out about the index."""
+        """Nothing is advertised while pages are fresh. Each wheel is fetched once, and one range is requested."""
         index = without_ranges
         daemon = daemon_factory(env={"MYPYPI_UPSTREAM_URL": index.url})
         assert normalised(client.install(daemon.url, "app")) == ALL
@@ -268,7 +269,6 @@ class TestUnchanged:
         assert [request.headers["Range"] for request in asked if request.headers["Range"]] == ["bytes=-1"]
         whole = [request for request in asked if request.method == "GET" and request.headers["Range"] is None]
         assert len(whole) == len(WANTED)
-        assert get(link(daemon, index, APP)).status == 404
         assert_metadata_was_never_requested(index)
 
     @pytest.mark.parametrize(
@@ -307,6 +307,65 @@ class TestUnchanged:
             assert advertised(daemon, "app") == [expected]
             daemon.stop()
         assert [request.status for request in index.seen("/simple/app/")] == [200, 304] * 4
+
+
+class TestStored:
+    """Pages offer the metadata of stored wheels where ranges of upstream's can't give it."""
+
+    @pytest.fixture(params=["no ranges", "strict"])
+    def daemon(self, request: pytest.FixtureRequest, daemon_factory: DaemonFactory) -> Iterator[Daemon]:
+        """A daemon in front of an index that answers no ranges, or in strict mode. Pages are fresh for a second."""
+        with FakeIndex(ranges=request.param == "strict") as index:
+            publish(index)
+            strict = {"MYPYPI_UPSTREAM_STRICT": "true"} if request.param == "strict" else {}
+            env = {"MYPYPI_UPSTREAM_URL": index.url, "MYPYPI_CACHE_TIME": "1", **strict}
+            daemon = daemon_factory(env=env)
+            self.index = index
+            yield daemon
+
+    def test_next_client_resolves_without_wheels(self, client: Client, daemon: Daemon, tmp_path: Path) -> None:
+        """After one install, other clients read the metadata alone. They get the same answer, also without upstream."""
+        index = self.index
+        assert normalised(client.install(daemon.url, "app")) == ALL
+        for artifact in WANTED:
+            eventually(lambda project=artifact.project: advertised(daemon, project), lambda found: True in found)  # type: ignore[misc]
+        files = index.count("/packages/")
+        with index.refusing():
+            place = tmp_path / "another"
+            place.mkdir()
+            assert resolve(type(client)(place), daemon.url, "app") == ALL
+        assert index.count("/packages/") == files
+        asked = [line for line in daemon.log.splitlines() if "GET /file/" in line and ".whl.metadata" in line]
+        assert {artifact.filename for artifact in WANTED if any(artifact.filename in line for line in asked)} == {
+            artifact.filename for artifact in WANTED
+        }
+        answer = get(link(daemon, index, APP))
+        assert (answer.status, answer.body) == (200, APP.metadata)
+        assert "immutable" in (answer.headers["Cache-Control"] or "")
+        assert_metadata_was_never_requested(index)
+
+    @pytest.mark.parametrize("serve", ["redirect", "proxy"])
+    def test_wheel_in_the_bucket(self, serve: str, cluster: Cluster) -> None:
+        """The metadata of a wheel that another host has uploaded is read out of the bucket, in strict mode as well."""
+        publish(cluster.index, APP)
+        cluster.settings |= {"UPSTREAM_STRICT": "true", "CACHE_TIME": "1", "S3_SERVE": serve}
+        first = cluster.server("first", CORE_METADATA="false")
+        cluster.worker("first")
+        assert advertised(first, "app") == [False]
+        assert cluster.get(first, APP).body == APP.content
+        cluster.wait_uploaded(APP)
+        server = cluster.server("second")
+        cluster.worker("second")
+        assert advertised(server, "app") == [False]
+        assert cluster.follow(server, APP).body == APP.content
+        eventually(lambda: advertised(server, "app"), lambda found: found == [True])
+        answer = get(f"{server.url}{cluster.path(APP)}.metadata")
+        if answer.status == 302:
+            answer = get(answer.headers["Location"])
+        assert (answer.status, answer.body) == (200, APP.metadata)
+        assert cluster.fetched(APP) == 1
+        ranges_read = [request.headers["Range"] for request in cluster.proxy.seen("/") if request.headers["Range"]]
+        assert "bytes=-32768" in ranges_read
 
 
 class TestFailures:

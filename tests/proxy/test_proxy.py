@@ -11,6 +11,7 @@ from unittest import mock
 
 from twisted.internet.defer import CancelledError, Deferred
 
+from mypypi.byte_range import ByteRange
 from mypypi.ecosystems.pypi import PyPI
 from mypypi.errors import DigestMismatch, NotFound, StillFetching, StorageDown, UpstreamDown, UpstreamRefused
 from mypypi.files.content import HELD_BACK, Content
@@ -19,15 +20,18 @@ from mypypi.files.fetch_tools import FetchTools
 from mypypi.files.fetches import Fetches
 from mypypi.files.room import Room
 from mypypi.files.wheel_metadata import WheelMetadata
-from mypypi.model import PageId
+from mypypi.model import PageId, StoredFile
 from mypypi.pages.fleet import PAGE_LEASE
 from mypypi.pages.memory_cache import MemoryCache
 from mypypi.pages.page_cache import PageCache
 from mypypi.proxy.answers import FileAnswer, FileDescription, FileRequest, LocalContent, PassThrough, RedirectToUpstream
+from mypypi.proxy.cached_listings import CachedListings
 from mypypi.proxy.cold_files import ColdFilePolicy, ColdFiles
 from mypypi.proxy.cold_ranges import ColdRanges
 from mypypi.proxy.file_checks import FileChecks
+from mypypi.proxy.offers import Offers
 from mypypi.proxy.proxy import Proxy
+from mypypi.proxy.stored_files import StoredFiles
 from mypypi.proxy.wheel_checks import WheelChecks
 from mypypi.redis.leases import Leases
 from mypypi.rendering.renderer import Renderer
@@ -36,6 +40,7 @@ from mypypi.upstream.backoff import Backoff
 from mypypi.upstream.client import Upstream
 from mypypi.upstream.range_support import RangeSupport
 from mypypi.upstream.requester import Credentials
+from mypypi.upstream.responses import FileRange
 from mypypi.worker.jobs import file_of
 from tests.support.fakes import MemoryCatalog, MemoryQueue
 from tests.support.memory import (
@@ -96,9 +101,12 @@ class ProxyTestCase(MemoryTestCase):
         self.addCleanup(room.close)
         self.drafts = Drafts(self.root / "drafts", room)
         leases, backoff = Leases(self.catalog, "disk", self.clock), Backoff(self.catalog, self.clock)
-        renderer = Renderer("pypi", self.url, render_at_once)
+        strict = self.cold_files.strict
+        renderer = Renderer("pypi", self.url, render_at_once, strict)
         self.ranges = RangeSupport(upstream, self.catalog, self.clock)
-        wheels = WheelMetadata(self.ranges, self.storage, threads, renderer.wheel_metadata)
+        wheels = WheelMetadata(
+            self.ranges, self.storage, threads, renderer.wheel_metadata, self.read_elsewhere, strict=strict
+        )
         tools = FetchTools(
             upstream, self.storage, threads, self.clock, leases, backoff, self.catalog, decoding=threads, wheels=wheels
         )
@@ -122,7 +130,14 @@ class ProxyTestCase(MemoryTestCase):
         ranges = ColdRanges(upstream, self.ranges)
         self.cold = ColdFiles(self.cold_files, self.fetches, self.queue, upstream, self.clock, ranges)
         checks, wheel_checks = FileChecks(self.catalog, upstream, self.clock), WheelChecks(wheels, self.catalog)
-        return Proxy(ecosystem, self.pages, self.catalog, self.storage, self.cold, checks, wheel_checks)
+        listings = CachedListings(ecosystem, self.pages, self.catalog)
+        stored = StoredFiles(ecosystem, self.catalog, self.storage, checks, wheel_checks, listings)
+        offers = Offers(self.fetches, self.pages, listings) if self.reads_wheels else None
+        return Proxy(ecosystem, self.pages, listings, stored, self.cold, offers)
+
+    async def read_elsewhere(self, stored: StoredFile, asked: ByteRange) -> FileRange | None:
+        """Read a range of a stored file that is not on this host's disk."""
+        raise StorageDown("there is no bucket")
 
     def upstream_lists(self, *files: dict[str, object]) -> None:
         self.wire.reply(PAGE, 200, simple_page(*files), content_type="application/json")

@@ -16,6 +16,7 @@ from mypypi.errors import (
     DigestMismatch,
     NoMetadata,
     NotFound,
+    StorageDown,
     TemporarilyUnavailable,
     UpstreamDown,
     UpstreamRefused,
@@ -783,22 +784,132 @@ class ChangeTest(WheelMetadataTestCase):
         self.assertEqual([None], [call.args[1] for call in put.call_args_list])  # the fake's way to touch a page
 
 
+class OfferTest(WheelMetadataTestCase):
+    """The origin of the wheel answers no ranges. Its page offers the metadata once the wheel is stored."""
+
+    is_known = False
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.now(self.catalog.put_answers_ranges("https/files.example", False))
+
+    def metadata_after(self, seconds: float = 301) -> PackageFile | None:
+        """Return the metadata on the page after so many seconds."""
+        self.clock.advance(seconds)
+        return self.advertised()
+
+    def assert_offered(self) -> None:
+        """Assert that the page offers the metadata, which is served without a request to upstream, and is final."""
+        self.assertIsNotNone(self.metadata_after())
+        before = len(self.wire.exchanges)
+        answer = self.now(self.request())
+        assert isinstance(answer, LocalContent)
+        self.assertEqual((METADATA, True, True), (self.content(answer), answer.hit, answer.immutable))
+        self.assertEqual(before, len(self.wire.exchanges))
+
+    def test_page_offers_it_from_its_next_revalidation_on(self) -> None:
+        """The page stays as it is while it is fresh. Its version differs afterwards, though upstream's is the same."""
+        self.wire.reply(PAGE, 200, self.wire.replies[PAGE].body, content_type="application/json", etag='"1"')
+        self.assertIsNone(self.advertised())
+        before = self.page().version
+        self.store_wheel()
+        self.assertIsNone(self.advertised())
+        self.assertEqual([PAGE, FILE], self.wire.paths)
+        self.assert_offered()
+        self.assertNotIn("if-none-match", self.wire.last.headers)
+        self.assertNotEqual(before, self.page().version)
+        self.assertEqual([], self.ranges_asked)
+        self.assertIsNotNone(self.metadata_after())
+        self.assertEqual('"1"', self.wire.last.headers["if-none-match"])
+
+    def test_wheel_that_another_process_has_stored(self) -> None:
+        """A wheel that was stored before is noticed when a client gets it."""
+        self.reads_wheels = False
+        self.proxy = self.make_proxy()
+        self.store_wheel()
+        self.reads_wheels = True
+        self.proxy = self.make_proxy()
+        self.assertIsNone(self.metadata_after())
+        self.now(self.request_file())
+        self.assert_offered()
+
+    def test_wheel_that_upstream_replaces(self) -> None:
+        """The offer is one of the wheel that is stored: the metadata of another wheel comes from that one."""
+        self.store_wheel()
+        self.assert_offered()
+        self.upstream_lists(lists(OTHER_WHEEL))
+        self.assertIsNotNone(self.metadata_after())
+        pending = self.request()
+        self.assertEqual((FILE, False), (self.wire.last.path, "range" in self.wire.last.headers))
+        self.wire.last.answer(body=OTHER_WHEEL)
+        self.assertEqual(OTHER_METADATA, self.content(self.now(pending)))
+
+    def test_damaged_wheel(self) -> None:
+        """Nothing is offered for a wheel that can't be read, and upstream's page is not requested in vain."""
+        self.upstream_lists(lists(b"no zip file"))
+        self.store_wheel(b"no zip file")
+        with mock.patch.object(self.catalog, "offer") as offer:
+            self.assertIsNone(self.metadata_after())
+            self.now(self.request_file())
+        offer.assert_not_called()
+
+    def test_file_without_a_digest(self) -> None:
+        """Nothing shows that a file without a digest is the listed one. Nothing is offered for it."""
+        self.upstream_lists(lists(hashes={}))
+        self.store_wheel()
+        self.assertIsNone(self.metadata_after())
+
+    def test_metadata_of_upstreams(self) -> None:
+        """Where upstream advertises metadata, that is used, and none is read out of the wheel."""
+        self.upstream_lists(lists(core_metadata={"sha256": sha256(METADATA).hex}))
+        self.store_wheel()
+        metadata = self.metadata_after()
+        assert metadata is not None
+        self.assertIsNone(metadata.wheel)
+        self.assertIsNone(self.now(self.storage.find(METADATA_LINK)))
+
+    def test_full_disk(self) -> None:
+        """If the metadata can't be stored, it is tried again when a client next gets the wheel."""
+        with mock.patch.object(self.fetches, "fetch_and_store", side_effect=StorageDown("the disk is full")) as fetch:
+            self.store_wheel()
+            fetch.assert_called_once()
+        self.assertIsNone(self.metadata_after())
+        self.now(self.request_file())
+        self.assert_offered()
+
+    def test_lost_catalog(self) -> None:
+        """Without Redis nothing is offered, and clients notice nothing."""
+        self.assertIsNone(self.advertised())
+        self.catalog.down = "it is gone"
+        self.store_wheel()
+        self.catalog.down = None
+        self.assertIsNone(self.metadata_after())
+
+
+class StrictOfferTest(OfferTest):
+    """In strict mode, it is the same at an origin that answers ranges: they prove nothing."""
+
+    cold_files = ColdFilePolicy(strict=True, strict_wait=10)
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.now(self.catalog.put_answers_ranges("https/files.example", True))
+
+
 class StrictTest(WheelMetadataTestCase):
     """In strict mode, nothing that could not be checked is served."""
 
     cold_files = ColdFilePolicy(strict=True, strict_wait=10)
-    reads_wheels = False
 
     def restart_from(self, *, stored: bool) -> None:
         """Start a process in strict mode. Another one has advertised the metadata before, and may have `stored` it."""
-        self.cold_files, self.reads_wheels = ColdFilePolicy(), True
+        self.cold_files = ColdFilePolicy()
         self.proxy = self.make_proxy()
         self.assertIsNotNone(self.advertised())
         if stored:
             self.read(OTHER_WHEEL)
-        self.cold_files, self.reads_wheels = ColdFilePolicy(strict=True, strict_wait=10), False
+        self.cold_files = ColdFilePolicy(strict=True, strict_wait=10)
         self.proxy = self.make_proxy()
-        self.proxy.stored._wheel_checks._wheels.strict = True
 
     def assert_metadata_of_the_checked_wheel(self) -> None:
         """Assert that the wheel is fetched and checked, and that the metadata comes from it."""

@@ -185,6 +185,16 @@ class CatalogPromises:
         self.clock.advance(DAY / 2)
         assert await self.catalog.withheld(PAGE.id) == frozenset()
 
+    async def test_offers_last_for_a_month(self) -> None:
+        """The metadata of a stored wheel is offered on its own page, for a month after the wheel was last found."""
+        await self.catalog.offer(PAGE.id, "a.whl")
+        self.clock.advance(20 * DAY)
+        await self.catalog.offer(PAGE.id, "b.whl")
+        assert await self.catalog.offered(PAGE.id) == {"a.whl", "b.whl"}
+        assert await self.catalog.offered(PageId("project", "flask")) == await self.catalog.withheld(PAGE.id) == set()
+        self.clock.advance(10 * DAY)
+        assert await self.catalog.offered(PAGE.id) == {"b.whl"}
+
     async def test_lease_has_one_owner(self) -> None:
         """A lease has one owner until it is released or expires. Only the owner can release it."""
         assert await self.catalog.take_lease("page/requests", "me", 10) is None
@@ -355,6 +365,11 @@ class RedisCatalogTests(CatalogPromises, TestCase):
         await self.catalog.withhold(PAGE.id, "b")
         assert await self.client.call("ZRANGE", key, 0, -1) == [b"b"]
         assert DAY - 60 < await self.client.call("TTL", key) <= DAY
+
+    async def test_offers_expire(self) -> None:
+        """The set of offers expires with its last one."""
+        await self.catalog.offer(PAGE.id, "a.whl")
+        assert 30 * DAY - 60 < await self.client.call("TTL", "test:offered:pypi:project/requests") <= 30 * DAY
 
 
 class RedisOutageTests(TestCase):
@@ -612,6 +627,8 @@ def every_call(catalog: ICatalog) -> list[Callable[[], Awaitable[object]]]:
         lambda: catalog.page_listing("x"),
         lambda: catalog.withhold(PAGE.id, "x"),
         lambda: catalog.withheld(PAGE.id),
+        lambda: catalog.offer(PAGE.id, "x"),
+        lambda: catalog.offered(PAGE.id),
         lambda: catalog.pause("x"),
         lambda: catalog.put_pause("x", Pause(1.0, "gone")),
         lambda: catalog.end_pause("x"),

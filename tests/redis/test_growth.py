@@ -177,7 +177,7 @@ class RedisCatalogTests(GrowthPromises, TestCase):
 
     async def test_number_of_withheld_links_is_bounded(self) -> None:
         """Of the links that a page lists without having their files, the latest are withheld."""
-        with mock.patch("mypypi.redis.catalog.MOST_WITHHELD", 10):
+        with mock.patch("mypypi.redis.catalog.MOST_MARKED", 10):
             for number in range(30):
                 await self.catalog.withhold(PAGE.id, f"link{number}")
                 self.clock.advance(1)

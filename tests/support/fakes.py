@@ -35,9 +35,9 @@ class MemoryCatalog:
     """
     A catalog in dictionaries.
 
-    Missing pages expire after `missing_kept` seconds, withheld links after a day. `clock` is the process's, and stands
-    for that of Redis as well; `wall` is the time of day (see `RedisCatalog`). While `down` is a reason, every method
-    raises CatalogDown with it.
+    Missing pages expire after `missing_kept` seconds, withheld links after a day, and offers after 30. `clock` is the
+    process's, and stands for that of Redis as well; `wall` is the time of day (see `RedisCatalog`). While `down` is a
+    reason, every method raises CatalogDown with it.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class MemoryCatalog:
         self._missing_until: dict[PageId, float] = {}
         self._strays: dict[str, PageId] = {}
         self._withheld: dict[PageId, dict[str, float]] = {}
+        self._offered: dict[PageId, dict[str, float]] = {}
         self._stored: dict[str, StoredFile] = {}
         self._links: dict[str, tuple[str, float, float]] = {}
         self._file_checks: dict[str, FileCheck] = {}
@@ -112,6 +113,17 @@ class MemoryCatalog:
         await self.check()
         now, links = self._shared.seconds(), self._withheld.get(page, {})
         return frozenset(link for link, until in links.items() if remaining(until, now, _DAY) > 0)
+
+    async def offer(self, page: PageId, link: str) -> None:
+        """See `ICatalog.offer`."""
+        await self.check()
+        self._offered.setdefault(page, {})[link] = self._shared.seconds() + 30 * _DAY
+
+    async def offered(self, page: PageId) -> frozenset[str]:
+        """See `ICatalog.offered`."""
+        await self.check()
+        now, links = self._shared.seconds(), self._offered.get(page, {})
+        return frozenset(link for link, until in links.items() if remaining(until, now, 30 * _DAY) > 0)
 
     async def stored(self, key: str) -> StoredFile | None:
         """See `ICatalog.stored`."""
