@@ -49,12 +49,13 @@ def page(name: str, files: int, url: str) -> bytes:
     made = random.Random(name)
     listed = []
     for number in range(files):
-        filename = (
-            f"{name.replace('-', '_')}-1.{number // 20}.{number % 20}-cp3{number % 15}-abi3-manylinux_2_28_x86_64.whl"
-        )
+        version = f"1.{number // 20}.{number % 20}"
+        is_wheel = number % 3 > 0
+        rest = f"-cp3{number % 15}-abi3-manylinux_2_28_x86_64.whl" if is_wheel else ".tar.gz"
+        filename = f"{name.replace('-', '_')}-{version}{rest}"
         digest = f"{made.getrandbits(256):064x}"
         directory = f"{digest[:2]}/{digest[2:4]}/{made.getrandbits(240):060x}"
-        metadata = {"sha256": f"{made.getrandbits(256):064x}"} if number % 3 else False
+        metadata = {"sha256": f"{made.getrandbits(256):064x}"} if is_wheel else False
         listed.append(
             {
                 "core-metadata": metadata,
