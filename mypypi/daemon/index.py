@@ -119,6 +119,8 @@ class Index(Service):
         """Return the Klein routes of this index."""
         settings, backends = self._backends.settings, self._backends
         addresses = self.addresses
+        if self._offers is not None:  # a worker has no processes that read wheels
+            self.fetches.on_stored = self._offers.note
         return _ROUTES[settings.package_type](
             PageResponses(self._proxy, addresses, backends.derive_threads),
             Files(self._proxy, self.upstream, self._bucket_reader, addresses, backends.disk_threads, backends.reactor),
@@ -178,8 +180,8 @@ class Index(Service):
         stored = StoredFiles(
             self.ecosystem, backends.catalog, backends.storage, checks, wheel_checks, listings, proxied=proxied
         )
-        offers = Offers(self.fetches, self.pages, listings) if self._offers_metadata else None
-        return Proxy(self.ecosystem, self.pages, listings, stored, cold, offers)
+        self._offers = Offers(self.fetches, self.pages, listings) if self._offers_metadata else None
+        return Proxy(self.ecosystem, self.pages, listings, stored, cold, self._offers)
 
 
 def _upstream(settings: Settings, reactor: Any, breaker: Breaker, guard: AddressGuard) -> Upstream:

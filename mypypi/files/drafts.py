@@ -88,6 +88,10 @@ class Draft:
         self.share.note_used(os.fstat(self.content.fd).st_size)
         self.share.ask(size)
 
+    def reserve_little(self, size: int) -> bool:
+        """Take room for a small draft that is empty, if there is plenty. Returns whether it did. Does not block."""
+        return not self.content.length and self.share.ask_for_little(size)
+
     def write_note(self, state: State) -> None:
         """Write the note, for the processes that follow. Raises OSError."""
         self.state = state
@@ -123,8 +127,10 @@ class Draft:
 
         A draft that has ended is not filled again. Returns whether this process fills it now. Raises OSError.
         """
-        if not _locked(self._lock):
-            return False
+        return _locked(self._lock) and self._fill()
+
+    def _fill(self) -> bool:
+        """Start to fill the draft, whose lock this process has. See `take_over`."""
         self._read_state()
         if self.has_ended():
             return False
@@ -186,22 +192,30 @@ class Drafts:
         If no process fills it, this process does, and continues with the bytes that are there. Otherwise this process
         follows it. Raises OSError.
         """
-        self._directory.mkdir(parents=True, exist_ok=True)
         path, note = self._directory / f"{name}{_DRAFT}", self._directory / f"{name}{_NOTE}"
         while True:
-            lock = os.open(note, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            lock = self._open_note(note)
             draft = Draft(path, Content(-1), False, State(), lock, note, self.room.share())
             try:
                 if not _locked(lock):
                     draft.refresh()
                     return draft
-                if draft.take_over():
+                if draft._fill():  # noqa: SLF001 - the draft is of this class
                     draft.content.length = os.fstat(draft.content.fd).st_size
                     return draft
             except BaseException:
                 draft.close()
                 raise
             draft.close()  # the note was deleted after it was opened and before it was locked
+
+    def _open_note(self, note: Path) -> int:
+        """Open or create a note, and return its descriptor. Raises OSError."""
+        how = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        try:
+            return os.open(note, how, 0o640)
+        except FileNotFoundError:
+            self._directory.mkdir(parents=True, exist_ok=True)
+        return os.open(note, how, 0o640)
 
     def probe(self) -> None:
         """

@@ -11,6 +11,7 @@ import fcntl
 import os
 import struct
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +23,10 @@ from mypypi.errors import FileTooLarge, StorageFull
 
 #: A draft of unknown length takes this many bytes at a time.
 STEP = 16 * 1024 * 1024
+#: A little: bytes of a draft that takes its room out of what was found free within the last second, without a look at
+#: the disk and the other processes. A process takes this share of it that way, and at most so many bytes.
+_LITTLE, _LITTLE_SECONDS = 1024 * 1024, 1.0
+_LITTLE_SHARE, _MOST_LITTLE = 1 / 16, 4 * 1024 * 1024
 #: Bytes of the disk that drafts never take: the file system needs some for itself.
 SPARE = 1024 * 1024
 _ACCOUNT, _LOCK = ".room", "lock"
@@ -67,6 +72,8 @@ class Room:
         self._limit = limit
         self._beside = beside
         self._sums = _Sums()
+        #: Bytes that small drafts may take without a look at the disk, until this time.
+        self._little, self._little_until = 0, 0.0
         self._account = -1
         self._path = directory / f"{uuid.uuid4().hex}{_ACCOUNT}"
         #: Held while other processes are waited for, in threads only.
@@ -117,6 +124,16 @@ class Room:
             self._change(opened=True, taken=wanted, refused=0 if size >= self._sums.refused else None)
             share.size = size
 
+    def take_little(self, share: Share, size: int) -> bool:
+        """Make a share larger if that takes little of what was just found free. Returns whether it did."""
+        wanted = size - share.size
+        if not 0 <= wanted <= min(_LITTLE, self._little) or time.monotonic() > self._little_until:
+            return False
+        self._little -= wanted
+        self._change(taken=wanted)
+        share.size = size
+        return True
+
     def note_used(self, share: Share, used: int) -> None:
         """Record how many bytes of a share are on the disk."""
         self._change(used=used - share.used)
@@ -157,6 +174,9 @@ class Room:
         taken = sum(each.taken for each in sums) + (self._beside() if self._beside is not None else 0)
         if self._limit is not None and wanted > self._limit - taken:
             raise StorageFull(f"{what}: {taken} of MYPYPI_DRAFTS_MAX_BYTES, {self._limit}, are taken")
+        left = free - promised if self._limit is None else min(free - promised, self._limit - taken)
+        self._little = min(int((left - wanted) * _LITTLE_SHARE), _MOST_LITTLE)
+        self._little_until = time.monotonic() + _LITTLE_SECONDS
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -223,6 +243,10 @@ class Share:
         """
         if size != self.size:
             self.room.take(self, size)
+
+    def ask_for_little(self, size: int) -> bool:
+        """Make the share this large if that is little. Returns whether it did. Does not block."""
+        return self.room.take_little(self, size)
 
     def ask_for_writing(self, end: int) -> None:
         """Make the share large enough for the bytes up to `end`. It grows in steps. Blocks; raises as `ask`."""

@@ -261,7 +261,7 @@ class Transfer:
 
     async def _reserve(self, size: int | None) -> None:
         """Take room for a draft of this size, unless that is done. Raises StorageFull, OSError, FetchCancelled."""
-        if size is None or size == self._draft.share.size:
+        if size is None or size == self._draft.share.size or self._draft.reserve_little(size):
             return
         await self._threads.run(self._draft.reserve, size)
         self._check_interrupted()

@@ -36,7 +36,6 @@ class Offers:
         self._pages = pages
         self._listings = listings
         self._seen: LRUCache[str, str] = LRUCache(_MOST_REMEMBERED)
-        fetches.on_stored = self.note
 
     def note(self, wheel: PackageFile) -> None:
         """Offer the metadata of this file, if it is a wheel without any. It is stored, and was checked."""
@@ -49,15 +48,16 @@ class Offers:
         )
 
     async def _offer(self, wheel: PackageFile) -> None:
-        metadata = metadata_of(wheel)
-        found = await self._listings.find(wheel.link)
-        if found is None or found[1] != wheel or await self._listings.find(metadata.link) is not None:
-            return
         try:
-            await self._fetches.fetch_and_store(metadata)
+            await self._read_and_offer(wheel)
         except NoMetadata:
-            return
+            pass
         except MyPyPiError:  # a fetch logs why; it is tried again when a client next gets the wheel
             self._seen.pop(wheel.link, None)
-            return
-        await self._pages.offer(found[0].id, wheel.link)
+
+    async def _read_and_offer(self, wheel: PackageFile) -> None:
+        metadata = metadata_of(wheel)
+        found = await self._listings.find(wheel.link)
+        if found is not None and found[1] == wheel and await self._listings.find(metadata.link) is None:
+            await self._fetches.fetch_and_store(metadata)
+            await self._pages.offer(found[0].id, wheel.link)

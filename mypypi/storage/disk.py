@@ -165,14 +165,14 @@ class DiskStorage:
 
     @staticmethod
     def _move(directory: Path, draft: Path, digest: Digest) -> int:
-        _sync(draft)
-        size = draft.stat().st_size
+        size = _sync(draft)
         name = _name(digest, size)
         try:
-            _rename_into(directory, draft, name)
+            is_new = _rename_into(directory, draft, name)
         except FileNotFoundError:  # another process has just removed the empty directory
-            _rename_into(directory, draft, name)
-        _remove_files(directory, keep=name)
+            is_new = _rename_into(directory, draft, name)
+        if not is_new:
+            _remove_files(directory, keep=name)
         return size
 
     def _remove(self, directory: Path) -> None:
@@ -230,27 +230,45 @@ def _remove_files(directory: Path, *, keep: str | None) -> None:
             (directory / name).unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def _sync(path: Path) -> int:
     """
-    Write a file's bytes to the disk, before it is renamed into place.
+    Write a file's bytes to the disk, before it is renamed into place. Returns its size.
 
     Otherwise a power cut could leave a file of zeros there.
     """
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
+        return os.fstat(fd).st_size
     finally:
         os.close(fd)
 
 
-def _rename_into(directory: Path, draft: Path, name: str) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
+def _rename_into(directory: Path, draft: Path, name: str) -> bool:
+    """Move a draft into this directory, by this name. Returns whether the directory was created for it."""
+    is_new = _make(directory)
     try:
         draft.replace(directory / name)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
         _copy_across(draft, directory / name)
+    return is_new
+
+
+def _make(directory: Path) -> bool:
+    """Create a directory and its parents. Returns False if it was there."""
+    try:
+        directory.mkdir()
+    except FileNotFoundError:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(exist_ok=True)  # another process may have been quicker
+        return False
+    except FileExistsError:
+        if not directory.is_dir():
+            raise
+        return False
+    return True
 
 
 def _copy_across(draft: Path, target: Path) -> None:

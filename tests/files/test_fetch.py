@@ -703,19 +703,36 @@ class SlowDiskTest(SlowDiskTestCase):
 
     def test_interrupted_transfer_waits_for_the_disk(self) -> None:
         """A transfer is resumed after the received bytes are written."""
-        content = self.fetch()
-        self.send_head()
-        self.wire.last.send(DATA[:4_000])
-        self.wire.last.send(DATA[4_000:10_000])
+        content = self.fetch(listed(sha256(self.large)))
+        self.send_head(length=len(self.large))
+        self.wire.last.send(self.large[:4_000])
+        self.wire.last.send(self.large[4_000:10_000])
         self.wire.last.cut()
         self.clock.advance(5)
         self.assertEqual(1, len(self.wire.exchanges))
         self.threads.finish()
         self.wait_for_retry(0.2)
         self.assertEqual("bytes=10000-", self.wire.last.headers["range"])
-        self.send_rest(10_000)
+        total = len(self.large)
+        rest = {"content_length": str(total - 10_000), "content_range": f"bytes 10000-{total - 1}/{total}"}
+        self.wire.last.send(response(206, b"", **rest))
+        sent = 10_000
+        while sent < total:
+            self.threads.finish()
+            sent += self.send(self.large[sent:])
         self.threads.finish()
         self.assertTrue(content.whole)
+
+    def test_small_file_does_not_wait_for_a_thread(self) -> None:
+        """The bytes of a small file are written and hashed at once."""
+        content = self.fetch()
+        self.send_head()
+        self.wire.last.send(DATA[:10_000])
+        self.assertEqual(10_000, content.length)
+        self.wire.last.send(DATA[10_000:])
+        self.assertTrue(content.whole)
+        self.assertIsNotNone(self.find_stored())
+        self.assertEqual([], self.threads.waiting)
 
 
 class DiskFailureTest(FetchTestCase):

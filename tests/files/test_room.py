@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -73,6 +74,34 @@ def test_free_space_that_is_promised_is_not_given_twice(rooms: list[Room]) -> No
         with pytest.raises(StorageFull):
             second.ask(10_001)
         second.ask(10_000)
+
+
+def test_small_drafts_take_what_was_just_found_free(rooms: list[Room]) -> None:
+    """A small draft needs no look at the disk for a second after the last one. It is counted as any other."""
+    first, second, third = rooms[0].share(), rooms[0].share(), rooms[1].share()
+    assert not first.ask_for_little(1_000)
+    first.ask(10_000)
+    with disk_with(0) as looks:
+        assert second.ask_for_little(1_000_000)
+        assert not rooms[0].share().ask_for_little(2_000_000)
+        assert not third.ask_for_little(1_000)
+        looks.assert_not_called()
+    with pytest.raises(StorageFull, match="1010000 of MYPYPI_DRAFTS_MAX_BYTES"):
+        third.ask(LIMIT - 1_009_999)
+    third.ask(LIMIT - 1_010_000)
+    second.give_back()
+    with mock.patch("mypypi.files.room.time.monotonic", return_value=time.monotonic() + 2):
+        assert not second.ask_for_little(1_000)
+
+
+def test_small_drafts_take_a_small_share_of_what_was_found_free(rooms: list[Room]) -> None:
+    """Together they take a sixteenth, so that several processes do not take more than there is."""
+    first, second = rooms[0].share(), rooms[0].share()
+    with disk_with(SPARE + 10_000 + 160_000):
+        first.ask(10_000)
+    assert not second.ask_for_little(10_001)
+    assert second.ask_for_little(10_000)
+    assert not rooms[0].share().ask_for_little(1)
 
 
 def test_room_of_a_process_that_dies_is_given_back(rooms: list[Room], tmp_path: Path) -> None:

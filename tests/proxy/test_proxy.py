@@ -133,6 +133,8 @@ class ProxyTestCase(MemoryTestCase):
         listings = CachedListings(ecosystem, self.pages, self.catalog)
         stored = StoredFiles(ecosystem, self.catalog, self.storage, checks, wheel_checks, listings)
         offers = Offers(self.fetches, self.pages, listings) if self.reads_wheels else None
+        if offers is not None:
+            self.fetches.on_stored = offers.note
         return Proxy(ecosystem, self.pages, listings, stored, self.cold, offers)
 
     async def read_elsewhere(self, stored: StoredFile, asked: ByteRange) -> FileRange | None:
