@@ -224,12 +224,12 @@ def measure(kind: str, upstream: str, pid: int | None, url: str, results: Result
 
 
 def latencies(log: str) -> str:
-    """Return how long requests took by MyPyPi's log, in a line: median and 90th percentile by kind."""
+    """Return how many requests of each kind there were by MyPyPi's log, and how long they took, in a line."""
     found = defaultdict(list)
     for _, how, what, took in _REQUEST.findall(log):
         found[how, what].append(float(took))
     return "; ".join(
-        f"{how} {what} {median(took):.1f} and {quantiles(took, n=10)[-1]:.1f}"
+        f"{len(took)} {how} {what} {median(took):.1f} and {quantiles(took, n=10)[-1]:.1f}"
         for (how, what), took in sorted(found.items())
         if len(took) > 10
     )
@@ -262,7 +262,7 @@ def compare(kind: str, upstream: str, caches: dict[str, Start], rounds: int) -> 
         cost = f"{median(each.processor):6.2f} {median(each.memory):5.0f}" if each.processor else " " * 12
         moved = ", ".join(f"{what} {count / 1e6:.1f}" for what, count in sorted(each.upstream.items()) if count)
         print(f"  {name:16} {seconds:6.2f} {seconds / direct:8.2f} {cost}   {moved}")
-    print(f"  mypypi, ms, median and 90 %: {latencies(logs)}", flush=True)
+    print(f"  mypypi, all rounds, in ms, median and 90 %: {latencies(logs)}", flush=True)
 
 
 def main() -> None:
