@@ -11,11 +11,11 @@ from pathlib import Path
 
 from zope.interface import Attribute, Interface
 
+from mypypi.coordination import HeldLease, Pause
 from mypypi.digests import Digest
 from mypypi.errors import NotFound, StorageDown
 from mypypi.model import (
     FileCheck,
-    HeldLease,
     Link,
     PackageFile,
     Page,
@@ -23,7 +23,6 @@ from mypypi.model import (
     PageRequest,
     PageRules,
     Part,
-    Pause,
     RenderedPage,
     SourceDocument,
     Span,

@@ -19,11 +19,6 @@ from mypypi.file_keys import key_of
 BASE_PLACEHOLDER = b"http://base.mypypi.invalid"
 
 
-def fetch_lease(key: str) -> str:
-    """Name the lease to fetch the file with this key. The lease's owner is a disk, by its id."""
-    return f"fetch:{key}"
-
-
 @frozen
 class PackageFile:
     """
@@ -241,15 +236,20 @@ class Form:
     """
     One form of a page, compressed: `body` is gzip.
 
-    `etag` is a hex digest of the identity bytes, `size` their number. With `based`, they contain `BASE_PLACEHOLDER`, to
-    be replaced by the address that clients use.
+    `base` is this server's address in its links, or `BASE_PLACEHOLDER`; empty if there is none. `size` is the number of
+    the identity bytes, and `etag` a hex digest of them, as they are with the placeholder.
     """
 
     media_type: str
     etag: str
     size: int
     body: bytes = field(repr=False)
-    based: bool = False
+    base: str = ""
+
+    @property
+    def based(self) -> bool:
+        """Whether there is an address in its links."""
+        return self.base != ""
 
 
 @frozen
@@ -279,30 +279,3 @@ class Page:
     def missing(self) -> bool:
         """Whether upstream has no such page, or refuses it."""
         return self.refusal is not None
-
-
-@frozen
-class HeldLease:
-    """A lease that another owner holds.
-
-    It expires in `left` seconds unless that owner renews it. `about` is that owner's text for other processes.
-    """
-
-    owner: str
-    left: float
-    about: str = ""
-
-
-@frozen
-class Pause:
-    """
-    A back-off after a failure: no requests `until` then (seconds since the epoch).
-
-    `why` is the failure's message, `failures` the number of back-offs in a row. `status` is the one for clients: 503 if
-    upstream was down, 502 if its response could not be used, or the status with which it refused.
-    """
-
-    until: float
-    why: str
-    failures: int = 1
-    status: int = 503

@@ -17,6 +17,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from mypypi.coordination import fetch_lease
 from mypypi.digests import Digest
 from mypypi.errors import (
     AlreadyStored,
@@ -39,7 +40,7 @@ from mypypi.files.extraction import Extraction
 from mypypi.files.resuming import FetchCancelled
 from mypypi.files.standby import Standby
 from mypypi.files.transfer import Transfer, complete_state
-from mypypi.model import FileCheck, PackageFile, fetch_lease
+from mypypi.model import FileCheck, PackageFile
 from mypypi.observability import metrics
 from mypypi.redis_budget import end_redis_budget
 from mypypi.upstream.backoff import error_of

@@ -50,12 +50,13 @@ class Wanted:
     @property
     def is_plain(self) -> bool:
         """Whether it is the form as it is."""
-        return self.part is None and not self.form.based
+        return self.part is None and self.form.base in ("", self.base)
 
     @property
     def etag(self) -> str:
         """The etag that it has when it is made."""
-        return self.form.etag if self.is_plain else derived_etag(self.form, self.base, self.part)
+        is_final = self.part is None and not self.form.based
+        return self.form.etag if is_final else derived_etag(self.form, self.base, self.part)
 
     @property
     def name(self) -> DerivedName:
@@ -77,9 +78,9 @@ class DerivedForms:
     """
     Makes derived forms, and keeps them in `memory`.
 
-    Those for a known address are made in render processes, a few at a time for each client. For any other address, the
-    form keeps the placeholder, and its sender has to replace that. So a client that invents addresses costs no
-    rendering and no memory. Small parts are cut out in `threads`, whose work must be short.
+    Those for the usual address need not be made. Those for another known one are made in render processes, a few at a
+    time for each client. For any other address, the sender has to replace the one that the form has. So a client that
+    invents addresses costs no rendering and no memory. Small parts are cut out in `threads`, whose work must be short.
     """
 
     def __init__(
@@ -97,6 +98,10 @@ class DerivedForms:
     def is_based(self, page: Page, name: str) -> bool:
         """Whether the page's form with this name has links with this server's address."""
         return self._source(page, name)[0].based
+
+    def usual_base(self) -> str:
+        """Return the address in whose links most forms were wanted lately; empty if there is none."""
+        return self._bases.usual
 
     async def find(self, page: Page, name: str, base: str, part: Part | None = None) -> Wanted:
         """
@@ -129,15 +134,17 @@ class DerivedForms:
 
     def kept(self, wanted: Wanted) -> Form | None:
         """Return the form, if it needs not be made."""
-        return wanted.form if wanted.is_plain else self._memory.derived(wanted.name)
+        if wanted.is_plain:
+            return evolve(wanted.form, etag=wanted.etag, base="") if wanted.base else wanted.form
+        return self._memory.derived(wanted.name)
 
     def is_complete(self, wanted: Wanted, client: str) -> bool:
-        """Whether `make` would return a form without placeholders, if it was called now."""
+        """Whether `make` would return a form with the right address, if it was called now."""
         return wanted.can_be_cut or self.kept(wanted) is not None or self._is_worth_it(wanted, client)
 
     async def make(self, wanted: Wanted, client: str) -> Form:
         """
-        Return the form. If it is still `based`, its sender has to replace the placeholder.
+        Return the form. If it has a `base`, its sender has to replace that.
 
         Raises TemporarilyUnavailable if too many wait to be made.
         """
@@ -178,12 +185,13 @@ class DerivedForms:
 
     async def _index(self, page: Page, name: str, form: Form) -> PartIndex:
         """Return the index of a form's parts: that of the page, or one that is made for a page without."""
-        index = await self._stored_index(page) or self._memory.part_index(form.etag)
-        return index or await self._indexing.run(form.etag, lambda: self._make_index(page, name, form))
+        identity = f"{form.etag} {form.base}"
+        index = await self._stored_index(page) or self._memory.part_index(identity)
+        return index or await self._indexing.run(identity, lambda: self._make_index(page, name, form))
 
     async def _make_index(self, page: Page, name: str, form: Form) -> PartIndex:
         index = await self._renderer.parts(page.id, name, form)
-        self._memory.put_part_index(form.etag, index)
+        self._memory.put_part_index(f"{form.etag} {form.base}", index)
         return index
 
     async def _stored_index(self, page: Page) -> PartIndex | None:

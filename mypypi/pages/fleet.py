@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from attrs import evolve
 from twisted.internet.task import deferLater
 
-from mypypi.model import Page, PageId, Pause
+from mypypi.coordination import Pause
+from mypypi.model import Page, PageId
 from mypypi.observability import metrics
 from mypypi.redis_budget import renew_redis_budget
 from mypypi.upstream.backoff import error_of

@@ -16,11 +16,16 @@ IDLE = 600.0
 
 
 class KnownBases:
-    """The addresses that are in use, each with the client that used it first, and the time of its last use."""
+    """The addresses in use: of each the client that used it first, the time of its last use, and the number of uses."""
 
     def __init__(self, clock: Any) -> None:
         self._clock = clock
-        self._used: dict[str, tuple[str, float]] = {}
+        self._used: dict[str, tuple[str, float, int]] = {}
+
+    @property
+    def usual(self) -> str:
+        """The address with the most uses; empty if none is in use."""
+        return max(self._used, key=lambda base: self._used[base][2], default="")
 
     def accepts(self, base: str, client: str) -> bool:
         """Whether this address is known, or has a place if this client uses it now."""
@@ -28,13 +33,13 @@ class KnownBases:
         self._used = {each: use for each, use in self._used.items() if use[1] > before}
         if base in self._used:
             return True
-        owners = [owner for owner, _ in self._used.values()]
+        owners = [owner for owner, _, _ in self._used.values()]
         return len(owners) < MOST_BASES and owners.count(client) < MOST_OF_CLIENT
 
     def use(self, base: str, client: str) -> bool:
         """Note the use of an address, if it is accepted. Returns whether it is."""
         if not self.accepts(base, client):
             return False
-        owner, _ = self._used.get(base, (client, 0.0))
-        self._used[base] = (owner, self._clock.seconds())
+        owner, _, uses = self._used.get(base, (client, 0.0, 0))
+        self._used[base] = (owner, self._clock.seconds(), uses + 1)
         return True

@@ -104,7 +104,7 @@ class PageCache:
         self._guesses = Guesses(clock)
         self._store = PageStore(catalog, clock, memory)
         self._revalidator = Revalidator(
-            PageSource(ecosystem, upstream, renderer, ranges),
+            PageSource(ecosystem, upstream, renderer, ranges, self.derived.usual_base),
             self._store,
             leases,
             backoff,

@@ -27,12 +27,14 @@ class PageSource:
 
     With `ranges`, pages advertise the metadata of wheels although upstream's do not, where it can be read out of them:
     out of ranges that upstream answers, and out of wheels that are stored. In strict operation, only out of the latter.
+    `usual_base` returns the address of this server that most clients use, empty if none did yet.
     """
 
     ecosystem: IEcosystem
     upstream: Upstream
     renderer: Renderer
     ranges: RangeSupport | None = None
+    usual_base: Callable[[], str] = str
 
     def validators(self, cached: Page | None) -> tuple[str, str]:
         """Return upstream's ETag and Last-Modified of a cached page; empty if it has to be rendered again anyway."""
@@ -56,15 +58,15 @@ class PageSource:
         """
         known = "" if cached is None or self._has_to_change(cached) else cached.source
         if self.ranges is None:
-            return await self.renderer.render(page, document, PageRules(withheld), known), False
+            return await self.renderer.render(page, document, PageRules(withheld), known, self.usual_base()), False
         rules = PageRules(withheld, self._ranged)
-        rendered = await self.renderer.render(page, document, rules, known)
+        rendered = await self.renderer.render(page, document, rules, known, self.usual_base())
         if not rendered.untried:
             return rendered, True
         is_known = await self._find_out(rendered.untried)
         found = evolve(rules, ranged=self._ranged, offered=await offered(page))
         if found != rules:
-            rendered = await self.renderer.render(page, document, found, known)
+            rendered = await self.renderer.render(page, document, found, known, self.usual_base())
         return rendered, is_known
 
     @property

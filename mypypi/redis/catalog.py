@@ -16,9 +16,10 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from mypypi.clock import MOST_SKEW, SharedClock
+from mypypi.coordination import HeldLease, Pause
 from mypypi.digests import Digest
 from mypypi.interfaces import ICatalog
-from mypypi.model import FileCheck, HeldLease, Page, PageId, Pause, StoredFile
+from mypypi.model import FileCheck, Page, PageId, StoredFile
 from mypypi.redis import catalog_scripts as scripts
 from mypypi.redis.records import Lease, PauseRecord, Stamp, Stored, decode_page, decoded, encode_page, page_name
 from mypypi.redis_budget import goes_on
@@ -106,8 +107,7 @@ class RedisCatalog:
 
     async def page_stamp(self, page: PageId) -> tuple[str, float] | None:
         """See `ICatalog.page_stamp`."""
-        reply = await self._client.call("HGET", self._key("page", page_name(page)), "stamp")
-        stamp = decoded(reply, Stamp)
+        stamp = decoded(await self._client.call("HGET", self._key("page", page_name(page)), "stamp"), Stamp)
         return None if stamp is None else (stamp.version, self._shared.to_own(stamp.checked_at))
 
     @goes_on

@@ -15,8 +15,8 @@ from twisted.internet.task import LoopingCall
 from mypypi.errors import CatalogDown, RedisTooSlow
 
 if TYPE_CHECKING:
+    from mypypi.coordination import HeldLease
     from mypypi.interfaces import ICatalog
-    from mypypi.model import HeldLease
 
 #: The default time until a lease expires unless it is renewed, in seconds.
 LEASE_SECONDS = 15.0

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import msgspec
 from attrs import frozen
 
-from mypypi.model import Form, Page, PageId, Refusal
+from mypypi.model import BASE_PLACEHOLDER, Form, Page, PageId, Refusal
 
 T = TypeVar("T")
 
@@ -34,6 +34,7 @@ class _FormMeta:
     etag: str
     size: int
     based: bool
+    base: str = ""  # records of earlier versions have the placeholder
 
 
 @frozen
@@ -92,7 +93,7 @@ def page_name(page: PageId) -> str:
 
 def encode_page(page: Page) -> list[str | bytes]:
     """Return the fields of a page's hash, and their values."""
-    forms = tuple(_FormMeta(name, f.media_type, f.etag, f.size, f.based) for name, f in page.forms.items())
+    forms = tuple(_FormMeta(name, f.media_type, f.etag, f.size, f.based, f.base) for name, f in page.forms.items())
     refusal = None if page.refusal is None else (page.refusal.status, page.refusal.reason)
     meta = _Meta(
         page.upstream_etag,
@@ -119,8 +120,8 @@ def decode_page(page: PageId, fields: dict[bytes, bytes]) -> Page:
         id=page,
         checked_at=stamp.checked_at,
         forms={
-            form.name: Form(form.media_type, form.etag, form.size, fields[f"form:{form.name}".encode()], form.based)
-            for form in meta.forms
+            each.name: Form(each.media_type, each.etag, each.size, fields[f"form:{each.name}".encode()], _base(each))
+            for each in meta.forms
         },
         upstream_etag=meta.upstream_etag,
         upstream_modified=meta.upstream_modified,
@@ -130,6 +131,10 @@ def decode_page(page: PageId, fields: dict[bytes, bytes]) -> Page:
         refusal=_refusal(meta),
         extracts=meta.extracts,
     )
+
+
+def _base(form: _FormMeta) -> str:
+    return form.base or (BASE_PLACEHOLDER.decode() if form.based else "")
 
 
 def _refusal(meta: _Meta) -> Refusal | None:

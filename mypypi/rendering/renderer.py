@@ -44,9 +44,11 @@ class Renderer:
     run: Callable[[bytes], Deferred[bytes]]
     strict: bool = False
 
-    async def render(self, page: PageId, source: SourceDocument, rules: PageRules, known: str = "") -> CompressedPage:
-        """Render the page by these rules. It has no forms if its digest is `known`."""
-        rendered: CompressedPage = await self._do(RenderTask(page, source, rules, known, self.strict))
+    async def render(
+        self, page: PageId, source: SourceDocument, rules: PageRules, known: str = "", base: str = ""
+    ) -> CompressedPage:
+        """Render the page by these rules, for clients at this address. It has no forms if its digest is `known`."""
+        rendered: CompressedPage = await self._do(RenderTask(page, source, rules, known, self.strict, base))
         return rendered
 
     async def listing(self, page: PageId, name: str, form: Form) -> Listing:

@@ -23,7 +23,7 @@ from mypypi.gunzip import GzipError, TooMuch, gunzip
 from mypypi.interfaces import IEcosystem
 from mypypi.model import Form, PageId, PageRules, Part, RenderedForm, SourceDocument
 from mypypi.pieces import GZIP
-from mypypi.rendering.forms import compress, compressed, derived, gzip
+from mypypi.rendering.forms import compress, derived, etag_of, gzip, with_base, with_placeholder
 from mypypi.rendering.listing import Listing
 from mypypi.rendering.parts import PartIndex, compress_in_blocks
 
@@ -64,13 +64,18 @@ class CompressedPage:
 
 @frozen
 class RenderTask:
-    """Render upstream's page, unless its digest is `known`. With `strict`, links that can't be served are left out."""
+    """
+    Render upstream's page, unless its digest is `known`. With `strict`, links that can't be served are left out.
+
+    `base` is the address that most clients use. It is put into the links where that can be undone.
+    """
 
     page: PageId
     source: SourceDocument
     rules: PageRules = Factory(PageRules)
     known: str = ""
     strict: bool = False
+    base: str = ""
 
 
 @frozen
@@ -96,7 +101,7 @@ class DeriveTask:
     """
     Make a form with `base` as the address in its links, or of a `part` of it.
 
-    Without a `base`, the links keep the placeholder.
+    Without a `base`, the links keep the form's.
     """
 
     form: Form
@@ -207,9 +212,10 @@ def _render(package_type: str, upstream_url: str, task: RenderTask) -> Compresse
     page = ecosystem.render(task.page, source, task.rules)
     forms = {}
     for name, form in page.forms.items():
-        parts = ecosystem.parts(task.page, name, form.body)
-        body, starts = (gzip(form.body), ()) if parts is None else compress_in_blocks(form.body)
-        forms[name] = compressed(form, body)
+        base, identity = with_base(form, task.base)
+        parts = ecosystem.parts(task.page, name, identity)
+        body, starts = (gzip(identity), ()) if parts is None else compress_in_blocks(identity)
+        forms[name] = Form(form.media_type, etag_of(form), len(identity), body, base)
         if parts is not None:
             forms[PARTS] = compress(RenderedForm(_INDEX_TYPE, PartIndex.of(parts, starts).encode()))
     name_of_listing = ecosystem.listing_form(task.page, page.forms)
@@ -230,7 +236,7 @@ def _render(package_type: str, upstream_url: str, task: RenderTask) -> Compresse
 
 
 def _list(package_type: str, upstream_url: str, task: ListingTask) -> Listing:
-    body = isal_zlib.decompress(task.form.body, GZIP)
+    body = with_placeholder(task.form, isal_zlib.decompress(task.form.body, GZIP))
     return _listing(ECOSYSTEMS[package_type](upstream_url), task.page, task.name, body)
 
 

@@ -18,11 +18,12 @@ from zope.interface import implementer
 
 from mypypi.clock import remaining
 from mypypi.coalescing import Coalescer
+from mypypi.coordination import fetch_lease
 from mypypi.digests import Digest
 from mypypi.errors import CatalogDown, NotFound, StorageDown, storage_error
 from mypypi.interfaces import IStorage
 from mypypi.job import Job
-from mypypi.model import Link, StoredFile, fetch_lease
+from mypypi.model import Link, StoredFile
 from mypypi.storage.bucket_reads import BucketReads
 
 if TYPE_CHECKING:

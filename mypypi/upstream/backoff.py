@@ -14,8 +14,8 @@ from attrs import frozen
 from cachetools import LRUCache
 from twisted.internet.task import deferLater
 
+from mypypi.coordination import Pause
 from mypypi.errors import CatalogDown, MyPyPiError, upstream_error
-from mypypi.model import Pause
 
 if TYPE_CHECKING:
     from mypypi.interfaces import ICatalog

@@ -22,8 +22,8 @@ from mypypi.upstream.origins import Origins, Permit
 from mypypi.upstream.pause_gauge import PauseGauge
 
 if TYPE_CHECKING:
+    from mypypi.coordination import Pause
     from mypypi.interfaces import ICatalog
-    from mypypi.model import Pause
     from mypypi.upstream.backoff import Backoff
 
 #: Requests in a row that got no connection, after which their origin is held back.

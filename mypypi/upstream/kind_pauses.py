@@ -16,8 +16,8 @@ from mypypi.errors import CatalogDown
 from mypypi.upstream.backoff import Backoff
 
 if TYPE_CHECKING:
+    from mypypi.coordination import Pause
     from mypypi.interfaces import ICatalog
-    from mypypi.model import Pause
 
 #: Statuses that ask for fewer requests.
 THROTTLING = (429, 503)

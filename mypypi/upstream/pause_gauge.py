@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IDelayedCall
 from mypypi.observability import metrics
 
 if TYPE_CHECKING:
-    from mypypi.model import Pause
+    from mypypi.coordination import Pause
 
 #: The label of all hosts but upstream's own. Pages decide which hosts they list, so names would be labels without end.
 OTHER = "other"

@@ -1,6 +1,6 @@
 """Turns the proxy's answer for a page into HTTP: form, encoding, validators, freshness.
 
-Knows forms and headers. Must never know the contents of a form, except the placeholder for this server's address.
+Knows forms and headers. Must never know the contents of a form, except this server's address in it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from mypypi.dates import parse_date
 from mypypi.errors import BadRequest, NotFound, StorageDown
-from mypypi.model import BASE_PLACEHOLDER, Form, PageId, Part
+from mypypi.model import Form, PageId, Part
 from mypypi.pieces import inflated, replaced, slices
 from mypypi.web.conditions import etag_matches
 from mypypi.web.errors import sending
@@ -132,7 +132,7 @@ class PageResponses:
 
 def _with_base(form: Form, base: str) -> Iterator[bytes]:
     """Yield the form's decoded body with `base` as the address in its links. Raises StorageDown if it is damaged."""
-    return replaced(_checked(form), BASE_PLACEHOLDER, base.encode())
+    return replaced(_checked(form), form.base.encode(), base.encode())
 
 
 def _checked(form: Form) -> Iterator[bytes]:

@@ -15,6 +15,7 @@ import twisted.internet.reactor  # noqa: F401 - otherwise LoopingCall imports it
 from attrs import evolve
 from twisted.internet.defer import Deferred
 
+from mypypi.coordination import HeldLease, fetch_lease
 from mypypi.digests import Digest
 from mypypi.errors import (
     AlreadyStored,
@@ -38,7 +39,7 @@ from mypypi.files.fetches import Fetches
 from mypypi.files.receiver import BACKLOG
 from mypypi.files.resuming import FRUITLESS
 from mypypi.files.room import Room
-from mypypi.model import HeldLease, PackageFile, StoredFile, fetch_lease
+from mypypi.model import PackageFile, StoredFile
 from mypypi.redis.leases import Leases
 from mypypi.storage.disk import DiskStorage
 from mypypi.threads import Threads

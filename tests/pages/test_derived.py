@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 
 from mypypi.ecosystems import ECOSYSTEMS
 from mypypi.errors import NotFound, TemporarilyUnavailable
-from mypypi.model import BASE_PLACEHOLDER, Form, Page, PageId, PageRules, Part
+from mypypi.model import Form, Page, PageId, PageRules, Part
 from mypypi.pages.client_turns import MOST_AT_ONCE, MOST_WAITING, ClientTurns
 from mypypi.pages.derived import LARGEST_CUT, DerivedForms, Wanted
 from mypypi.pages.known_bases import IDLE, MOST_BASES, MOST_OF_CLIENT, KnownBases
@@ -104,7 +104,10 @@ class ClientTurnsTest(MemoryTestCase):
 
 
 class DerivedFormsTest(MemoryTestCase):
-    """Derived forms of a packument, with render tasks that are counted."""
+    """Derived forms of a packument, with render tasks that are counted. It was rendered before a client came."""
+
+    #: The address for which pages are rendered.
+    usual_base = ""
 
     def setUp(self) -> None:
         super().setUp()
@@ -116,7 +119,8 @@ class DerivedFormsTest(MemoryTestCase):
         self.page = self.rendered(PACKUMENT)
 
     def rendered(self, packument: bytes) -> Page:
-        page = self.now(self.renderer.render(THING, document(packument, "application/json"), PageRules()))
+        source = document(packument, "application/json")
+        page = self.now(self.renderer.render(THING, source, PageRules(), base=self.usual_base))
         self.tasks.clear()
         return Page(THING, 0.0, page.forms)
 
@@ -140,7 +144,7 @@ class DerivedFormsTest(MemoryTestCase):
         if part is not None:
             found: Any = json.loads(body)["versions"][part.name]
             body = json.dumps(found, separators=(", ", ": ")).encode()
-        return body.replace(BASE_PLACEHOLDER, base.encode())
+        return body.replace(self.page.forms["full"].base.encode(), base.encode())
 
     def test_a_known_address_is_put_in_once(self) -> None:
         """The form for a known address is made once, for all clients."""
@@ -222,5 +226,48 @@ class DerivedFormsTest(MemoryTestCase):
         for number in range(50):
             form = self.made(f"http://{number}.example", part, page=page)
             assert form.based == (number >= MOST_OF_CLIENT)
-            assert (BASE_PLACEHOLDER in zlib.decompress(form.body, 31)) == form.based
+            assert (page.forms["full"].base.encode() in zlib.decompress(form.body, 31)) == form.based
         assert self.tasks == ["Derive"] * (MOST_OF_CLIENT + 1)
+
+
+class UsualBaseTest(DerivedFormsTest):
+    """The same for a packument that was rendered for the address that most clients use."""
+
+    usual_base = "http://usual.example:8000/pypi"
+
+    def test_the_usual_address_costs_nothing(self) -> None:
+        """The form for the usual address is there already. Its etag is the one that it has on any other host."""
+        assert self.page.forms["full"].base == self.usual_base
+        form = self.made(self.usual_base)
+        body = zlib.decompress(form.body, 31)
+        assert (len(body), body.count(self.usual_base.encode())) == (form.size, len(VERSIONS))
+        assert self.tasks == []
+        self.usual_base = "http://elsewhere.example"
+        elsewhere = self.rendered(PACKUMENT)
+        assert elsewhere.forms["full"].etag == self.page.forms["full"].etag
+        derived = self.made("http://usual.example:8000/pypi", page=elsewhere)
+        assert (derived.etag, zlib.decompress(derived.body, 31), self.tasks) == (form.etag, body, ["Derive"])
+
+    def test_most_used_address_is_the_usual_one(self) -> None:
+        """The address with the most uses is the usual one, whatever a client invents meanwhile."""
+        assert self.derived.usual_base() == ""
+        for _ in range(3):
+            self.made("http://a.example")
+        for number in range(10):
+            self.made(f"http://{number}.example", client="b")
+        assert self.derived.usual_base() == "http://a.example"
+        self.clock.advance(IDLE + 1)
+        self.made("http://new.example")
+        assert self.derived.usual_base() == "http://new.example"
+
+    def test_part_of_a_page_without_an_index(self) -> None:
+        """Forms with one etag and two addresses have parts at other places, and an index each."""
+        pages = []
+        for base in ("http://usual.example:8000/pypi", "http://a.example"):
+            self.usual_base = base
+            page = self.rendered(PACKUMENT)
+            pages.append(evolve(page, forms={name: form for name, form in page.forms.items() if name != PARTS}))
+        part = Part("version", "1.0.42")
+        bodies = [zlib.decompress(self.made("http://a.example", part, page=page).body, 31) for page in pages]
+        assert json.loads(bodies[0])["dist"]["tarball"].startswith("http://a.example/thing/-/")
+        assert bodies[0] == bodies[1]

@@ -24,9 +24,10 @@ from twisted.protocols.portforward import ProxyFactory
 from twisted.trial.unittest import TestCase
 from zope.interface.verify import verifyObject
 
+from mypypi.coordination import Pause
 from mypypi.errors import CatalogDown
 from mypypi.interfaces import ICatalog
-from mypypi.model import Form, Page, PageId, Pause, Refusal
+from mypypi.model import Form, Page, PageId, Refusal
 from mypypi.redis.catalog import RedisCatalog
 from mypypi.redis.client import RedisClient
 from mypypi.settings.types import RedisUrl
@@ -38,7 +39,7 @@ NOW = 1_793_000_000.25
 DAY = 86_400
 reactor: Any = the_reactor
 
-HTML = Form("text/html", "ab12", 11, b"\x1f\x8b\x00\r\n\xff html", based=True)
+HTML = Form("text/html", "ab12", 11, b"\x1f\x8b\x00\r\n\xff html", "http://here.example")
 JSON = Form("application/vnd.pypi.simple.v1+json", "cd34", 12, b"\x1f\x8b\x00\r\n\xfe json")
 PAGE = Page(
     PageId("project", "requests"),

@@ -14,9 +14,10 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import TestCase
 
 from mypypi.clock import MOST_SKEW, SharedClock, remaining
+from mypypi.coordination import Pause
 from mypypi.interfaces import ICatalog
 from mypypi.job import ClaimedJob, IQueue, Job
-from mypypi.model import FileCheck, PageId, Pause, Refusal
+from mypypi.model import FileCheck, PageId, Refusal
 from mypypi.redis.catalog import RedisCatalog
 from mypypi.redis.client import RedisClient
 from mypypi.redis.queue import CLAIM_MS, LONGEST_PAUSE, RedisQueue

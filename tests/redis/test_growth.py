@@ -9,9 +9,10 @@ from attrs import evolve
 from twisted.internet.task import Clock
 from twisted.trial.unittest import TestCase
 
+from mypypi.coordination import Pause
 from mypypi.interfaces import ICatalog
 from mypypi.job import Job
-from mypypi.model import FileCheck, Page, PageId, Pause, Refusal
+from mypypi.model import FileCheck, Page, PageId, Refusal
 from mypypi.redis.catalog import RedisCatalog
 from mypypi.redis.client import RedisClient
 from mypypi.redis.queue import RedisQueue

@@ -13,11 +13,12 @@ from unittest import mock
 from twisted.internet.defer import Deferred
 from zope.interface.verify import verifyObject
 
+from mypypi.coordination import fetch_lease
 from mypypi.digests import Digest
 from mypypi.errors import CatalogDown, NotFound, StorageDown, StorageFull
 from mypypi.file_keys import key_of
 from mypypi.interfaces import IStorage
-from mypypi.model import Link, StoredFile, fetch_lease
+from mypypi.model import Link, StoredFile
 from mypypi.storage.bucket import BucketStorage
 from mypypi.storage.bucket_breaker import FIRST_PAUSE
 from mypypi.storage.disk import DiskStorage

@@ -17,11 +17,12 @@ from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
 from mypypi.clock import SharedClock, remaining
+from mypypi.coordination import HeldLease, Pause
 from mypypi.digests import Digest, new_hasher
 from mypypi.errors import CatalogDown, NotFound, StorageDown
 from mypypi.interfaces import ICatalog, IStorage
 from mypypi.job import ClaimedJob, DeadJob, IQueue, Job, LaterJob, QueueState
-from mypypi.model import FileCheck, HeldLease, Link, Page, PageId, Pause, StoredFile
+from mypypi.model import FileCheck, Link, Page, PageId, StoredFile
 from mypypi.redis.catalog import MOST_MISSING
 from mypypi.redis.queue import CLAIM_MS, LONGEST_PAUSE, MOST_TRIES, WAIT_MS, pause_after
 

@@ -85,6 +85,7 @@ class Scene:
             "MYPYPI_FILE_STORAGE_DRIVER": "s3",
             "MYPYPI_S3_BUCKET": "packages",
             "MYPYPI_S3_ENDPOINT_URL": BUCKET,
+            "MYPYPI_CORE_METADATA": "false",  # no metadata is read out of the files, so clients alone read the bucket
             **{f"MYPYPI_{name}": value for name, value in settings.items()},
         }
         with patch("mypypi.storage.s3.S3Bucket", lambda _: self.stub):
