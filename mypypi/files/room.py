@@ -23,8 +23,8 @@ from mypypi.errors import FileTooLarge, StorageFull
 
 #: A draft of unknown length takes this many bytes at a time.
 STEP = 16 * 1024 * 1024
-#: A little: bytes of a draft that takes its room out of what was found free within the last second, without a look at
-#: the disk and the other processes. A process takes this share of it that way, and at most so many bytes.
+#: A little: bytes of a draft that takes its room out of what the other processes had left within the last second. It
+#: does not look at them again. A process takes this share of it that way, and at most so many bytes.
 _LITTLE, _LITTLE_SECONDS = 1024 * 1024, 1.0
 _LITTLE_SHARE, _MOST_LITTLE = 1 / 16, 4 * 1024 * 1024
 #: Bytes of the disk that drafts never take: the file system needs some for itself.
@@ -72,7 +72,7 @@ class Room:
         self._limit = limit
         self._beside = beside
         self._sums = _Sums()
-        #: Bytes that small drafts may take without a look at the disk, until this time.
+        #: Bytes that small drafts may take without a look at the other processes, until this time.
         self._little, self._little_until = 0, 0.0
         self._account = -1
         self._path = directory / f"{uuid.uuid4().hex}{_ACCOUNT}"
@@ -129,6 +129,8 @@ class Room:
         wanted = size - share.size
         if not 0 <= wanted <= min(_LITTLE, self._little) or time.monotonic() > self._little_until:
             return False
+        if wanted + _MOST_LITTLE > self._free_bytes():  # another program has filled the disk meanwhile
+            return False
         self._little -= wanted
         self._change(taken=wanted)
         share.size = size
@@ -166,8 +168,7 @@ class Room:
     def _require(self, wanted: int, what: str, others: list[_Sums]) -> None:
         """Raise StorageFull if this many bytes are more than all processes have left."""
         sums = (self._sums, *others)
-        status = os.statvfs(self._directory)
-        free = status.f_bavail * status.f_frsize
+        free = self._free_bytes()
         promised = SPARE + sum(each.taken - each.used for each in sums)
         if wanted > free - promised:
             raise StorageFull(f"{what}: the disk has {free} bytes free, and {promised} of them are reserved")
@@ -177,6 +178,10 @@ class Room:
         left = free - promised if self._limit is None else min(free - promised, self._limit - taken)
         self._little = min(int((left - wanted) * _LITTLE_SHARE), _MOST_LITTLE)
         self._little_until = time.monotonic() + _LITTLE_SECONDS
+
+    def _free_bytes(self) -> int:
+        status = os.statvfs(self._directory)
+        return status.f_bavail * status.f_frsize
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -228,8 +228,7 @@ class Chaos:
         It ends once a server has told, in its log and by its health, that files can't be read. A client that arrives
         now asks for a new file, since all others may hang in a bucket that says nothing.
         """
-        ready = partial(get, f"{self.server.url}/-/health/ready")
-        eventually(ready, lambda answer: "S3" not in answer.text)
+        eventually(lambda: [self.health() for _ in range(5 * PROCESSES)], lambda reports: "S3" not in "".join(reports))
         before, fault, health = count_lines(self.server.log, _BUCKET_LOG), BUCKET[name](), ""
         deadline = time.monotonic() + _FAULT_TIMEOUT
         self.shared.bucket_failed_at = time.monotonic()
@@ -247,6 +246,10 @@ class Chaos:
         self.fault_counts[f"bucket {name}"] += count_lines(self.server.log, _BUCKET_LOG) - before
         if "S3" not in health:
             self.shared.add_violation(f"health does not tell that the bucket fails ({name}): {health}")
+
+    def health(self) -> str:
+        """The health report of one of the server processes."""
+        return get(f"{self.server.url}/-/health/ready").text
 
     def fill_disk(self) -> None:
         """Let no server process write a byte to a file, until the log and health have told of it."""

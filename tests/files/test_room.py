@@ -81,7 +81,7 @@ def test_small_drafts_take_what_was_just_found_free(rooms: list[Room]) -> None:
     first, second, third = rooms[0].share(), rooms[0].share(), rooms[1].share()
     assert not first.ask_for_little(1_000)
     first.ask(10_000)
-    with disk_with(0) as looks:
+    with mock.patch.object(Room, "_others") as looks:
         assert second.ask_for_little(1_000_000)
         assert not rooms[0].share().ask_for_little(2_000_000)
         assert not third.ask_for_little(1_000)
@@ -92,6 +92,14 @@ def test_small_drafts_take_what_was_just_found_free(rooms: list[Room]) -> None:
     second.give_back()
     with mock.patch("mypypi.files.room.time.monotonic", return_value=time.monotonic() + 2):
         assert not second.ask_for_little(1_000)
+
+
+def test_small_drafts_find_a_disk_that_was_just_filled(rooms: list[Room]) -> None:
+    """Another program may fill the disk at any moment. Then a small draft finds no room, as any other."""
+    rooms[0].share().ask(10_000)
+    with disk_with(4_000_000):
+        assert not rooms[0].share().ask_for_little(1_000)
+    assert rooms[0].share().ask_for_little(1_000)
 
 
 def test_small_drafts_take_a_small_share_of_what_was_found_free(rooms: list[Room]) -> None:
