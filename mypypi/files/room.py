@@ -129,7 +129,11 @@ class Room:
         wanted = size - share.size
         if not 0 <= wanted <= min(_LITTLE, self._little) or time.monotonic() > self._little_until:
             return False
-        if wanted + _MOST_LITTLE > self._free_bytes():  # another program has filled the disk meanwhile
+        try:
+            free = self._free_bytes()
+        except OSError:  # the directory was removed
+            return False
+        if wanted + _MOST_LITTLE > free:  # another program has filled the disk meanwhile
             return False
         self._little -= wanted
         self._change(taken=wanted)

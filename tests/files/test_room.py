@@ -102,6 +102,16 @@ def test_small_drafts_find_a_disk_that_was_just_filled(rooms: list[Room]) -> Non
     assert rooms[0].share().ask_for_little(1_000)
 
 
+def test_small_drafts_without_a_directory(rooms: list[Room], tmp_path: Path) -> None:
+    """If the directory was removed, a small draft takes no room. The next look at the other processes creates it."""
+    rooms[0].share().ask(10_000)
+    shutil.rmtree(tmp_path / "room")
+    share = rooms[0].share()
+    assert not share.ask_for_little(1_000)
+    share.ask(1_000)
+    assert rooms[0].share().ask_for_little(1_000)
+
+
 def test_small_drafts_take_a_small_share_of_what_was_found_free(rooms: list[Room]) -> None:
     """Together they take a sixteenth, so that several processes do not take more than there is."""
     first, second = rooms[0].share(), rooms[0].share()
