@@ -31,7 +31,7 @@ from twisted.web.server import NOT_DONE_YET, Site
 reactor: Any = _reactor
 #: The headers of an answer that are repeated.
 _KEPT = ("Content-Type", "Content-Encoding", "ETag", "Last-Modified", "Cache-Control")
-_OFFER = re.compile(rb',?"(?:data-dist-info-|core-)metadata":(?:\{[^}]*\}|true|false)')
+_OFFERS = ("core-metadata", "data-dist-info-metadata", "dist-info-metadata")
 _OFFER_IN_HTML = re.compile(rb' data-(?:dist-info|core)-metadata="[^"]*"')
 
 
@@ -87,7 +87,7 @@ class Replay(Resource):
             kept = {name: answer.headers[name] for name in _KEPT if answer.headers[name]}
         if self._plain and path.startswith("/simple/"):
             page = decompress(body) if "Content-Encoding" in kept else body
-            page = _OFFER_IN_HTML.sub(b"", _OFFER.sub(b"", page).replace(b"{,", b"{"))
+            page = without_offers(page) if page.startswith(b"{") else _OFFER_IN_HTML.sub(b"", page)
             body = compress(page, 6) if "Content-Encoding" in kept else page
         return Recording(answer.status or 0, tuple(kept.items()), body)
 
@@ -109,6 +109,15 @@ class Replay(Resource):
             self._sent["metadata" if path.endswith(".metadata") else "files" if is_file(path) else "pages"] += len(body)
         request.write(body)
         request.finish()
+
+
+def without_offers(page: bytes) -> bytes:
+    """Return a page in JSON whose files have no metadata."""
+    document = json.loads(page)
+    for file in document.get("files", []):
+        for name in _OFFERS:
+            file.pop(name, None)
+    return json.dumps(document, separators=(",", ":")).encode()
 
 
 def is_file(path: str) -> bool:
