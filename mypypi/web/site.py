@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from twisted.web.resource import IResource
 
 #: Time limit in seconds for each of three phases: idle between requests, from the first to the last byte of a head, and
-#: from there to the last byte of the body.
-_IDLE = 60
+#: from there to the last byte of the body. Clients come back after up to 60 seconds (the longest Retry-After, and the
+#: last retry of npm and pnpm). A connection that closed at the same moment would break that request.
+_IDLE = 75
 #: Digits of a Content-Length. A longer one is over any limit, and Python's int() refuses some thousand.
 _MOST_DIGITS = 18
 #: Seconds for which a refused client may go on sending, so that it gets to read the reason.

@@ -231,7 +231,8 @@ class TestFailures:
             assert health["status"] == "degraded"
             assert "S3" in health["checks"]["storage"]
             assert cluster.get(server, during).body == during.content
-            assert len(cluster.waiting()) == 1
+            # The file is served while it is being stored, which takes a moment.
+            eventually(cluster.waiting, lambda waiting: len(waiting) == 1)
         cluster.wait_uploaded(during, timeout=60)
         assert cluster.fetched(during) == 1
         # The server tries the bucket again within five seconds. The workers need not have told it.

@@ -308,9 +308,9 @@ class TimeLimitTest(SiteTestCase):
     """Connections of slow or idle clients are closed."""
 
     def test_slow_head(self) -> None:
-        """A head must be complete within a minute, however slowly its bytes arrive."""
+        """A head must be complete within 75 seconds, however slowly its bytes arrive."""
         client = self.client(b"GET / HTTP/1.1\r\n")
-        for _ in range(59):
+        for _ in range(74):
             client.send(b"X")
             self.wait(1)
         assert (client.status, client.closed) == (0, False)
@@ -321,11 +321,11 @@ class TimeLimitTest(SiteTestCase):
         assert [line.split()[1] for line in self.log_lines] == ["408"]
 
     def test_slow_body(self) -> None:
-        """A body must be complete within a minute after the head."""
+        """A body must be complete within 75 seconds after the head."""
         client = self.client(POST[:-2])
         self.wait(50)
         client.send(b"\r\nContent-Length: 1000\r\n\r\n")
-        for _ in range(59):
+        for _ in range(74):
             client.send(b"X")
             self.wait(1)
         assert (client.status, client.closed) == (0, False)
@@ -335,7 +335,7 @@ class TimeLimitTest(SiteTestCase):
 
     def test_slow_chunks(self) -> None:
         client = self.client(POST + b"Transfer-Encoding: chunked\r\n\r\n")
-        for _ in range(61):
+        for _ in range(76):
             client.send(b"1\r\na\r\n")
             self.wait(1)
         assert client.status == 408
@@ -350,6 +350,17 @@ class TimeLimitTest(SiteTestCase):
         client.send(b"Host: a\r\n\r\n")
         assert client.value().count(b"HTTP/1.1 200") == 2
 
+    def test_retry_after_a_minute(self) -> None:
+        """
+        A client that comes back after a minute finds its connection open, with seconds to spare.
+
+        That is the longest Retry-After, and the pause of npm and pnpm before their last retry.
+        """
+        client = self.client(PLAIN)
+        self.wait(70)
+        client.send(PLAIN)
+        assert client.value().count(b"HTTP/1.1 200") == 2
+
     def test_answer_may_take_long(self) -> None:
         """A client may wait for a slow response without a time limit."""
         client = self.client(PLAIN, self.site_with_handler(lambda _: Deferred()))
@@ -361,7 +372,7 @@ class TimeLimitTest(SiteTestCase):
         client = self.client(PLAIN)
         received = client.value()
         self.events.clear()
-        self.wait(59)
+        self.wait(74)
         closed_early = client.closed
         self.wait(2)
         assert (closed_early, client.closed) == (False, True)
@@ -370,7 +381,7 @@ class TimeLimitTest(SiteTestCase):
 
     def test_connection_without_a_request(self) -> None:
         client = self.client()
-        self.wait(61)
+        self.wait(76)
         assert client.closed
 
     def test_client_that_stops_reading_a_page(self) -> None:
