@@ -49,7 +49,7 @@ _VERDACCIO = {"private": True, "dependencies": {"verdaccio": "6"}, "overrides": 
 _START, _INSTALL = 60, 900
 _REQUEST = re.compile(r" (\d{3}) (hit|miss|stale|\S+) (\w+) ([\d.]+) ms ")
 
-#: Starts a cache in this directory, with this upstream. Yields its address and its process.
+#: Starts a cache in this directory, with this upstream. Yields the URL of its index or registry, and its process.
 Start = Callable[[Path, str], AbstractContextManager[tuple[str, int]]]
 
 
@@ -57,7 +57,11 @@ Start = Callable[[Path, str], AbstractContextManager[tuple[str, int]]]
 
 
 def install(kind: str, url: str) -> float:
-    """Install all packages into an empty directory, with an empty cache. Returns the seconds it took."""
+    """
+    Install all packages from this index or registry into an empty directory, with an empty cache.
+
+    Returns the seconds it took.
+    """
     with tempfile.TemporaryDirectory(prefix="installs-") as name:
         place = Path(name)
         if kind == "npm":
@@ -71,7 +75,7 @@ def install(kind: str, url: str) -> float:
             (place / "requirements.in").write_text("\n".join(WANTED[kind]))
             command = [*uv.command(), "pip", "compile", "-q", "--only-binary", ":all:", place / "requirements.in"]
         wanted = [] if kind == "resolve" else WANTED[kind]
-        return timed([*command, "--default-index", f"{url}/simple/", *wanted], uv.environment())
+        return timed([*command, "--default-index", url, *wanted], uv.environment())
 
 
 def timed(command: list[str | Path], environment: dict[str, str]) -> float:
@@ -92,27 +96,29 @@ def mypypi(kind: str, place: Path, upstream: str) -> Iterator[tuple[str, int]]:
     env = {"MYPYPI_PACKAGE_TYPE": "npm" if kind == "npm" else "pypi"}
     env |= {"MYPYPI_UPSTREAM_URL": upstream} if upstream else {}
     with Daemon("mypypi", place / "data", env) as daemon:
-        yield daemon.url, daemon.pid
+        yield index_at(daemon.url, kind), daemon.pid
         Path(place, "log").write_text(daemon.log)
 
 
 @contextmanager
-def served(command: list[str], port: int, environment: dict[str, str]) -> Iterator[tuple[str, int]]:
-    """Run another cache until the end of the block, from when it answers at this port."""
+def served(command: list[str], port: int, environment: dict[str, str], index: str = "") -> Iterator[tuple[str, int]]:
+    """Run another cache until the end of the block, from when it answers at this port. `index` is its index's path."""
     url = f"http://127.0.0.1:{port}"
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, env=os.environ | environment, **quiet) as process:  # noqa: S603
-        deadline = time.monotonic() + _START
-        while time.monotonic() < deadline:
-            with suppress(OSError):
-                if get(f"{url}/", timeout=5).status:
-                    break
-            time.sleep(0.1)
-        else:
-            sys.exit(f"{command[0]} does not answer")
-        yield url, process.pid
-        for each in [*psutil.Process(process.pid).children(recursive=True), process]:
-            each.kill()
+        try:
+            deadline = time.monotonic() + _START
+            while time.monotonic() < deadline:
+                with suppress(OSError):
+                    if get(f"{url}/", timeout=5).status:
+                        break
+                time.sleep(0.1)
+            else:
+                sys.exit(f"{command[0]} does not answer")
+            yield url + index, process.pid
+        finally:
+            for each in [process, *psutil.Process(process.pid).children(recursive=True)]:
+                each.kill()
 
 
 def verdaccio(peers: Path) -> Start:
@@ -151,9 +157,14 @@ def proxpi(peers: Path) -> Start:
         port = free_port()
         environment = {"PROXPI_INDEX_URL": f"{upstream}/simple/", "PROXPI_CACHE_DIR": str(place / "cache")}
         command = [str(program), "--bind", f"127.0.0.1:{port}", "--threads", "8", "--preload", "proxpi.server:app"]
-        return served(command, port, environment)
+        return served(command, port, environment, "/index/")
 
     return start
+
+
+def index_at(url: str, kind: str) -> str:
+    """The URL of the index or registry that upstream and MyPyPi serve at this address."""
+    return url if kind == "npm" else f"{url}/simple/"
 
 
 def free_port() -> int:
@@ -231,7 +242,7 @@ def compare(kind: str, upstream: str, caches: dict[str, Start], rounds: int) -> 
         names = ["direct", *caches]
         for name in names[number % len(names) :] + names[: number % len(names)]:
             if name == "direct":
-                measure(kind, upstream, None, upstream, found[name])
+                measure(kind, upstream, None, index_at(upstream, kind), found[name])
                 continue
             with tempfile.TemporaryDirectory(prefix="installs-") as place, ExitStack() as running:
                 url, pid = running.enter_context(caches[name](Path(place), upstream))
@@ -273,7 +284,7 @@ def main() -> None:
             with mypypi(kind, recording / ecosystem, "") as (origin, _):
                 print(f"{kind}: {' '.join(WANTED[kind])}; upstream takes {options.latency:g} ms", flush=True)
                 plain = ["plain"] if kind == "resolve" else []
-                with started("replay", origin, str(options.latency / 1e3), *plain) as upstream:
+                with started("replay", origin.removesuffix("/simple/"), str(options.latency / 1e3), *plain) as upstream:
                     compare(kind, upstream, caches, options.rounds)
 
 
