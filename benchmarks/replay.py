@@ -3,7 +3,8 @@ An upstream that answers as a real one did, after a time that can be set; `bench
 
 ``python -m benchmarks.replay ORIGIN LATENCY [plain]`` prints its port, and serves until its standard input ends. For
 what it has not been asked before, it asks ORIGIN, another server, and answers the same ever after. Each answer comes
-LATENCY seconds after its request. With ``plain``, pages of Python indexes offer no metadata of wheels (PEP 658).
+LATENCY seconds after its request. Pages of Python indexes have whole URLs of files, as PyPI's have. With ``plain``,
+they offer no metadata of wheels (PEP 658).
 ``/-/sent`` tells how many bytes of pages and of files it has sent.
 """
 
@@ -32,6 +33,8 @@ reactor: Any = _reactor
 _KEPT = ("Content-Type", "Content-Encoding", "ETag", "Last-Modified", "Cache-Control")
 _OFFERS = ("core-metadata", "data-dist-info-metadata", "dist-info-metadata")
 _OFFER_IN_HTML = re.compile(rb' data-(?:dist-info|core)-metadata="[^"]*"')
+#: The start of a link that is relative to a project's page, in JSON or HTML.
+_RELATIVE = re.compile(rb'((?:"(?:url|provenance)": ?|href=)")(?:\.\./)+')
 
 
 @frozen
@@ -84,9 +87,11 @@ class Replay(Resource):
         with answer:
             body = answer.read()
             kept = {name: answer.headers[name] for name in _KEPT if answer.headers[name]}
-        if self._plain and path.startswith("/simple/"):
+        if path.startswith("/simple/"):
             page = decompress(body) if "Content-Encoding" in kept else body
-            page = without_offers(page) if page.startswith(b"{") else _OFFER_IN_HTML.sub(b"", page)
+            page = _RELATIVE.sub(rb"\1http://%s/" % headers["Host"].encode(), page)
+            if self._plain:
+                page = without_offers(page) if page.startswith(b"{") else _OFFER_IN_HTML.sub(b"", page)
             body = compress(page, 6) if "Content-Encoding" in kept else page
         return Recording(answer.status or 0, tuple(kept.items()), body)
 

@@ -202,7 +202,7 @@ def _is_valid_project(project: object) -> bool:
 
 def _render_project(page: PageId, source: SourceDocument, rules: PageRules, *, strict: bool) -> RenderedPage:
     if len(source.url) <= LONGEST_BASE and content_type(source)[0] == "json":
-        usual = usual_page(page.project, rules, source.body)
+        usual = usual_page(page.project, rules, source.body, without_credentials(source.url))
         if usual is not None:
             return usual
     return _render_mended(page, source, rules, strict=strict)

@@ -15,7 +15,7 @@ from mypypi.model import PageRules
 #: The fields that advertise a file with this suffix beside the package file.
 _FIELDS = {".metadata": CORE_METADATA, ".asc": ("gpg-sig",)}
 #: Adding ``.metadata`` to a link shorter than this can't make a segment too long for a file system (see `key_of`).
-LONG_LINK = 240
+_LONG_LINK = 240
 #: A field of ours, which marks a file whose metadata is read out of it. Names that begin with an underscore are
 #: reserved for servers (PEP 691).
 EXTRACTED = "_extracted"
@@ -80,4 +80,4 @@ def _can_serve_beside(link: str, url: str, withheld: frozenset[str], suffix: str
     """
     if f"{link}{suffix}" in withheld or "?" in url or url.endswith("/"):
         return False
-    return len(link) < LONG_LINK or link_and_path(f"{url}{suffix}") is not None
+    return len(link) < _LONG_LINK or link_and_path(f"{url}{suffix}") is not None

@@ -1,8 +1,9 @@
 """Renders a project's page of the usual form quickly: upstream's own bytes, in which only links are replaced.
 
-Nearly all pages of PyPI have this form: JSON without a malformed field, one host for all files, and plain links. Any
-other page is left to `mypypi.ecosystems.pypi`, which gives the same result for every page that is rendered here. Knows
-that form. Must never mend anything.
+Nearly all pages of PyPI have this form: JSON without a malformed field, one host for all files, and links in which at
+most a plus sign is encoded. Links may be relative, as those of many other indexes are. Any other page is left to
+`mypypi.ecosystems.pypi`, which gives the same result for every page that is rendered here. Knows that form. Must never
+mend anything.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from datetime import date
 from functools import lru_cache
 from itertools import islice
 from typing import Annotated
+from urllib.parse import urljoin
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -24,7 +26,7 @@ from mypypi.ecosystems.simple_fields import mend_page, usable_hashes
 from mypypi.ecosystems.simple_html_reader import MOST_LINKS
 from mypypi.ecosystems.simple_links import TO_FILES, TO_FILES_HERE
 from mypypi.ecosystems.simple_page import SIMPLE_JSON, check_name, check_version
-from mypypi.ecosystems.simple_side_files import EXTRACTED, LONG_LINK, can_extract
+from mypypi.ecosystems.simple_side_files import EXTRACTED, can_extract
 from mypypi.file_keys import origin_in, plain_key_of
 from mypypi.model import IN_WHEEL, ListedRow, PageRules, RenderedForm, RenderedPage
 
@@ -64,6 +66,10 @@ _FIELDS = msgspec.json.Decoder(dict[str, Raw])
 _FILES = msgspec.json.Decoder(list[_File])
 _TURNED = msgspec.json.Decoder(_TurnedPage)
 _PREFIX = re.compile("https?://[^/]+/")
+#: The start of a link that is relative to the page.
+_UP = re.compile(r"(?:\.\./)+")
+#: Characters of a filename and of a link to which ``.metadata`` can be added, so that it still has a key (`key_of`).
+_LONGEST_NAME, _LONGEST_LINK = 240, 2000
 #: Bytes of plain paths, which are separated by line feeds, and what no plain path has (see `plain_key_of`).
 _PLAIN_BYTES = string.ascii_letters.encode() + string.digits.encode() + b"_.+~-/\n"
 _ODD = (b"//", b"/.", b"/sha", b"/md5", b"/\n")
@@ -88,19 +94,26 @@ class _UnusualError(Exception):
     """The page has another form."""
 
 
-def usual_page(project: str, rules: PageRules, body: bytes) -> RenderedPage | None:
-    """Render a project's page in JSON; None if it has not the usual form, or may be another project's."""
+def usual_page(project: str, rules: PageRules, body: bytes, base: str) -> RenderedPage | None:
+    """
+    Render a project's page in JSON; None if it has not the usual form, or may be another project's.
+
+    `base` is the URL that its links are relative to.
+    """
     try:
-        return _rendered(project, rules, body)
+        return _rendered(project, rules, body, base)
     except (_UnusualError, msgspec.MsgspecError, UnicodeDecodeError, ValueError, TypeError, RecursionError):
         return None
 
 
-def _rendered(project: str, rules: PageRules, body: bytes) -> RenderedPage:
+def _rendered(project: str, rules: PageRules, body: bytes, base: str) -> RenderedPage:
     _expect(not rules.withheld and len(body) <= _LARGEST)
     body.decode()  # parts that are not decoded below may have any bytes
     files = _read(project, body)
-    links = _links([file.url for file in files], [file.filename for file in files])
+    written, prefix = _prefixes(files[0].url, base)
+    _expect(all(file.url.startswith(written) for file in files))
+    urls = [prefix + file.url[len(written) :] for file in files]
+    links = _links(urls, [file.filename for file in files])
     _check_times([file.upload_time for file in files if file.upload_time is not UNSET])
     digests, metadata = _digests([file.hashes for file in files]), _metadata(files)
     lacking = [
@@ -110,40 +123,58 @@ def _rendered(project: str, rules: PageRules, body: bytes) -> RenderedPage:
     if any(offered):
         metadata = [IN_WHEEL if is_offered else digest for digest, is_offered in zip(metadata, offered, strict=True)]
     rows = [
-        (link, file.url, digest, None if file.size is UNSET else file.size, link, beside)
-        for link, file, digest, beside in zip(links, files, digests, metadata, strict=True)
+        (link, url, digest, None if file.size is UNSET else file.size, link, beside)
+        for link, url, file, digest, beside in zip(links, urls, files, digests, metadata, strict=True)
     ]
     provenances = _provenances([file.provenance for file in files])
-    turned = _with_links(body, _prefix_of(files[0].url), files, offered)
+    turned = _with_links(body, written, TO_FILES + _path(prefix), files, offered)
     if provenances:
         turned = _with_provenances(turned, _prefix_of(provenances[0][1]), len(provenances))
         rows += provenances
-    _check(turned, links, files, offered)
+    _check(turned, urls, files, offered)
     return RenderedPage(
         {"json": RenderedForm(SIMPLE_JSON, turned, based=bool(provenances))},
         tuple(_strays(project, files, rows)),
         extracts=(origin_in(links[0]),) if any(offered) else (),
-        untried=() if rules.ranged is None else _first_lacking(files, lacking, offered),
+        untried=() if rules.ranged is None else _first_lacking(urls, lacking, offered),
         rows=rows,
     )
 
 
-def _first_lacking(files: list[_File], lacking: list[bool], offered: list[bool]) -> tuple[str, ...]:
+def _first_lacking(urls: list[str], lacking: list[bool], offered: list[bool]) -> tuple[str, ...]:
     """Return the URL of the first wheel that lacks metadata of upstream's, and for which none is offered."""
-    found = (file.url for file, lacks, has in zip(files, lacking, offered, strict=True) if lacks and not has)
+    found = (url for url, lacks, has in zip(urls, lacking, offered, strict=True) if lacks and not has)
     return tuple(islice(found, 1))
 
 
+def _prefixes(url: str, base: str) -> tuple[str, str]:
+    """Return the start of a URL that those of all files should have, as it is written, and as it is absolute."""
+    up = _UP.match(url)
+    return (prefix := _prefix_of(url), prefix) if up is None else (up[0], urljoin(base, up[0]))
+
+
+def _path(url: str) -> str:
+    """Return the path of a link to this server, or the start of one, from a URL that has no other path."""
+    return url.replace("://", "/", 1)
+
+
 def _links(urls: list[str], filenames: list[str]) -> list[str]:
-    """Return the links of plain URLs at one host, each of which ends with its filename (see `plain_key_of`)."""
-    prefix = _prefix_of(urls[0])
-    links = [url.replace("://", "/", 1) for url in urls]
-    _expect(plain_key_of(urls[0]) == links[0] and all(url.startswith(prefix) for url in urls))
-    _expect(all(url.endswith(f"/{filename}") for url, filename in zip(urls, filenames, strict=True)))
-    paths = "".join(f"{url[len(prefix) - 1 :]}\n" for url in urls).encode()
+    """
+    Return the links of URLs at one host, each of which ends with its filename.
+
+    The URLs are plain ones (see `plain_key_of`), but for plus signs, which may be encoded: links have them as they are.
+    """
+    host = _prefix_of(urls[0])
+    _expect("%" not in host and all(url.startswith(host) for url in urls))
+    links = [_path(url).replace("%2B", "+") for url in urls]
+    _expect(plain_key_of(urls[0].replace("%2B", "+")) == links[0])
+    _expect(all(link.endswith(f"/{filename}") for link, filename in zip(links, filenames, strict=True)))
+    start = len(_path(host)) - 1
+    paths = "".join(f"{link[start:]}\n" for link in links).encode()
     _expect(paths.count(b"\n") == len(urls))
     _expect(not paths.translate(None, _PLAIN_BYTES) and not any(odd in paths for odd in _ODD))
-    _expect(max(map(len, links)) < LONG_LINK and len(set(links)) == len(links))
+    _expect(max(map(len, filenames)) < _LONGEST_NAME and max(map(len, links)) < _LONGEST_LINK)
+    _expect(len(set(links)) == len(links))
     return links
 
 
@@ -224,12 +255,16 @@ def _read(project: str, body: bytes) -> list[_File]:
     return files
 
 
-def _with_links(body: bytes, prefix: str, files: list[_File], offered: list[bool]) -> bytes:
-    """Replace the links of all files. `offered` says before which one metadata is to be advertised."""
+def _with_links(body: bytes, prefix: str, turned: str, files: list[_File], offered: list[bool]) -> bytes:
+    """
+    Replace the links of all files, which begin with `prefix`, by links that begin with `turned`.
+
+    `offered` says before which one metadata is to be advertised.
+    """
     for written in _WRITTEN:
         old = (written % ("url", prefix)).encode()
         if body.count(old) == len(offered):
-            new = (written % ("url", TO_FILES + prefix.replace("://", "/", 1))).encode()
+            new = (written % ("url", turned)).encode()
             if not any(offered):
                 return body.replace(old, new)
             _expect(body.count(b'"core-metadata"') == sum(file.core_metadata is not UNSET for file in files))
@@ -255,18 +290,18 @@ def _with_provenances(body: bytes, prefix: str, count: int) -> bytes:
     for written in _WRITTEN:
         old = (written % ("provenance", prefix)).encode()
         if body.count(old) == count:
-            return body.replace(old, (written % ("provenance", TO_FILES_HERE + prefix.replace("://", "/", 1))).encode())
+            return body.replace(old, (written % ("provenance", TO_FILES_HERE + _path(prefix))).encode())
     raise _UnusualError
 
 
-def _check(body: bytes, links: list[str], files: list[_File], offered: list[bool]) -> None:
+def _check(body: bytes, urls: list[str], files: list[_File], offered: list[bool]) -> None:
     """Check that each link was replaced, and no other text. There were as many texts as links, so this is proof."""
     turned = _TURNED.decode(body).files
-    _expect([each.url for each in turned] == [TO_FILES + link for link in links])
+    _expect([each.url for each in turned] == [TO_FILES + _path(url) for url in urls])
     _expect([each.extracted for each in turned] == offered)
     metadata = [is_offered or file.core_metadata for is_offered, file in zip(offered, files, strict=True)]
     _expect([each.core_metadata for each in turned] == metadata)
-    provenances = [file.provenance and TO_FILES_HERE + file.provenance.replace("://", "/", 1) for file in files]
+    provenances = [file.provenance and TO_FILES_HERE + _path(file.provenance) for file in files]
     _expect([each.provenance for each in turned] == provenances)
 
 

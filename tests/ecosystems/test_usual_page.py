@@ -53,12 +53,21 @@ PROVEN = file(
     "holy_grail-3.0-py3-none-any.whl", provenance="https://index.example/integrity/holy-grail/3.0/x/provenance"
 )
 LACKING = file("holy_grail-4.0-py3-none-any.whl", core_metadata=False, data_dist_info_metadata=False)
+ENCODED = file(
+    "holy_grail-4.1+local-py3-none-any.whl", url=f"{HOST}/packages/cc/holy_grail-4.1%2Blocal-py3-none-any.whl"
+)
+LONG = file(f"holy_grail-4.2-py3-none-{'any.' * 50}whl", core_metadata=True)
 STRAY = file("coconut-5.0-py3-none-any.whl", core_metadata=True)
 
 
 def document(*files: object, **fields: object) -> dict[str, object]:
     page = {"files": list(files), "meta": {"_last-serial": 7, "api-version": "1.4"}, "name": "holy-grail"}
     return page | {"versions": ["1.0"]} | {name.replace("_", "-"): value for name, value in fields.items()}
+
+
+def relative(page: dict[str, Any], up: str) -> dict[str, object]:
+    """A page with links that are relative to it, as many indexes write them."""
+    return page | {"files": [each | {"url": each["url"].replace(f"{HOST}/", up)} for each in page["files"]]}
 
 
 def encoded(page: object, *, spaced: bool = False) -> bytes:
@@ -126,6 +135,9 @@ def test_usual_pages_are_rendered_quickly(rules: PageRules, *, spaced: bool) -> 
         document(BARE),
         document(PROVEN, file()),
         document(file(), LACKING, SDIST, BARE),
+        document(file(), ENCODED, LACKING | {"url": f"{HOST}/a%2Bb/{LACKING['filename']}"}),
+        document(LONG, LONG | {"url": f"{HOST}/{'a/' * 500}{LONG['filename']}"}),
+        *(relative(document(file(), ENCODED, SDIST, LACKING), up) for up in ("../", "../../", "../../../../")),
         document(STRAY, file(), project_status={"status": "archived", "reason": "found"}),
         document(file(hashes={"md5": "ab" * 16, "sha512": SHA512}), file("holy_grail-6.tar.gz", core_metadata=True)),
     )
@@ -145,6 +157,22 @@ def test_usual_pages_are_rendered_quickly(rules: PageRules, *, spaced: bool) -> 
         document(file(), project_status=7),
         document(file(url="../../files/holy_grail-1.0-py3-none-any.whl")),
         document(file(url=f"{HOST}/packages//holy_grail-1.0-py3-none-any.whl")),
+        document(file(), file("a.whl", url="../files/a.whl")),
+        document(file(url="../files/a.whl"), file("b.whl", url="../../files/b.whl")),
+        document(file("a.whl", url="../../files/a.whl"), file("b.whl", url="../files/b.whl")),
+        document(file("a.whl", url="..//files/a.whl")),
+        document(file("a.whl", url="..///other.example/a.whl")),
+        document(file("a.whl", url=".././a.whl")),
+        document(file("a.whl", url="../%2e%2e/a.whl")),
+        document(file("a.whl", url="../a%2bb/a.whl")),
+        document(file("a+b.whl", url=f"{HOST}/a%2bb.whl")),
+        document(file("a%2Bb.whl", url=f"{HOST}/a%2Bb.whl")),
+        document(file("a+b.whl", url=f"{HOST}/a%252Bb.whl")),
+        document(file("a+b.whl", url=f"{HOST}/a%2Bb.whl"), file("a+b.whl", url=f"{HOST}/a+b.whl")),
+        document(file("a.whl", url="https://files%2Bexample/a.whl")),
+        document(file(f"{'a' * 239}.whl")),
+        document(file(f"{'a' * 242}.whl", core_metadata=True)),
+        document(file(url=f"{HOST}/{'a/' * 995}holy_grail-1.0-py3-none-any.whl", core_metadata=True)),
         document(file(url=f"{HOST}/packages/%61/holy_grail-1.0-py3-none-any.whl")),
         document(file(url=f"{HOST}/packages/holy_grail-1.0-py3-none-any.whl?sign=1")),
         document(file(url=f"{HOST}/packages/holy_grail-1.0-py3-none-any.whl#sha256={SHA256}")),
@@ -239,7 +267,7 @@ FIELDS = st.sampled_from([*file(), "gpg-sig", "dist-info-metadata", "_extracted"
 def pages(draw: st.DrawFn) -> bytes:
     """Pages that differ from the usual form in a field, or in a byte."""
     files: list[dict[str, Any]] = [
-        dict(draw(st.sampled_from([file(), SDIST, BARE, PROVEN, LACKING, STRAY])))
+        dict(draw(st.sampled_from([file(), SDIST, BARE, PROVEN, LACKING, STRAY, ENCODED])))
         for _ in range(draw(st.integers(1, 4)))
     ]
     for each in files:
@@ -247,7 +275,10 @@ def pages(draw: st.DrawFn) -> bytes:
             each[draw(FIELDS)] = draw(ODD)
         if draw(st.booleans()):
             each.pop(draw(FIELDS), None)
-    body = bytearray(encoded(document(*files), spaced=draw(st.booleans())))
+    page = document(*files)
+    if draw(st.booleans()) and all(isinstance(each.get("url"), str) for each in files):
+        page = relative(page, draw(st.sampled_from(["../", "../../", "", "/"])))
+    body = bytearray(encoded(page, spaced=draw(st.booleans())))
     for _ in range(draw(st.integers(0, 2))):
         body[draw(st.integers(0, len(body) - 1))] = draw(st.sampled_from(b'"{}[],:\\ a0/\xff'))
     return bytes(body)
