@@ -1,16 +1,19 @@
 """Decodes gzip bytes of upstream (RFC 1952) piece by piece, and stops where they cost more than they bring.
 
-Knows zlib and sizes. Must never know what the bytes are, or where they are kept.
+Knows gzip and sizes. Must never know what the bytes are, or where they are kept.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from typing import Any
+
+from isal import isal_zlib
 
 from mypypi.pieces import GZIP, slices
 
+_Damaged: Any = isal_zlib.error  # its type stub says that this is no class
 #: Decoded bytes for each encoded one, above which a block counts as swollen. Pages have 4 to 40, package files up to
 #: 20, and deflate reaches 1032.
 MOST_RATIO = 200
@@ -44,14 +47,14 @@ def gunzip(blocks: Iterable[bytes], most: int, what: str) -> Iterator[bytes]:
     It also fails for swollen bytes, and for members that bring next to nothing. Its own memory is small, and its time
     grows with the bytes.
     """
-    decoder = zlib.decompressobj(wbits=GZIP)
+    decoder = isal_zlib.decompressobj(wbits=GZIP)
     decoded = swollen = members = 0
     try:
         for fed in chain.from_iterable(slices(block, _FED) for block in blocks):
             rest, grown = fed, 0
             while rest:
                 if decoder.eof:
-                    decoder, members = zlib.decompressobj(wbits=GZIP), members + 1
+                    decoder, members = isal_zlib.decompressobj(wbits=GZIP), members + 1
                     if members > MOST_MEMBERS + decoded // BYTES_PER_MEMBER:
                         raise GzipError(f"{what} of {members} gzip members with next to nothing in them")
                 piece = decoder.decompress(rest, _PIECE)
@@ -65,7 +68,7 @@ def gunzip(blocks: Iterable[bytes], most: int, what: str) -> Iterator[bytes]:
                 if piece:
                     yield piece
             swollen += grown if grown > MOST_RATIO * len(fed) else 0
-    except zlib.error:
+    except _Damaged:
         raise GzipError(f"{what} with damaged gzip encoding") from None
     if not decoder.eof:
         raise GzipError(f"{what} in gzip encoding that ends early")
@@ -74,6 +77,6 @@ def gunzip(blocks: Iterable[bytes], most: int, what: str) -> Iterator[bytes]:
 def beginning(body: bytes, most: int) -> bytes | None:
     """Return the first decoded bytes of a body, up to `most`; None if they can't be decoded."""
     try:
-        return zlib.decompressobj(wbits=GZIP).decompress(body, most)
-    except zlib.error:
+        return isal_zlib.decompressobj(wbits=GZIP).decompress(body, most)
+    except _Damaged:
         return None

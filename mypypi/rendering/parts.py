@@ -20,7 +20,7 @@ from mypypi.model import UNKNOWN_SPAN, Part, Span
 from mypypi.pieces import DEFLATE, GZIP, inflated
 
 #: The level of isal's compression. Pages get larger than with zlib's level 6, and take a tenth of its time.
-LEVEL = 3
+LEVEL = 2
 #: Bytes of a form between two points where decoding can begin. Each point makes the compressed form some bytes larger.
 BLOCK = 256 * 1024
 #: The bytes of gzip's header as zlib writes it (RFC 1952, section 2.3).

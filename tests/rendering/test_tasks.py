@@ -233,11 +233,12 @@ class TestDecompression:
             (gzipped(SMALL)[:30], "ends early"),
             (b"", "ends early"),
             (SMALL, "damaged gzip encoding"),
-            (gzipped(SMALL) + b"more", "damaged gzip encoding"),
+            (gzipped(SMALL) + b"more", "ends early"),
+            (gzipped(SMALL) + b"more than a member's header", "damaged gzip encoding"),
             (gzipped(SMALL)[:-1] + b"x", "damaged gzip encoding"),
             (gzipped(SMALL)[:-8] + b"x" * 8, "damaged gzip encoding"),
         ],
-        ids=["no last byte", "no end", "no byte", "plain", "with more", "wrong size", "wrong check sum"],
+        ids=["no last byte", "no end", "no byte", "plain", "a bit more", "more", "wrong size", "wrong check sum"],
     )
     def test_a_damaged_body_is_refused(self, body: bytes, reason: str) -> None:
         """A body that ends early, or is no gzip, or has a wrong check sum, is no page."""
