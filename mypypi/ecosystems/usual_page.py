@@ -87,6 +87,8 @@ _LARGEST = 16 * 1024 * 1024
 _MOST_OF_FILE, _MOST_BESIDES = 2_000, 100_000
 _REFUSED = (b'"core-metadata":false', b'"core-metadata": false')
 _LAST_YEAR = 9999
+#: Spellings of a project's name in filenames that are remembered.
+_MOST_SPELLINGS = 10
 _MOST_DATES = 10_000
 
 
@@ -223,17 +225,20 @@ def _provenances(urls: list[str | None]) -> list[ListedRow]:
 
 def _strays(project: str, files: list[_File], rows: list[ListedRow]) -> Iterator[str]:
     """Yield the links that the catalog has to index, since they do not name the project."""
-    own: set[str] = set()
+    own: tuple[str, ...] = ()  # what names of this project's files begin with
     for file, (link, *_, metadata) in zip(files, rows, strict=False):
-        name, dash, rest = file.filename.partition("-")
-        is_plain = file.filename.endswith(".whl") or (file.filename.endswith(".tar.gz") and "-" not in rest)
-        if not (is_plain and name in own):
-            if not is_file_of(link, project):
-                yield link
-                if metadata is not None:
-                    yield f"{link}.metadata"
-            elif is_plain and dash and rest[0].isdigit():
-                own.add(name)
+        filename = file.filename
+        is_plain = filename.endswith(".whl") or (filename.endswith(".tar.gz") and filename.count("-") == 1)
+        if is_plain and filename.startswith(own):
+            continue
+        if not is_file_of(link, project):
+            yield link
+            if metadata is not None:
+                yield f"{link}.metadata"
+        elif is_plain and len(own) < _MOST_SPELLINGS:
+            name, dash, rest = filename.partition("-")
+            if dash and rest[0].isdigit():
+                own += (f"{name}-",)
     for link, *_ in rows[len(files) :]:
         if not is_file_of(link, project):
             yield link

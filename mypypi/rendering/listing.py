@@ -8,7 +8,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
-from hashlib import blake2b
+from itertools import accumulate
 
 import msgspec
 from attrs import field, frozen
@@ -27,12 +27,11 @@ _MOST_NAMED = 100
 @frozen
 class Listing:
     """
-    Files by link. `hashes` are those of the links, sorted; `ends` say where in `records` each one's file ends.
+    Files by link. `records` are sorted by their links; `ends` say where each one ends.
 
-    The arrays hold 8 and 4 bytes for each file, in this machine's byte order: listings are not stored.
+    The latter has 4 bytes for each file, in this machine's byte order: listings are not stored.
     """
 
-    hashes: bytes = field(default=b"", repr=False)
     ends: bytes = field(default=b"", repr=False)
     records: bytes = field(default=b"", repr=False)
 
@@ -54,22 +53,17 @@ class Listing:
 
     @classmethod
     def _of(cls, records: dict[str, bytes]) -> Listing:
-        ends, end = array("I"), 0
-        rows = sorted((_hash(link), record) for link, record in records.items())
-        for _, record in rows:
-            end += len(record)
-            ends.append(end)
-        hashes = array("Q", (key for key, _ in rows))
-        return cls(hashes.tobytes(), ends.tobytes(), b"".join(record for _, record in rows))
+        packed = [records[link] for link in sorted(records)]
+        return cls(array("I", accumulate(map(len, packed))).tobytes(), b"".join(packed))
 
     def __len__(self) -> int:
         """Return the number of files, without the metadata beside them."""
-        return len(self.hashes) // 8
+        return len(self.ends) // 4
 
     @property
     def size(self) -> int:
         """Bytes of memory that the listing takes."""
-        return len(self.hashes) + len(self.ends) + len(self.records)
+        return len(self.ends) + len(self.records)
 
     def get(self, link: str) -> PackageFile | None:
         """Find the file with this link, or the metadata of a wheel."""
@@ -81,16 +75,14 @@ class Listing:
 
     def _find(self, link: str) -> tuple[PackageFile, str | None] | None:
         """Return the file that has a record of its own, and its metadata as in `ListedRow`."""
-        hashes, ends = memoryview(self.hashes).cast("Q"), memoryview(self.ends).cast("I")
-        key = _hash(link)
-        index = bisect_left(hashes, key)
-        while index < len(hashes) and hashes[index] == key:  # two links may have one hash
-            start = ends[index - 1] if index else 0
-            found = _unpack(self.records[start : ends[index]])
-            if found[0].link == link:
-                return found
-            index += 1
-        return None
+        ends = memoryview(self.ends).cast("I")
+
+        def record(index: int) -> bytes:
+            return self.records[ends[index - 1] if index else 0 : ends[index]]
+
+        index = bisect_left(range(len(ends)), link, key=lambda index: _DECODER.decode(record(index))[0])
+        found = _unpack(record(index)) if index < len(ends) else None
+        return found if found is not None and found[0].link == link else None
 
     def named(self, segment: str) -> list[PackageFile]:
         """Find the files whose links end with this segment. Links are searched, so this is slower than `get`."""
@@ -112,10 +104,6 @@ class Listing:
                 found.append((file, metadata))
             at = self.records.find(wanted, ends[index])
         return found
-
-
-def _hash(link: str) -> int:
-    return int.from_bytes(blake2b(link.encode(errors="surrogatepass"), digest_size=8).digest(), "big")
 
 
 def _unpack(record: bytes) -> tuple[PackageFile, str | None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
-from unittest import mock
 
 import pytest
 
@@ -51,15 +50,6 @@ def test_odd_links_are_found(link: str) -> None:
 def test_a_link_that_no_page_can_have_is_not_found() -> None:
     """A request for a link that is no text is answered as for any other missing link."""
     assert Listing.of([file(1)]).get("https/files.example/\udcff.zip") is None
-
-
-def test_links_with_the_same_hash_are_kept_apart() -> None:
-    """Two links with the same hash are both found, and a third one is not."""
-    files = [file(number) for number in range(5)]
-    with mock.patch("mypypi.rendering.listing._hash", return_value=7):
-        listing = Listing.of(files)
-        assert [listing.get(file.link) for file in files] == files
-        assert listing.get(file(5).link) is None
 
 
 def test_one_of_several_files_with_the_same_link_is_found() -> None:
