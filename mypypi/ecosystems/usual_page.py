@@ -68,8 +68,9 @@ _TURNED = msgspec.json.Decoder(_TurnedPage)
 _PREFIX = re.compile("https?://[^/]+/")
 #: The start of a link that is relative to the page.
 _UP = re.compile(r"(?:\.\./)+")
-#: Characters of a filename and of a link to which ``.metadata`` can be added, so that it still has a key (`key_of`).
-_LONGEST_NAME, _LONGEST_LINK = 240, 2000
+#: Characters of a filename to which ``.metadata`` can be added, and of what comes before it in a link. No segment of
+#: such a link is too long for a key (see `key_of`).
+_LONGEST_NAME = _LONGEST_START = 240
 #: Bytes of plain paths, which are separated by line feeds, and what no plain path has (see `plain_key_of`).
 _PLAIN_BYTES = string.ascii_letters.encode() + string.digits.encode() + b"_.+~-/\n"
 _ODD = (b"//", b"/.", b"/sha", b"/md5", b"/\n")
@@ -113,9 +114,8 @@ def _rendered(project: str, rules: PageRules, body: bytes, base: str) -> Rendere
     body.decode()  # parts that are not decoded below may have any bytes
     files = _read(project, body)
     written, prefix = _prefixes(files[0].url, base)
-    _expect(all(file.url.startswith(written) for file in files))
-    urls = [prefix + file.url[len(written) :] for file in files]
-    links = _links(urls, [file.filename for file in files])
+    urls, links = _links([file.url for file in files], written, prefix)
+    _expect([link.rpartition("/")[2] for link in links] == [file.filename for file in files])
     _check_times([file.upload_time for file in files if file.upload_time is not UNSET])
     digests, metadata = _digests([file.hashes for file in files]), _metadata(files)
     lacking = [
@@ -160,24 +160,28 @@ def _path(url: str) -> str:
     return url.replace("://", "/", 1)
 
 
-def _links(urls: list[str], filenames: list[str]) -> list[str]:
+def _links(urls: list[str], written: str, prefix: str) -> tuple[list[str], list[str]]:
     """
-    Return the links of URLs at one host, each of which ends with its filename.
+    Return the absolute URLs of all files, and their links. All begin as the first one does (see `_prefixes`).
 
     The URLs are plain ones (see `plain_key_of`), but for plus signs, which may be encoded: links have them as they are.
     """
-    host = _prefix_of(urls[0])
-    _expect("%" not in host and all(url.startswith(host) for url in urls))
-    links = [_path(url).replace("%2B", "+") for url in urls]
-    _expect(plain_key_of(urls[0].replace("%2B", "+")) == links[0])
-    _expect(all(link.endswith(f"/{filename}") for link, filename in zip(links, filenames, strict=True)))
-    start = len(_path(host)) - 1
-    paths = "".join(f"{link[start:]}\n" for link in links).encode()
+    _expect(min(urls).startswith(written) and max(urls).startswith(written))
+    rest = [url[len(written) :] for url in urls]
+    urls = urls if written == prefix else [prefix + each for each in rest]
+    if "%2B" in (text := "\n".join(rest)):
+        rest = text.replace("%2B", "+").split("\n")
+    paths = ("/" + "\n/".join(rest) + "\n").encode()
     _expect(paths.count(b"\n") == len(urls))
     _expect(not paths.translate(None, _PLAIN_BYTES) and not any(odd in paths for odd in _ODD))
-    _expect(max(map(len, filenames)) < _LONGEST_NAME and max(map(len, links)) < _LONGEST_LINK)
-    _expect(len(set(links)) == len(links))
-    return links
+    _expect("%" not in _prefix_of(prefix))
+    start = _path(prefix).replace("%2B", "+")
+    links = [start + each for each in rest]
+    _expect(plain_key_of(urls[0].replace("%2B", "+")) == links[0] and len(set(links)) == len(links))
+    lengths = [(each.rfind("/") + 1, len(each)) for each in rest]
+    _expect(len(start) + max(at for at, _ in lengths) < _LONGEST_START)
+    _expect(max(length - at for at, length in lengths) < _LONGEST_NAME)
+    return urls, links
 
 
 def _digests(hashes: list[dict[str, str]]) -> list[str]:
