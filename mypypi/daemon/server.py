@@ -17,6 +17,7 @@ from mypypi.daemon.announcement import ServerReady
 from mypypi.daemon.listening import adopt, listen, listen_anew
 from mypypi.settings.settings import Settings
 from mypypi.web.connections import Connections
+from mypypi.web.hot_answers import HotAnswers
 from mypypi.web.site import WebSite
 
 
@@ -43,7 +44,8 @@ class Server(Service):
         settings = self._settings
         most, per_address = settings.max_connections, settings.connections_per_address
         connections = Connections(self._reactor, most, per_address, settings.trusted_proxies)
-        self._site = site = WebSite(self._application, self._reactor, connections)
+        hot = HotAnswers(settings.trusted_proxies)
+        self._site = site = WebSite(self._application, self._reactor, connections, hot)
         if self._adopted is None:
             listen(self._reactor, settings.listen, site, self._listening)
         else:

@@ -9,13 +9,11 @@ mend anything.
 from __future__ import annotations
 
 import re
-import string
 from collections.abc import Iterator
 from datetime import date
 from functools import lru_cache
 from itertools import islice
 from typing import Annotated
-from urllib.parse import urljoin
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -27,6 +25,7 @@ from mypypi.ecosystems.simple_html_reader import MOST_LINKS
 from mypypi.ecosystems.simple_links import TO_FILES, TO_FILES_HERE
 from mypypi.ecosystems.simple_page import SIMPLE_JSON, check_name, check_version
 from mypypi.ecosystems.simple_side_files import EXTRACTED, can_extract
+from mypypi.ecosystems.usual_links import UnusualError, expect, links_of, path_in, prefix_of, prefixes
 from mypypi.file_keys import origin_in, plain_key_of
 from mypypi.model import IN_WHEEL, ListedRow, PageRules, RenderedForm, RenderedPage
 
@@ -65,15 +64,6 @@ class _TurnedPage(Struct):
 _FIELDS = msgspec.json.Decoder(dict[str, Raw])
 _FILES = msgspec.json.Decoder(list[_File])
 _TURNED = msgspec.json.Decoder(_TurnedPage)
-_PREFIX = re.compile("https?://[^/]+/")
-#: The start of a link that is relative to the page.
-_UP = re.compile(r"(?:\.\./)+")
-#: Characters of a filename to which ``.metadata`` can be added, and of what comes before it in a link. No segment of
-#: such a link is too long for a key (see `key_of`).
-_LONGEST_NAME = _LONGEST_START = 240
-#: Bytes of plain paths, which are separated by line feeds, and what no plain path has (see `plain_key_of`).
-_PLAIN_BYTES = string.ascii_letters.encode() + string.digits.encode() + b"_.+~-/\n"
-_ODD = (b"//", b"/.", b"/sha", b"/md5", b"/\n")
 _HEX = b"0123456789abcdef"
 #: Times that all clients can read, in UTC, each in a line.
 _TIMES = re.compile(
@@ -93,10 +83,6 @@ _MOST_SPELLINGS = 10
 _MOST_DATES = 10_000
 
 
-class _UnusualError(Exception):
-    """The page has another form."""
-
-
 def usual_page(project: str, rules: PageRules, body: bytes, base: str) -> RenderedPage | None:
     """
     Render a project's page in JSON; None if it has not the usual form, or may be another project's.
@@ -105,17 +91,17 @@ def usual_page(project: str, rules: PageRules, body: bytes, base: str) -> Render
     """
     try:
         return _rendered(project, rules, body, base)
-    except (_UnusualError, msgspec.MsgspecError, UnicodeDecodeError, ValueError, TypeError, RecursionError):
+    except (UnusualError, msgspec.MsgspecError, UnicodeDecodeError, ValueError, TypeError, RecursionError):
         return None
 
 
 def _rendered(project: str, rules: PageRules, body: bytes, base: str) -> RenderedPage:
-    _expect(not rules.withheld and len(body) <= _LARGEST)
+    expect(not rules.withheld and len(body) <= _LARGEST)
     body.decode()  # parts that are not decoded below may have any bytes
     files = _read(project, body)
-    written, prefix = _prefixes(files[0].url, base)
-    urls, links = _links([file.url for file in files], written, prefix)
-    _expect([link.rpartition("/")[2] for link in links] == [file.filename for file in files])
+    written, prefix = prefixes(files[0].url, base)
+    urls, links = links_of([file.url for file in files], written, prefix)
+    expect([link.rpartition("/")[2] for link in links] == [file.filename for file in files])
     _check_times([file.upload_time for file in files if file.upload_time is not UNSET])
     digests, metadata = _digests([file.hashes for file in files]), _metadata(files)
     lacking = [
@@ -129,9 +115,9 @@ def _rendered(project: str, rules: PageRules, body: bytes, base: str) -> Rendere
         for link, url, file, digest, beside in zip(links, urls, files, digests, metadata, strict=True)
     ]
     provenances = _provenances([file.provenance for file in files])
-    turned = _with_links(body, written, TO_FILES + _path(prefix), files, offered)
+    turned = _withlinks_of(body, written, TO_FILES + path_in(prefix), files, offered)
     if provenances:
-        turned = _with_provenances(turned, _prefix_of(provenances[0][1]), len(provenances))
+        turned = _with_provenances(turned, prefix_of(provenances[0][1]), len(provenances))
         rows += provenances
     _check(turned, urls, files, offered)
     return RenderedPage(
@@ -149,47 +135,12 @@ def _first_lacking(urls: list[str], lacking: list[bool], offered: list[bool]) ->
     return tuple(islice(found, 1))
 
 
-def _prefixes(url: str, base: str) -> tuple[str, str]:
-    """Return the start of a URL that those of all files should have, as it is written, and as it is absolute."""
-    up = _UP.match(url)
-    return (prefix := _prefix_of(url), prefix) if up is None else (up[0], urljoin(base, up[0]))
-
-
-def _path(url: str) -> str:
-    """Return the path of a link to this server, or the start of one, from a URL that has no other path."""
-    return url.replace("://", "/", 1)
-
-
-def _links(urls: list[str], written: str, prefix: str) -> tuple[list[str], list[str]]:
-    """
-    Return the absolute URLs of all files, and their links. All begin as the first one does (see `_prefixes`).
-
-    The URLs are plain ones (see `plain_key_of`), but for plus signs, which may be encoded: links have them as they are.
-    """
-    _expect(min(urls).startswith(written) and max(urls).startswith(written))
-    rest = [url[len(written) :] for url in urls]
-    urls = urls if written == prefix else [prefix + each for each in rest]
-    if "%2B" in (text := "\n".join(rest)):
-        rest = text.replace("%2B", "+").split("\n")
-    paths = ("/" + "\n/".join(rest) + "\n").encode()
-    _expect(paths.count(b"\n") == len(urls))
-    _expect(not paths.translate(None, _PLAIN_BYTES) and not any(odd in paths for odd in _ODD))
-    _expect("%" not in _prefix_of(prefix))
-    start = _path(prefix).replace("%2B", "+")
-    links = [start + each for each in rest]
-    _expect(plain_key_of(urls[0].replace("%2B", "+")) == links[0] and len(set(links)) == len(links))
-    lengths = [(each.rfind("/") + 1, len(each)) for each in rest]
-    _expect(len(start) + max(at for at, _ in lengths) < _LONGEST_START)
-    _expect(max(length - at for at, length in lengths) < _LONGEST_NAME)
-    return urls, links
-
-
 def _digests(hashes: list[dict[str, str]]) -> list[str]:
     """Return the strongest digest of each file's hashes, as a text. Nothing in them has to be mended."""
     values = [each.get("sha256", "") for each in hashes if len(each) == 1]
     if len(values) == len(hashes) and _are_sha256(values):
         return [f"sha256-{value}" for value in values]
-    _expect(all(usable_hashes(each) == each for each in hashes))
+    expect(all(usable_hashes(each) == each for each in hashes))
     return [str(Digest.strongest(each) or "") for each in hashes]
 
 
@@ -203,8 +154,8 @@ def _metadata(files: list[_File]) -> list[str | None]:
         metadata, old = file.core_metadata, file.data_dist_info_metadata
         if old != metadata or file.dist_info_metadata is not UNSET:
             every = [each for each in (old, file.dist_info_metadata) if each is not UNSET]
-            _expect(metadata is not UNSET or not every)
-            _expect(all(usable_hashes(each) == each for each in every if isinstance(each, dict)))
+            expect(metadata is not UNSET or not every)
+            expect(all(usable_hashes(each) == each for each in every if isinstance(each, dict)))
     given = [file.core_metadata for file in files if isinstance(file.core_metadata, dict)]
     digests = iter(_digests(given))
     found: list[str | None] = []
@@ -221,9 +172,9 @@ def _provenances(urls: list[str | None]) -> list[ListedRow]:
         if url:
             link = plain_key_of(url)
             if link is None:
-                raise _UnusualError
+                raise UnusualError
             rows.append((link, url, "", None, link, None))
-    _expect(len({row[0] for row in rows}) == len(rows))
+    expect(len({row[0] for row in rows}) == len(rows))
     return rows
 
 
@@ -254,17 +205,17 @@ def _read(project: str, body: bytes) -> list[_File]:
     raw = fields.pop("files", None)
     document, mended = ({name: msgspec.json.decode(value) for name, value in fields.items()} for _ in range(2))
     if raw is None or not isinstance(document.get("name"), str):
-        raise _UnusualError
+        raise UnusualError
     check_name(document["name"], project)
     check_version(mended)
     mend_page(mended)
-    _expect(document == mended)
+    expect(document == mended)
     files = _FILES.decode(raw)
-    _expect(0 < len(files) <= MOST_LINKS and len(body) <= len(files) * _MOST_OF_FILE + _MOST_BESIDES)
+    expect(0 < len(files) <= MOST_LINKS and len(body) <= len(files) * _MOST_OF_FILE + _MOST_BESIDES)
     return files
 
 
-def _with_links(body: bytes, prefix: str, turned: str, files: list[_File], offered: list[bool]) -> bytes:
+def _withlinks_of(body: bytes, prefix: str, turned: str, files: list[_File], offered: list[bool]) -> bytes:
     """
     Replace the links of all files, which begin with `prefix`, by links that begin with `turned`.
 
@@ -276,13 +227,13 @@ def _with_links(body: bytes, prefix: str, turned: str, files: list[_File], offer
             new = (written % ("url", turned)).encode()
             if not any(offered):
                 return body.replace(old, new)
-            _expect(body.count(b'"core-metadata"') == sum(file.core_metadata is not UNSET for file in files))
+            expect(body.count(b'"core-metadata"') == sum(file.core_metadata is not UNSET for file in files))
             *pieces, rest = body.split(old)
             for number, file in enumerate(files):
                 if offered[number]:
                     pieces[number] = _with_offer(pieces[number], file)
             return new.join([*pieces, rest])
-    raise _UnusualError
+    raise UnusualError
 
 
 def _with_offer(piece: bytes, file: _File) -> bytes:
@@ -290,7 +241,7 @@ def _with_offer(piece: bytes, file: _File) -> bytes:
     if file.core_metadata is UNSET:
         return piece + _OFFERED + b","
     before, refused, after = max(map(piece.rpartition, _REFUSED), key=lambda parts: len(parts[0]))
-    _expect(refused != b"")
+    expect(refused != b"")
     return before + _OFFERED + after
 
 
@@ -299,40 +250,28 @@ def _with_provenances(body: bytes, prefix: str, count: int) -> bytes:
     for written in _WRITTEN:
         old = (written % ("provenance", prefix)).encode()
         if body.count(old) == count:
-            return body.replace(old, (written % ("provenance", TO_FILES_HERE + _path(prefix))).encode())
-    raise _UnusualError
+            return body.replace(old, (written % ("provenance", TO_FILES_HERE + path_in(prefix))).encode())
+    raise UnusualError
 
 
 def _check(body: bytes, urls: list[str], files: list[_File], offered: list[bool]) -> None:
     """Check that each link was replaced, and no other text. There were as many texts as links, so this is proof."""
     turned = _TURNED.decode(body).files
-    _expect([each.url for each in turned] == [TO_FILES + _path(url) for url in urls])
-    _expect([each.extracted for each in turned] == offered)
+    expect([each.url for each in turned] == [TO_FILES + path_in(url) for url in urls])
+    expect([each.extracted for each in turned] == offered)
     metadata = [is_offered or file.core_metadata for is_offered, file in zip(offered, files, strict=True)]
-    _expect([each.core_metadata for each in turned] == metadata)
-    provenances = [file.provenance and TO_FILES_HERE + _path(file.provenance) for file in files]
-    _expect([each.provenance for each in turned] == provenances)
-
-
-def _prefix_of(url: str) -> str:
-    found = _PREFIX.match(url)
-    if found is None:
-        raise _UnusualError
-    return found[0]
+    expect([each.core_metadata for each in turned] == metadata)
+    provenances = [file.provenance and TO_FILES_HERE + path_in(file.provenance) for file in files]
+    expect([each.provenance for each in turned] == provenances)
 
 
 def _check_times(times: list[str]) -> None:
     """Check that all clients can read these times, which are in UTC."""
     lines = "".join(f"{time}\n" for time in times)
-    _expect(_TIMES.fullmatch(lines) is not None and lines.count("\n") == len(times))
-    _expect(all(map(_is_date, {time[:10] for time in times})))
+    expect(_TIMES.fullmatch(lines) is not None and lines.count("\n") == len(times))
+    expect(all(map(_is_date, {time[:10] for time in times})))
 
 
 @lru_cache(_MOST_DATES)
 def _is_date(text: str) -> bool:
     return date.fromisoformat(text).year < _LAST_YEAR
-
-
-def _expect(holds: bool) -> None:  # noqa: FBT001 - it is the value
-    if not holds:
-        raise _UnusualError

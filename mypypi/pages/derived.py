@@ -138,6 +138,11 @@ class DerivedForms:
             return evolve(wanted.form, etag=wanted.etag, base="") if wanted.base else wanted.form
         return self._memory.derived(wanted.name)
 
+    def use(self, base: str, client: str) -> None:
+        """Note that a form with this address was wanted, if it has one."""
+        if base:
+            self._bases.use(base, client)
+
     def is_complete(self, wanted: Wanted, client: str) -> bool:
         """Whether `make` would return a form with the right address, if it was called now."""
         return wanted.can_be_cut or self.kept(wanted) is not None or self._is_worth_it(wanted, client)

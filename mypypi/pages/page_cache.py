@@ -146,6 +146,18 @@ class PageCache:
             return self._serve(cached, "")
         return self._serve(fresh, "" if fresh is cached else "stale")
 
+    def seconds_left(self, page: PageId, version: str) -> float | None:
+        """
+        Return how long this version of a page is fresh, if `get` would return it at once and had nothing else to do.
+
+        None if it has to be asked for with `get`.
+        """
+        cached = self._store.at_hand(page)
+        if cached is None or cached.version != version or (ttl := self._ttl(cached)) <= self._early_ttl:
+            return None
+        self._revalidator.note_recovery(cached)
+        return ttl
+
     async def revalidated(self, page: PageId, client: str = "") -> Page:
         """
         Return the page as upstream had it in the last `RECHECK_AFTER` seconds, fresh or not.

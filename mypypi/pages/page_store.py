@@ -8,10 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from attrs import evolve
+from twisted.internet.defer import Deferred
 
 from mypypi.errors import CatalogDown
 from mypypi.model import Page, PageId
 from mypypi.pages.memory_cache import MemoryCache, MemoryEntry
+from mypypi.redis_budget import redis_budget
 
 if TYPE_CHECKING:
     from mypypi.interfaces import ICatalog
@@ -28,6 +30,25 @@ class PageStore:
         self._catalog = catalog
         self._clock = clock
         self._memory = memory
+        self._reading: set[PageId] = set()
+
+    def at_hand(self, page: PageId) -> Page | None:
+        """
+        Return the page if it is in memory, and the catalog was read within the last second.
+
+        A page that is asked for often is read again before that, so that it stays at hand.
+        """
+        entry = self._memory.get(page)
+        age = CATALOG_INTERVAL if entry is None else self._clock.seconds() - entry.read_at
+        if entry is None or age >= CATALOG_INTERVAL:
+            return None
+        if age >= CATALOG_INTERVAL / 2 and page not in self._reading:
+            self._reading.add(page)
+            with redis_budget():
+                reading = Deferred.fromCoroutine(self.read(page))
+            reading.addErrback(lambda failure: failure.trap(CatalogDown))
+            reading.addBoth(lambda _: self._reading.discard(page))
+        return entry.page
 
     async def get(self, page: PageId) -> Page | None:
         """
@@ -35,9 +56,9 @@ class PageStore:
 
         The catalog is read at most once a second for each page. While it can't be reached, the page in memory counts.
         """
-        entry = self._memory.get(page)
-        if entry is not None and self._clock.seconds() - entry.read_at < CATALOG_INTERVAL:
-            return entry.page
+        found = self.at_hand(page)
+        if found is not None:
+            return found
         try:
             return await self.read(page)
         except CatalogDown:

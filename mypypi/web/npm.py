@@ -116,7 +116,8 @@ class NPMRoutes:
         check_version(version)
         client = self._files.addresses.client(request)
         await self._files.proxy.look_again(PageId("packument", name), tarball_link(name, version), client)
-        return await self._pages.serve(request, PageId("attestations", f"{name}@{version}"), {FULL: "full"})
+        page = PageId("attestations", f"{name}@{version}")
+        return await self._pages.serve(request, page, {FULL: "full"}, repeatable=False)
 
     @app.route("/-/v1/search")
     @app.route("/-/npm/v1/security/advisories/bulk", methods=["POST"])

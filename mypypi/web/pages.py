@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from mypypi.dates import parse_date
 from mypypi.errors import BadRequest, NotFound, StorageDown
-from mypypi.model import Form, PageId, Part
+from mypypi.model import Form, Page, PageId, Part
 from mypypi.pieces import inflated, replaced, slices
 from mypypi.web.conditions import etag_matches
 from mypypi.web.errors import sending
+from mypypi.web.hot_answers import Repeatable, offer
 from mypypi.web.negotiation import accepts_gzip, choose_type, vary_on
 from mypypi.web.request_log import set_kind
 from mypypi.web.senders import send
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 #: The longest version or tag that is looked for, in characters: npm's own limit. No release on PyPI comes near it. What
 #: does not exist is remembered for a while, so its name must be short.
 _LONGEST_VERSION = 256
+#: Headers of a page that is served from the cache, with its seconds of freshness.
+_MAX_AGE, _HIT = b"public, max-age=%(ttl)d", b"MyPyPi; hit; ttl=%(ttl)d"
 #: Largest body, in bytes, that is written at once: the transport buffers as much anyway.
 _AT_ONCE = 64 * 1024
 
@@ -49,14 +52,21 @@ class PageResponses:
         self._threads = threads
 
     async def serve(
-        self, request: Request, page: PageId, offered: Mapping[str, str], part: Part | None = None
+        self,
+        request: Request,
+        page: PageId,
+        offered: Mapping[str, str],
+        part: Part | None = None,
+        *,
+        repeatable: bool = True,
     ) -> bytes:
         """
         Answer with a page or a part of it.
 
         Returns the rest of the body. `offered` maps media types to the forms that they stand for; the client chooses
-        one. Where there is only one, Accept does not matter: clients send it for all they ask for. Raises
-        NotAcceptable, BadRequest, NotFound, and what `Proxy.page` raises.
+        one. Where there is only one, Accept does not matter: clients send it for all they ask for. Unless the response
+        is `repeatable`, each request has to come here. Raises NotAcceptable, BadRequest, NotFound, and what
+        `Proxy.page` raises.
         """
         set_kind(request, "page")
         check_version(part.name if part is not None else page.version)
@@ -73,7 +83,21 @@ class PageResponses:
         _set_freshness(request, answer)
         if parse_date(answer.page.modified) is not None:  # upstream's date may be malformed
             request.setHeader(b"last-modified", answer.page.modified.encode())
-        return await self._send(request, wanted)
+        body = await self._send(request, wanted)
+        if repeatable and not request.startedWriting and self._proxy.pages.derived.kept(wanted) is not None:
+            self._offer(request, answer.page, wanted, body)
+        return body
+
+    def _offer(self, request: Request, page: Page, wanted: Wanted, body: bytes) -> None:
+        """Let requests that are like this one have the same response, for as long as the page is fresh."""
+        pages, client = self._proxy.pages, self._addresses.client(request)
+        identity, version, base = page.id, page.version, wanted.base
+
+        def seconds_left() -> float | None:
+            pages.derived.use(base, client)
+            return pages.seconds_left(identity, version)
+
+        offer(request, Repeatable(body, seconds_left, {b"cache-control": _MAX_AGE, b"cache-status": _HIT}))
 
     async def _find(self, request: Request, page: PageId, name: str, part: Part | None) -> tuple[CachedPage, Wanted]:
         """Return the page, and what of it this request is for."""
@@ -176,12 +200,12 @@ def _set_freshness(request: Request, answer: CachedPage) -> None:
     A client may cache a page for as long as it is fresh here, so that the client's cache adds nothing to its age.
     """
     vary_on(request, "Accept", "Accept-Encoding")
-    request.setHeader(b"cache-control", b"public, max-age=%d" % max(0, int(answer.ttl)))
-    ttl = b"; ttl=%d" % int(answer.ttl)
+    request.setHeader(b"cache-control", _MAX_AGE % {b"ttl": max(0, int(answer.ttl))})
     if answer.forward_reason:
-        request.setHeader(b"cache-status", b"MyPyPi; fwd=" + answer.forward_reason.encode() + b"; stored" + ttl)
+        status = b"MyPyPi; fwd=%b; stored; ttl=%d" % (answer.forward_reason.encode(), int(answer.ttl))
     else:
-        request.setHeader(b"cache-status", b"MyPyPi; hit" + ttl + (b"" if answer.ttl > 0 else b"; detail=stale"))
+        status = _HIT % {b"ttl": int(answer.ttl)} + (b"" if answer.ttl > 0 else b"; detail=stale")
+    request.setHeader(b"cache-status", status)
 
 
 def _is_known(request: Request, etags: list[str]) -> bool:

@@ -7,7 +7,7 @@ Forwarded (RFC 7239), X-Forwarded-*, and which proxies are trusted. Must never k
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
@@ -131,14 +131,19 @@ class Addresses:
         return {part: last[name] for part, name in headers.items() if last[name]}
 
     def _is_trusted(self, request: Request) -> bool:
-        if not self.trusted:
-            return False
-        try:
-            peer = ip_address(getattr(request.getClientAddress(), "host", ""))
-        except ValueError:
-            return True  # a unix socket: a program that may open it is trusted
-        peer = getattr(peer, "ipv4_mapped", None) or peer  # how a dual-stack socket reports IPv4
-        return any(peer in network for network in self.trusted)
+        return is_trusted(getattr(request.getClientAddress(), "host", None), self.trusted)
+
+
+def is_trusted(host: str | None, trusted: Sequence[Network]) -> bool:
+    """Whether a client with this address is a proxy in one of these networks. Without an address, it is one of us."""
+    if not trusted:
+        return False
+    try:
+        peer = ip_address(host or "")
+    except ValueError:
+        return True  # a unix socket: a program that may open it is trusted
+    peer = getattr(peer, "ipv4_mapped", None) or peer  # how a dual-stack socket reports IPv4
+    return any(peer in network for network in trusted)
 
 
 def _segments(path: str) -> list[str]:

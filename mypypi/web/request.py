@@ -13,6 +13,7 @@ from twisted.web.server import Request
 
 from mypypi.errors import BadUpstreamResponse, storage_error
 from mypypi.web.errors import break_off
+from mypypi.web.hot_answers import Repeatable
 from mypypi.web.request_log import choose_id
 
 #: The largest body of a request, in bytes: an audit of a large project, gzipped, takes some hundred kilobytes.
@@ -34,6 +35,8 @@ class WebRequest(Request):
 
     request_id = "-"
     kind = "other"
+    #: How to answer requests of the same bytes, if that is known.
+    again: Repeatable | None = None
     #: When the request was complete, on the site's clock; None before that.
     begun_at: float | None = None
     _received = 0

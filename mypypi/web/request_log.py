@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -62,9 +63,20 @@ class RequestRecord(msgspec.Struct):
 
         Method and path are no labels, since clients could make up any number of them.
         """
-        metrics.REQUESTS.labels(self.kind, self.cache, str(self.status)).inc()
-        metrics.REQUEST_SECONDS.labels(self.kind).observe(self.seconds)
-        metrics.SENT_BYTES.labels(self.cache).inc(self.size)
+        requests, seconds, sent = _counters(self.kind, self.cache, self.status)
+        requests.inc()
+        seconds.observe(self.seconds)
+        sent.inc(self.size)
+
+
+@cache
+def _counters(kind: str, cache: str, status: int) -> tuple[Any, Any, Any]:
+    """Return the metrics of such requests. To look them up takes longer than to count; there are few."""
+    return (
+        metrics.REQUESTS.labels(kind, cache, str(status)),
+        metrics.REQUEST_SECONDS.labels(kind),
+        metrics.SENT_BYTES.labels(cache),
+    )
 
 
 def record_of(request: Request, seconds: float, *, broken: bool) -> RequestRecord:

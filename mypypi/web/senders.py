@@ -6,10 +6,11 @@ Knows requests. Must never know what a body is, or where its pieces come from.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IPushProducer
+from twisted.internet.tcp import Connection
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -17,6 +18,17 @@ if TYPE_CHECKING:
     from twisted.web.http import Request
 
     from mypypi.threads import Threads
+
+
+def write_now(transport: Any, data: bytes) -> None:
+    """Write data: what a plain socket takes at once, and the rest when it takes more."""
+    is_plain = isinstance(transport, Connection) and not getattr(transport, "TLS", False)
+    if is_plain and not (transport.dataBuffer or transport._tempDataBuffer or transport.disconnecting):  # noqa: SLF001 - the other half of dataBuffer
+        sent = transport.writeSomeData(data)
+        if isinstance(sent, int) and sent > 0:
+            data = data[sent:]
+    if data:
+        transport.write(data)
 
 
 def send(request: Request, pieces: Iterator[bytes], threads: Threads | None = None) -> Deferred[None]:

@@ -17,8 +17,10 @@ from mypypi.observability import metrics
 from mypypi.web.connections import FULL, Connections, Verdict
 from mypypi.web.content_reader import CLIENT_SILENCE
 from mypypi.web.draining import DrainingChannel, DrainingSite
+from mypypi.web.hot_answers import HotAnswers, is_one_head
 from mypypi.web.request import BROWSER_HEADERS, TOO_LARGE, WebRequest
 from mypypi.web.request_log import RequestRecord, method_of, path_of, record_of
+from mypypi.web.senders import write_now
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall
@@ -53,6 +55,10 @@ class Channel(DrainingChannel):
 
     _refused = False
     _begun = False
+    #: The bytes of the request that is being answered, if it came alone.
+    _asked: bytes | None = None
+    #: See `HotAnswers.side`.
+    _side = ""
     _stall_timer: IDelayedCall | None = None
 
     def connectionMade(self) -> None:
@@ -73,6 +79,9 @@ class Channel(DrainingChannel):
                 metrics.REJECTED_CONNECTIONS.inc()
                 self.abort()
             return
+        site: Any = self.factory
+        host = getattr(self.getPeer(), "host", None)
+        self._side = site.hot.side(host, secure=ISSLTransport.providedBy(transport))
         scarcity = descriptors.scarcity(transport.fileno()) if hasattr(transport, "fileno") else 0.0
         if scarcity > 0:
             self._connections.warn_of_scarcity()
@@ -90,11 +99,43 @@ class Channel(DrainingChannel):
         super().connectionLost(reason)
 
     def dataReceived(self, data: bytes) -> None:
-        """Parse the bytes; discard them once a request was refused."""
-        if not self._refused:
-            if not self._pending:
-                self._connections.set_waiting(self)
-            super().dataReceived(data)
+        """
+        Answer a request that came before; parse any other bytes.
+
+        Once a request was refused, all is discarded.
+        """
+        if self._refused:
+            return
+        if not self._pending:
+            if is_one_head(data) and self._is_free():
+                if self._repeat_answer(data):
+                    return
+                self._asked = data
+            self._connections.set_waiting(self)
+        super().dataReceived(data)
+
+    def _is_free(self) -> bool:
+        """Whether a request can be answered at once: it is the only one, and the client reads."""
+        return not (self.requests or self._draining or self._waitingForTransport) and bool(self.persistent)
+
+    def _repeat_answer(self, asked: bytes) -> bool:
+        """Give the answer that a request of these bytes had before. Returns whether there is one that is right now."""
+        site: Any = self.factory
+        answer = site.hot.find(asked, self._side)
+        if answer is None:
+            return False
+        began = site.now()
+        ttl = answer.seconds_left()
+        if ttl is None:
+            return False
+        head, request_id = site.hot.head_of(answer, ttl)
+        write_now(self.transport, head + answer.body)
+        self._answered = True
+        self._connections.set_idle(self)
+        super().resetTimeout()
+        client = getattr(self.getPeer(), "host", None) or "-"
+        site.log_record(answer.record(client, site.now() - began, request_id))
+        return True
 
     def resetTimeout(self) -> None:
         """Start the limit at a head's first byte; later bytes do not extend it."""
@@ -114,7 +155,11 @@ class Channel(DrainingChannel):
         super().allContentReceived()
 
     def requestDone(self, request: Request) -> None:
-        """Note that the request is answered."""
+        """Note that the request is answered. Its answer may do for others."""
+        again, asked, self._asked = getattr(request, "again", None), self._asked, None
+        if again is not None and asked is not None and self.persistent:
+            site: Any = self.factory
+            site.hot.keep(asked, self._side, request, again)
         self._connections.set_idle(self)
         super().requestDone(request)
 
@@ -234,23 +279,31 @@ class WebSite(DrainingSite):
     protocol = Channel  # type: ignore[assignment] # not the one that speaks HTTP/2 as well
     noisy = False
 
-    def __init__(self, resource: IResource, reactor: Any, connections: Connections | None = None) -> None:
+    def __init__(
+        self,
+        resource: IResource,
+        reactor: Any,
+        connections: Connections | None = None,
+        hot: HotAnswers | None = None,
+    ) -> None:
         super().__init__(resource, reactor=reactor, timeout=_IDLE)
         self.displayTracebacks = False
         self.now = reactor.seconds
         self.connections = connections or Connections(reactor)
+        self.hot = hot or HotAnswers()
 
     def log(self, request: Request, *, broken: bool = False) -> None:
         """Log and count a finished request."""
         begun_at = getattr(request, "begun_at", None)
-        line = record_of(request, 0.0 if begun_at is None else self.now() - begun_at, broken=broken)
-        line.count()
-        _log_requests.info("{record}", record=line)
+        self.log_record(record_of(request, 0.0 if begun_at is None else self.now() - begun_at, broken=broken))
 
     def log_refused(self, channel: Channel, status: int, size: int) -> None:
         """Log and count a request that was refused before it was complete."""
         method, uri = getattr(channel, "_command", b""), getattr(channel, "_path", b"")
         client = getattr(channel.getPeer(), "host", None) or "-"
-        line = RequestRecord(client, method_of(method), path_of(uri), status, size, 0.0, "none", "other", "-")
-        line.count()
-        _log_requests.info("{record}", record=line)
+        self.log_record(RequestRecord(client, method_of(method), path_of(uri), status, size, 0.0, "none", "other", "-"))
+
+    def log_record(self, record: RequestRecord) -> None:
+        """Log and count what was recorded of a request."""
+        record.count()
+        _log_requests.info("{record}", record=record)
