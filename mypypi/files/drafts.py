@@ -127,9 +127,9 @@ class Draft:
 
         A draft that has ended is not filled again. Returns whether this process fills it now. Raises OSError.
         """
-        return _locked(self._lock) and self._fill()
+        return _locked(self._lock) and self.fill()
 
-    def _fill(self) -> bool:
+    def fill(self) -> bool:
         """Start to fill the draft, whose lock this process has. See `take_over`."""
         self._read_state()
         if self.has_ended():
@@ -200,7 +200,7 @@ class Drafts:
                 if not _locked(lock):
                     draft.refresh()
                     return draft
-                if draft._fill():  # noqa: SLF001 - the draft is of this class
+                if draft.fill():
                     draft.content.length = os.fstat(draft.content.fd).st_size
                     return draft
             except BaseException:

@@ -192,7 +192,8 @@ def text_line(process: str | None, event: LogEvent) -> str:
     them. A traceback and an event with `several_lines` have lines of their own, each indented.
     """
     record = event.get("record")
-    if isinstance(record, msgspec.Struct) and event["log_format"] == "{record}" and _is_own(event):  # made quickly
+    is_record = event.get("log_format") == "{record}" and "several_lines" not in event and _is_own(event)
+    if is_record and isinstance(record, msgspec.Struct):  # a request: its line costs a third of another one
         words = " ".join(filter(None, (event.get("log_process", process), _level(event).name)))
         line = f"{_time_of(int(event['log_time']))} [{words}] {record}"
         return _UNSAFE.sub(_escaped, line) + "\n"

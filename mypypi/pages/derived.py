@@ -145,7 +145,8 @@ class DerivedForms:
 
     def is_complete(self, wanted: Wanted, client: str) -> bool:
         """Whether `make` would return a form with the right address, if it was called now."""
-        return wanted.can_be_cut or self.kept(wanted) is not None or self._is_worth_it(wanted, client)
+        is_kept = wanted.is_plain or self._memory.derived(wanted.name) is not None
+        return is_kept or wanted.can_be_cut or self._is_worth_it(wanted, client)
 
     async def make(self, wanted: Wanted, client: str) -> Form:
         """
@@ -191,13 +192,14 @@ class DerivedForms:
     async def _index(self, page: Page, name: str, form: Form) -> PartIndex:
         """Return the index of a form's parts: that of the page, or one that is made for a page without."""
         identity = f"{form.etag} {form.base}"
-        index = await self._stored_index(page) or self._memory.part_index(identity)
-        return index or await self._indexing.run(identity, lambda: self._make_index(page, name, form))
 
-    async def _make_index(self, page: Page, name: str, form: Form) -> PartIndex:
-        index = await self._renderer.parts(page.id, name, form)
-        self._memory.put_part_index(f"{form.etag} {form.base}", index)
-        return index
+        async def make() -> PartIndex:
+            made = await self._renderer.parts(page.id, name, form)
+            self._memory.put_part_index(identity, made)
+            return made
+
+        index = await self._stored_index(page) or self._memory.part_index(identity)
+        return index or await self._indexing.run(identity, make)
 
     async def _stored_index(self, page: Page) -> PartIndex | None:
         """Return the index that was stored with the page; None if there is none, or one that can't be read."""

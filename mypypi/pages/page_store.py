@@ -5,6 +5,7 @@ Knows the catalog and the memory cache. Must never know whether a page is fresh,
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
 from attrs import evolve
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Seconds between two reads of the catalog for a page that is in memory.
 CATALOG_INTERVAL = 1.0
+#: Seconds after which it is read ahead for a page that is asked for often.
+EARLY_READ = 0.75
 
 
 class PageStore:
@@ -36,13 +39,13 @@ class PageStore:
         """
         Return the page if it is in memory, and the catalog was read within the last second.
 
-        A page that is asked for often is read again before that, so that it stays at hand.
+        The catalog is read again shortly before that is over, so that a page that is asked for often stays at hand.
         """
         entry = self._memory.get(page)
         age = CATALOG_INTERVAL if entry is None else self._clock.seconds() - entry.read_at
         if entry is None or age >= CATALOG_INTERVAL:
             return None
-        if age >= CATALOG_INTERVAL / 2 and page not in self._reading:
+        if age >= EARLY_READ and page not in self._reading:
             self._reading.add(page)
             with redis_budget():
                 reading = Deferred.fromCoroutine(self.read(page))
@@ -56,9 +59,9 @@ class PageStore:
 
         The catalog is read at most once a second for each page. While it can't be reached, the page in memory counts.
         """
-        found = self.at_hand(page)
-        if found is not None:
-            return found
+        entry = self._memory.get(page)
+        if entry is not None and self._clock.seconds() - entry.read_at < CATALOG_INTERVAL:
+            return entry.page
         try:
             return await self.read(page)
         except CatalogDown:
@@ -101,17 +104,11 @@ class PageStore:
 
     async def withheld(self, page: PageId) -> frozenset[str]:
         """Return the withheld links; none if the catalog can't be reached."""
-        try:
-            return await self._catalog.withheld(page)
-        except CatalogDown:
-            return frozenset()
+        return await _if_reached(self._catalog.withheld(page))
 
     async def offered(self, page: PageId) -> frozenset[str]:
         """Return the wheels of this page whose metadata is stored; none if the catalog can't be reached."""
-        try:
-            return await self._catalog.offered(page)
-        except CatalogDown:
-            return frozenset()
+        return await _if_reached(self._catalog.offered(page))
 
     async def offer(self, page: PageId, link: str) -> None:
         """Let the page advertise the metadata of this wheel. The page is rendered again at its next revalidation."""
@@ -164,6 +161,14 @@ class PageStore:
         if not page.missing:
             await self._catalog.put_page(unconfirmed, None)
         return unconfirmed
+
+
+async def _if_reached(reading: Awaitable[frozenset[str]]) -> frozenset[str]:
+    """Return what is read from the catalog; nothing if it can't be reached."""
+    try:
+        return await reading
+    except CatalogDown:
+        return frozenset()
 
 
 def _unconfirmed(page: Page) -> Page:

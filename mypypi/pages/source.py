@@ -57,17 +57,19 @@ class PageSource:
         needed for few pages. The page has no forms if it is the cached one. Raises as `Renderer.render` does.
         """
         known = "" if cached is None or self._has_to_change(cached) else cached.source
+
+        async def render(rules: PageRules) -> CompressedPage:
+            return await self.renderer.render(page, document, rules, known, self.usual_base())
+
         if self.ranges is None:
-            return await self.renderer.render(page, document, PageRules(withheld), known, self.usual_base()), False
+            return await render(PageRules(withheld)), False
         rules = PageRules(withheld, self._ranged)
-        rendered = await self.renderer.render(page, document, rules, known, self.usual_base())
+        rendered = await render(rules)
         if not rendered.untried:
             return rendered, True
         is_known = await self._find_out(rendered.untried)
         found = evolve(rules, ranged=self._ranged, offered=await offered(page))
-        if found != rules:
-            rendered = await self.renderer.render(page, document, found, known, self.usual_base())
-        return rendered, is_known
+        return (rendered if found == rules else await render(found)), is_known
 
     @property
     def _ranged(self) -> frozenset[str]:

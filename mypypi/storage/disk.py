@@ -257,13 +257,12 @@ def _rename_into(directory: Path, draft: Path, name: str) -> bool:
 
 
 def _make(directory: Path) -> bool:
-    """Create a directory and its parents. Returns False if it was there."""
+    """Create a directory and its parents. Returns False if it was there. Raises OSError."""
     try:
         directory.mkdir()
     except FileNotFoundError:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        directory.mkdir(exist_ok=True)  # another process may have been quicker
-        return False
+        return _make(directory)  # another process may be quicker
     except FileExistsError:
         if not directory.is_dir():
             raise

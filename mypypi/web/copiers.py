@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from twisted.internet.interfaces import IPushProducer, IWriteDescriptor
@@ -19,15 +20,38 @@ from zope.interface import implementer
 if TYPE_CHECKING:
     from twisted.web.http import Request
 
+    from mypypi.files.content import Content
+
 #: A `mypypi.web.content_reader.Reader`, whose module imports this one.
 Reader: TypeAlias = Any
 #: Bytes in one read and write, and bytes in one sendfile, of which the kernel sends as many as the socket accepts.
 _BLOCK = 256 * 1024
 _KERNEL_BLOCK = 4 * 1024 * 1024
+#: Tells the kernel that more follows, so that the head is sent with the first bytes of the body (Linux).
+_MORE = getattr(socket, "MSG_MORE", 0)
 #: Error numbers of a file system or socket that does not support sendfile.
 _NO_SENDFILE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 #: Error numbers of a socket whose client can't be reached any more, besides those of ConnectionError and TimeoutError.
 _UNREACHABLE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN)
+
+
+def send_at_once(transport: Any, head: bytes, content: Content) -> int:
+    """
+    Send a head, and as much of a whole content as a plain socket takes. Return how many bytes of the content it took.
+
+    What goes wrong shows when the rest is sent.
+    """
+    try:
+        sent = transport.socket.send(head, _MORE)
+    except OSError:
+        sent = 0
+    if sent < len(head):
+        transport.write(head[sent:])
+        return 0
+    try:
+        return os.sendfile(transport.fileno(), content.fd, 0, content.length)
+    except OSError:
+        return 0
 
 
 @implementer(IWriteDescriptor)

@@ -12,20 +12,25 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 from cachetools import LRUCache
 from twisted.web.http import NO_BODY_CODES, datetimeToString
 
+from mypypi.web.memory_files import MemoryFiles
 from mypypi.web.public_address import Network, is_trusted
 from mypypi.web.request_log import RequestRecord, path_of
 
 if TYPE_CHECKING:
     from twisted.web.http import Request
 
+    from mypypi.threads import Threads
+
 #: Bytes of the longest head of a request that is remembered.
 LONGEST_HEAD = 4096
 #: Bytes of memory for answers, with their bodies, which pages in memory share; and for heads of requests.
 MOST_ANSWERS, MOST_HEADS = 32 * 1024 * 1024, 4 * 1024 * 1024
+#: Bytes of a body from which on it is large.
+LARGE = 64 * 1024
 #: Bytes of memory for an answer or a head beside what it holds; rounded up.
 _OVERHEAD = 1024
 #: The headers of a request that a page's answer may depend on. ``X-Forwarded-For`` only tells whose turn it is.
@@ -52,12 +57,14 @@ class Repeatable:
     How to give the answer to a request once more.
 
     `seconds_left` returns the seconds for which it is fresh, or None if the request has to be answered the ordinary
-    way. `changing` are the headers that depend on them: ``%(ttl)d`` stands for the seconds.
+    way. `changing` are the headers that depend on them: ``%(ttl)d`` stands for the seconds. A large body may be read in
+    `threads`.
     """
 
     body: bytes
     seconds_left: Callable[[], float | None]
     changing: Mapping[bytes, bytes]
+    threads: Threads
 
 
 @define(eq=False)
@@ -65,12 +72,22 @@ class HotAnswer:
     """A ready answer. `head` lacks the date, the id, and the seconds of freshness."""
 
     method: str
-    path: str
+    uri: bytes
     kind: str
     status: int
     head: bytes
     body: bytes
     seconds_left: Callable[[], float | None]
+    threads: Threads
+    path: str = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.path = path_of(self.uri)
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the kernel should copy the body, since that costs less than to keep it until it is sent."""
+        return len(self.body) > LARGE
 
     @classmethod
     def of(cls, request: Request, again: Repeatable) -> HotAnswer:
@@ -83,9 +100,17 @@ class HotAnswer:
             for value in values
         ]
         head = b"\r\n".join([*lines, b"", b""])
-        method, path = request.method.decode("latin-1"), path_of(request.uri)
-        kind = getattr(request, "kind", "other")
-        return cls(method, path, kind, request.code, head, again.body, again.seconds_left)
+        method, kind = request.method.decode("latin-1"), getattr(request, "kind", "other")
+        return cls(method, request.uri, kind, request.code, head, again.body, again.seconds_left, again.threads)
+
+    def go_on(self, request: Any, sent: int, request_id: str, began: float) -> None:
+        """Let this be the response to a new request, of which the head and some bytes of the body were sent."""
+        request.method, request.uri, request.clientproto = self.method.encode("latin-1"), self.uri, b"HTTP/1.1"
+        request.client = request.channel.getPeer()
+        request.code, request.startedWriting, request.sentLength = self.status, 1, sent
+        request.kind, request.request_id, request.begun_at = self.kind, request_id, began
+        request.responseHeaders.setRawHeaders(b"content-length", [b"%d" % len(self.body)])
+        request.responseHeaders.setRawHeaders(b"cache-status", [b"MyPyPi; hit"])
 
     def record(self, client: str, seconds: float, request_id: str) -> RequestRecord:
         """Return the record of a request of this client that was answered in so many seconds."""
@@ -113,6 +138,8 @@ class HotAnswers:
         #: For the lines of a head after the first one: what they mean for an answer.
         self._profiles: LRUCache[bytes, bytes] = LRUCache(MOST_HEADS, lambda profile: 2 * len(profile) + _OVERHEAD)
         self._answers: LRUCache[tuple[bytes, bytes, str], HotAnswer] = LRUCache(MOST_ANSWERS, _bytes_of)
+        #: The large bodies of answers.
+        self.files = MemoryFiles()
         self._date = (0, b"")
 
     def side(self, host: str | None, *, secure: bool) -> str:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _LONGEST_VERSION = 256
 #: Headers of a page that is served from the cache, with its seconds of freshness.
 _MAX_AGE, _HIT = b"public, max-age=%(ttl)d", b"MyPyPi; hit; ttl=%(ttl)d"
+_OF_BODY = (b"content-encoding", b"content-length")
 #: Largest body, in bytes, that is written at once: the transport buffers as much anyway.
 _AT_ONCE = 64 * 1024
 
@@ -84,8 +85,9 @@ class PageResponses:
         if parse_date(answer.page.modified) is not None:  # upstream's date may be malformed
             request.setHeader(b"last-modified", answer.page.modified.encode())
         body = await self._send(request, wanted)
-        if repeatable and not request.startedWriting and self._proxy.pages.derived.kept(wanted) is not None:
-            self._offer(request, answer.page, wanted, body)
+        form = self._proxy.pages.derived.kept(wanted) if repeatable else None
+        if form is not None and (not request.startedWriting or _was_sent(request, form)):
+            self._offer(request, answer.page, wanted, form.body if request.startedWriting else body)
         return body
 
     def _offer(self, request: Request, page: Page, wanted: Wanted, body: bytes) -> None:
@@ -97,7 +99,9 @@ class PageResponses:
             pages.derived.use(base, client)
             return pages.seconds_left(identity, version)
 
-        offer(request, Repeatable(body, seconds_left, {b"cache-control": _MAX_AGE, b"cache-status": _HIT}))
+        offer(
+            request, Repeatable(body, seconds_left, {b"cache-control": _MAX_AGE, b"cache-status": _HIT}, self._threads)
+        )
 
     async def _find(self, request: Request, page: PageId, name: str, part: Part | None) -> tuple[CachedPage, Wanted]:
         """Return the page, and what of it this request is for."""
@@ -152,6 +156,12 @@ class PageResponses:
         sent = send(request, slices(form.body)) if as_gzip else send(request, inflated(form.body), self._threads)
         await sending(request, sent)
         return b""
+
+
+def _was_sent(request: Request, form: Form) -> bool:
+    """Whether the whole response was the form as it is."""
+    encoding, length = (next(iter(request.responseHeaders.getRawHeaders(name, ())), None) for name in _OF_BODY)
+    return request.method == b"GET" and encoding == b"gzip" and length == b"%d" % len(form.body)
 
 
 def _with_base(form: Form, base: str) -> Iterator[bytes]:

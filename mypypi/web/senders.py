@@ -20,10 +20,15 @@ if TYPE_CHECKING:
     from mypypi.threads import Threads
 
 
+def is_plain_and_empty(transport: Any) -> bool:
+    """Whether a transport is a socket without TLS, and has sent everything."""
+    is_plain = isinstance(transport, Connection) and not getattr(transport, "TLS", False)
+    return is_plain and not (transport.dataBuffer or transport._tempDataBuffer or transport.disconnecting)  # noqa: SLF001 - the other half of dataBuffer
+
+
 def write_now(transport: Any, data: bytes) -> None:
     """Write data: what a plain socket takes at once, and the rest when it takes more."""
-    is_plain = isinstance(transport, Connection) and not getattr(transport, "TLS", False)
-    if is_plain and not (transport.dataBuffer or transport._tempDataBuffer or transport.disconnecting):  # noqa: SLF001 - the other half of dataBuffer
+    if is_plain_and_empty(transport):
         sent = transport.writeSomeData(data)
         if isinstance(sent, int) and sent > 0:
             data = data[sent:]

@@ -16,11 +16,11 @@ from mypypi import descriptors
 from mypypi.observability import metrics
 from mypypi.web.connections import FULL, Connections, Verdict
 from mypypi.web.content_reader import CLIENT_SILENCE
-from mypypi.web.draining import DrainingChannel, DrainingSite
-from mypypi.web.hot_answers import HotAnswers, is_one_head
+from mypypi.web.draining import DrainingSite
+from mypypi.web.hot_answers import HotAnswers
+from mypypi.web.repeating import RepeatingChannel
 from mypypi.web.request import BROWSER_HEADERS, TOO_LARGE, WebRequest
 from mypypi.web.request_log import RequestRecord, method_of, path_of, record_of
-from mypypi.web.senders import write_now
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall
@@ -45,7 +45,7 @@ _BROWSER_LINES = b"".join(b"%s: %s\r\n" % header for header in BROWSER_HEADERS.i
 _log_requests = Logger("mypypi.requests")
 
 
-class Channel(DrainingChannel):
+class Channel(RepeatingChannel):
     """
     An HTTP/1.1 connection with strict time limits, which answers malformed requests.
 
@@ -55,10 +55,6 @@ class Channel(DrainingChannel):
 
     _refused = False
     _begun = False
-    #: The bytes of the request that is being answered, if it came alone.
-    _asked: bytes | None = None
-    #: See `HotAnswers.side`.
-    _side = ""
     _stall_timer: IDelayedCall | None = None
 
     def connectionMade(self) -> None:
@@ -79,9 +75,6 @@ class Channel(DrainingChannel):
                 metrics.REJECTED_CONNECTIONS.inc()
                 self.abort()
             return
-        site: Any = self.factory
-        host = getattr(self.getPeer(), "host", None)
-        self._side = site.hot.side(host, secure=ISSLTransport.providedBy(transport))
         scarcity = descriptors.scarcity(transport.fileno()) if hasattr(transport, "fileno") else 0.0
         if scarcity > 0:
             self._connections.warn_of_scarcity()
@@ -107,35 +100,20 @@ class Channel(DrainingChannel):
         if self._refused:
             return
         if not self._pending:
-            if is_one_head(data) and self._is_free():
-                if self._repeat_answer(data):
-                    return
-                self._asked = data
+            if self.repeat_answer(data):
+                return
             self._connections.set_waiting(self)
         super().dataReceived(data)
 
-    def _is_free(self) -> bool:
-        """Whether a request can be answered at once: it is the only one, and the client reads."""
-        return not (self.requests or self._draining or self._waitingForTransport) and bool(self.persistent)
+    def answer_begun(self) -> None:
+        """Note that a response is under way."""
+        self._connections.set_busy(self)
 
-    def _repeat_answer(self, asked: bytes) -> bool:
-        """Give the answer that a request of these bytes had before. Returns whether there is one that is right now."""
-        site: Any = self.factory
-        answer = site.hot.find(asked, self._side)
-        if answer is None:
-            return False
-        began = site.now()
-        ttl = answer.seconds_left()
-        if ttl is None:
-            return False
-        head, request_id = site.hot.head_of(answer, ttl)
-        write_now(self.transport, head + answer.body)
-        self._answered = True
+    def answer_ended(self) -> None:
+        """Note that a request was answered at once."""
+        super().answer_ended()
         self._connections.set_idle(self)
         super().resetTimeout()
-        client = getattr(self.getPeer(), "host", None) or "-"
-        site.log_record(answer.record(client, site.now() - began, request_id))
-        return True
 
     def resetTimeout(self) -> None:
         """Start the limit at a head's first byte; later bytes do not extend it."""
@@ -155,11 +133,7 @@ class Channel(DrainingChannel):
         super().allContentReceived()
 
     def requestDone(self, request: Request) -> None:
-        """Note that the request is answered. Its answer may do for others."""
-        again, asked, self._asked = getattr(request, "again", None), self._asked, None
-        if again is not None and asked is not None and self.persistent:
-            site: Any = self.factory
-            site.hot.keep(asked, self._side, request, again)
+        """Note that the request is answered."""
         self._connections.set_idle(self)
         super().requestDone(request)
 

@@ -356,6 +356,47 @@ class CatalogTest(PagesTestCase):
             self.assertEqual(1, stamp.call_count)
         self.assertEqual(2, self.upstream_requests)
 
+    def test_a_page_that_is_asked_for_often_stays_at_hand(self) -> None:
+        """The catalog is read ahead, once each time. Without that, the page has to be asked for with `get`."""
+        self.upstream_has("1.0")
+        version = self.get().page.version
+        with mock.patch.object(self.catalog, "page_stamp", side_effect=self.catalog.page_stamp) as stamp:
+            for step in range(1, 41):
+                self.clock.advance(0.1)
+                self.assertAlmostEqual(CACHE_TIME - step / 10, self.pages.seconds_left(THING, version) or 0, places=3)
+                self.pages.seconds_left(THING, version)
+            self.assertEqual(5, stamp.call_count)
+        self.clock.advance(1)
+        self.assertIsNone(self.pages.seconds_left(THING, version))
+
+    def test_a_page_at_hand_is_given_up_within_a_second(self) -> None:
+        """A page that another process has replaced is seen as early as with `get`, and so is one that becomes stale."""
+        self.upstream_has("1.0")
+        version = self.get().page.version
+        self.now(self.catalog.delete_page(THING))
+        self.upstream_has("2.0")
+        self.now(self.other.get(THING))
+        left = []
+        for _ in range(10):
+            self.clock.advance(0.11)
+            left.append(self.pages.seconds_left(THING, version))
+        self.assertIsNone(left[-1])
+        self.assertEqual(["2.0"], versions(self.get()))
+        self.clock.advance(CACHE_TIME)
+        self.assertIsNone(self.pages.seconds_left(THING, self.get().page.version + "x"))
+
+    def test_a_page_at_hand_outlives_no_failure_of_the_catalog(self) -> None:
+        """While the catalog fails, pages are asked for with `get`, which serves them from memory."""
+        self.upstream_has("1.0")
+        version = self.get().page.version
+        with mock.patch.object(self.catalog, "page_stamp", side_effect=CatalogDown("down")):
+            for _ in range(9):
+                self.clock.advance(0.1)
+                self.assertIsNotNone(self.pages.seconds_left(THING, version))
+            self.clock.advance(0.2)
+            self.assertIsNone(self.pages.seconds_left(THING, version))
+            self.assertEqual(["1.0"], versions(self.get()))
+
     def test_purge_is_seen_within_a_second(self) -> None:
         """A deleted page is fetched again within a second, even if it was fresh."""
         self.upstream_has("1.0", etag='"1"')
