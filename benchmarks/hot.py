@@ -97,6 +97,10 @@ class Client:
         while b"\r\n\r\n" not in received:
             received += self._socket.recv(1 << 20)
         head, _, body = received.partition(b"\r\n\r\n")
+        if b"\r\ntransfer-encoding: chunked" in head.lower():
+            while not body.endswith(b"\r\n0\r\n\r\n"):
+                body += self._socket.recv(1 << 20)
+            return head, len(body)
         found = _LENGTH.search(head)
         length, count = int(found[1]) if found and b" 304 " not in head[:20] else 0, len(body)
         while count < length:
@@ -152,14 +156,16 @@ def nginx(bodies: dict[str, bytes]) -> Iterator[tuple[int, int]]:
             file.write_bytes(body)
         (place / "nginx.conf").write_text(_CONFIGURATION.format(place=place, port=port))
         with subprocess.Popen([program, "-c", place / "nginx.conf"]) as process:  # noqa: S603 - an installed nginx
-            while True:
-                try:
-                    socket.create_connection(("127.0.0.1", port)).close()
-                    break
-                except OSError:
-                    time.sleep(0.05)
-            yield port, process.pid
-            process.terminate()
+            try:
+                while process.poll() is None:
+                    try:
+                        socket.create_connection(("127.0.0.1", port)).close()
+                        break
+                    except OSError:
+                        time.sleep(0.05)
+                yield port, process.pid
+            finally:
+                process.terminate()
 
 
 def measure(case: Case, port: int, pid: int, figures: Figures, prefix: str = "") -> None:

@@ -158,6 +158,9 @@ def main(kind: str, latency: str) -> None:
     for name, (count, size) in zip(names(kind), SIZES[kind], strict=True):
         body = page(name, count, url) if kind == "pypi" else packument(name, count, size, url)
         pages.bodies[path_of(kind, name).encode()] = gzip.compress(body, 6)
+    if kind == "pypi":  # proxpi reads it before any page
+        listed = {"meta": {"api-version": "1.4"}, "projects": [{"name": name} for name in names(kind)]}
+        pages.bodies[b"/simple/"] = gzip.compress(json.dumps(listed).encode())
     run(port)
 
 
