@@ -6,7 +6,7 @@ import runpy
 import sys
 from pathlib import Path
 
-NAMES = sorted({path.stem for path in Path(__file__).parent.glob("[!_]*.py")} - {"recorded", "replay"})
+NAMES = sorted({path.stem for path in Path(__file__).parent.glob("[!_]*.py")} - {"recorded", "replay", "results"})
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in NAMES:

@@ -26,9 +26,11 @@ from tests.rig.daemon import Daemon
 from tests.rig.http import get
 
 FILE = Path(__file__).with_name("budget.json")
+#: Turns of the reference loop at a time.
+_TURNS = 5000
 #: How much more a request may cost than in the file.
 MOST = 1.5
-ROUNDS, TIMES = 5, 1000
+ROUNDS, TIMES = 5, 5000
 
 
 @define
@@ -44,14 +46,19 @@ class Costs:
         return min(self.request) / min(self.reference)
 
 
+def too_much(costs: dict[str, Costs], committed: dict[str, float]) -> list[str]:
+    """Return the kinds of requests that cost more than they may."""
+    return [name for name, each in costs.items() if name in committed and each.ratio > committed[name] * MOST]
+
+
 def reference() -> float:
     """Microseconds of processor time for a turn of a loop that does what interpreters do: calls, texts and tables."""
     document = {"name": "package", "files": [{"url": f"https://host.example/{number}"} for number in range(20)]}
     began = time.process_time()
-    for _ in range(TIMES):
+    for _ in range(_TURNS):
         text = json.dumps(document)
         sorted(json.loads(text)["files"], key=lambda file: str(file["url"]).rpartition("/")[2])
-    return (time.process_time() - began) / TIMES * 1e6
+    return (time.process_time() - began) / _TURNS * 1e6
 
 
 def main() -> None:
@@ -69,11 +76,14 @@ def main() -> None:
             etag = get(daemon.url + small[0], {"Accept": ACCEPT["pypi"], "Accept-Encoding": "gzip"}).headers["ETag"]
             kinds = {
                 "repeated page": (own, TIMES),
-                "page": (own + b"X-Request-ID: mine\r\n", TIMES // 2),  # it is unlike any other
+                "page": (own + b"X-Request-ID: mine\r\n", TIMES // 5),  # it is unlike any other
                 "304": (own + b"If-None-Match: %b\r\n" % etag.encode(), TIMES),
-                "new page": (own, 20),
+                "new page": (own, 11),
             }
-            for _ in range(ROUNDS):
+            committed = {} if options.record else json.loads(FILE.read_text())
+            for number in range(2 * ROUNDS):
+                if number >= ROUNDS and not too_much(costs, committed):
+                    break  # the other half is for a machine that was busy with something else
                 for name, (block, times) in kinds.items():
                     asked = [next(new) if name == "new page" else small[0] for _ in range(times)]
                     requests = [b"GET %b HTTP/1.1\r\n%b\r\n" % (path.encode(), block) for path in asked]
@@ -83,14 +93,13 @@ def main() -> None:
                     costs[name].request.append((processor_of(daemon.pid) - before) / times * 1e6)
                     costs[name].reference.append(reference())
     if options.record:
-        FILE.write_text(json.dumps({name: round(each.ratio, 2) for name, each in costs.items()}, indent=2) + "\n")
-    committed = json.loads(FILE.read_text())
+        committed = {name: round(each.ratio, 2) for name, each in costs.items()}
+        FILE.write_text(json.dumps(committed, indent=2) + "\n")
     for name, each in costs.items():
-        limit = committed[name] * MOST
         told = f"{min(each.request):8.1f} us of processor time, {each.ratio:7.2f} turns of the loop"
-        print(f"{name:14} {told}, at most {limit:7.2f} {'' if each.ratio <= limit else 'TOO MUCH'}")
-    if any(each.ratio > committed[name] * MOST for name, each in costs.items()):
-        sys.exit("requests cost more than they did: find out why, or run python -m benchmarks budget --record")
+        print(f"{name:14} {told}, at most {committed[name] * MOST:7.2f}")
+    if found := too_much(costs, committed):
+        sys.exit(f"more than that: {', '.join(found)}. Find out why, or run python -m benchmarks budget --record")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ accounting of each one's processes, and how long clients waited. It needs nginx 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import re
 import shutil
@@ -25,9 +26,11 @@ from statistics import median, quantiles
 
 from attrs import define, evolve, field, frozen
 
+from benchmarks import results
 from benchmarks.cold import ACCEPT, started
 from benchmarks.installs import free_port, processor_of, proxpi, verdaccio
 from benchmarks.recorded import names, path_of
+from benchmarks.results import Row
 from tests.rig.daemon import Daemon
 from tests.rig.http import get
 
@@ -188,18 +191,17 @@ def measure(case: Case, port: int, pid: int, figures: Figures, prefix: str = "")
     figures.cost.append((processor_of(pid) - before) / len(requests) * 1e6)
 
 
-def report(cases: Sequence[Case], found: dict[tuple[str, str], Figures]) -> str:
-    """Return the table: a line for each case and server."""
-    lines = [f"{'':34} {'server':10} {'us of CPU':>9} {'/ nginx':>8} {'p50, us':>8} {'p99, us':>8} {'bytes':>8}"]
+def rows_of(cases: Sequence[Case], found: dict[tuple[str, str], Figures]) -> list[Row]:
+    """Return a row for each case and server."""
+    rows = []
     for case in cases:
         limit = median(found[case.name, "nginx"].cost)
         for (name, server), each in found.items():
-            if name == case.name and each.cost:
-                cost, p99 = median(each.cost), quantiles(each.waits, n=100)[-1]
-                size = each.bytes // len(each.waits)
-                times = f"{median(each.waits) * 1e6:8.0f} {p99 * 1e6:8.0f}"
-                lines.append(f"{name:34} {server:10} {cost:9.1f} {cost / limit:8.2f} {times} {size:8}")
-    return "\n".join(lines)
+            if name == case.name:
+                cost, waits = median(each.cost), [seconds * 1e6 for seconds in each.waits]
+                p99, size = quantiles(waits, n=100)[-1], each.bytes // len(waits)
+                rows.append(Row(name, server, cost, cost / limit, median(waits), p99, size))
+    return rows
 
 
 def for_peer(case: Case) -> Case:
@@ -207,8 +209,8 @@ def for_peer(case: Case) -> Case:
     return evolve(case, paths=[path.removeprefix("/simple") for path in case.paths], times=max(20, case.times // 20))
 
 
-def compare(kind: str, rounds: int, times: int, peers: Path | None, workers: Sequence[int]) -> str:
-    """Measure pages of one kind; return the table."""
+def compare(kind: str, rounds: int, times: int, peers: Path | None, workers: Sequence[int]) -> list[Row]:
+    """Measure pages of one kind."""
     with ExitStack() as running:
         upstream = running.enter_context(started("recorded", kind, "0"))
         place = Path(running.enter_context(tempfile.TemporaryDirectory()))
@@ -237,7 +239,16 @@ def compare(kind: str, rounds: int, times: int, peers: Path | None, workers: Seq
                     else:
                         asked = case
                     measure(asked, port, pid, found.setdefault((case.name, server), Figures()), prefix)
-        return report(cases, found)
+        return rows_of(cases, found)
+
+
+def versions_of(peers: Path) -> list[str]:
+    """Return the names and versions of the other caches."""
+    proxpi = (
+        next((peers / "proxpi").glob("lib/*/site-packages/proxpi-*.dist-info")).name.split("-")[1].removesuffix(".dist")
+    )
+    package = peers / "verdaccio" / "node_modules" / "verdaccio" / "package.json"
+    return [f"proxpi {proxpi}", f"verdaccio {json.loads(package.read_text())['version']}"]
 
 
 def main() -> None:
@@ -248,9 +259,17 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=4000, help="requests in a round; a tenth of that for large pages")
     parser.add_argument("--peers", type=Path, help="directory for verdaccio and proxpi; without it, they are left out")
     parser.add_argument("--workers", type=int, action="append", default=[], help="also with so many server processes")
+    parser.add_argument("--results", type=Path, help="directory for RESULTS.rst and ratios.svg (needs matplotlib)")
     options = parser.parse_args()
+    print(
+        f"{'':34} {'server':10} {'us of CPU':>9} {'/ nginx':>8} {'p50, us':>8} {'p99, us':>8} {'bytes':>8}", flush=True
+    )
+    rows = []
     for kind in options.kind or ("pypi", "npm"):
-        print(compare(kind, options.rounds, options.times, options.peers, options.workers), flush=True)
+        rows += compare(kind, options.rounds, options.times, options.peers, options.workers)
+        print("\n".join(str(row) for row in rows if row.case.startswith(kind)), flush=True)
+    if options.results:
+        results.write(rows, options.results, versions_of(options.peers) if options.peers else [])
 
 
 if __name__ == "__main__":

@@ -49,9 +49,13 @@ class PageStore:
             self._reading.add(page)
             with redis_budget():
                 reading = Deferred.fromCoroutine(self.read(page))
+            reading.addBoth(self._end_reading, page)
             reading.addErrback(lambda failure: failure.trap(CatalogDown))
-            reading.addBoth(lambda _: self._reading.discard(page))
         return entry.page
+
+    def _end_reading(self, result: object, page: PageId) -> object:
+        self._reading.discard(page)
+        return result
 
     async def get(self, page: PageId) -> Page | None:
         """

@@ -85,6 +85,11 @@ class HotAnswer:
         self.path = path_of(self.uri)
 
     @property
+    def weight(self) -> int:
+        """The approximate number of bytes in memory, with the request's first line and what its others mean."""
+        return len(self.head) + len(self.body) + LONGEST_HEAD // 4 + _OVERHEAD
+
+    @property
     def is_large(self) -> bool:
         """Whether the kernel should copy the body, since that costs less than to keep it until it is sent."""
         return len(self.body) > LARGE
@@ -124,6 +129,14 @@ class HotAnswer:
         return self.head % {b"date": date, b"id": request_id.encode(), b"ttl": ttl}
 
 
+@frozen
+class _Meaning:
+    """What the lines of a head after the first mean for an answer: the fields in `READ`. `weight`: bytes in memory."""
+
+    fields: bytes
+    weight: int
+
+
 class HotAnswers:
     """
     The answers that were given lately, by the first line of the request and what its other lines mean.
@@ -136,8 +149,8 @@ class HotAnswers:
     def __init__(self, trusted: Sequence[Network] = ()) -> None:
         self._trusted = trusted
         #: For the lines of a head after the first one: what they mean for an answer.
-        self._profiles: LRUCache[bytes, bytes] = LRUCache(MOST_HEADS, lambda profile: 2 * len(profile) + _OVERHEAD)
-        self._answers: LRUCache[tuple[bytes, bytes, str], HotAnswer] = LRUCache(MOST_ANSWERS, _bytes_of)
+        self._meanings: LRUCache[bytes, _Meaning] = LRUCache(MOST_HEADS, lambda meaning: meaning.weight)
+        self._answers: LRUCache[tuple[bytes, bytes, str], HotAnswer] = LRUCache(MOST_ANSWERS, lambda each: each.weight)
         #: The large bodies of answers.
         self.files = MemoryFiles()
         self._date = (0, b"")
@@ -149,8 +162,8 @@ class HotAnswers:
     def find(self, asked: bytes, side: str) -> HotAnswer | None:
         """Return the answer to a request of these bytes, if it came before."""
         line, _, rest = asked.partition(b"\r\n")
-        profile = self._profiles.get(rest)
-        return None if profile is None else self._answers.get((line, profile, side))
+        meaning = self._meanings.get(rest)
+        return None if meaning is None else self._answers.get((line, meaning.fields, side))
 
     def keep(self, asked: bytes, side: str, request: Request, again: Repeatable) -> None:
         """Keep the answer that a request of these bytes has just had, if all requests like it can have the same."""
@@ -158,11 +171,11 @@ class HotAnswers:
         if any(map(headers.hasHeader, UNSUITABLE)) or not _is_whole(request):
             return
         line, _, rest = asked.partition(b"\r\n")
-        profile = b"\n".join(b"%b:%b" % (name, value) for name in READ for value in headers.getRawHeaders(name, ()))
-        answer = HotAnswer.of(request, again)
-        if _bytes_of(answer) <= MOST_ANSWERS:
-            self._profiles[rest] = profile
-            self._answers[line, profile, side] = answer
+        fields = b"\n".join(b"%b:%b" % (name, value) for name in READ for value in headers.getRawHeaders(name, ()))
+        meaning, answer = _Meaning(fields, len(rest) + len(fields) + _OVERHEAD), HotAnswer.of(request, again)
+        if answer.weight <= self._answers.maxsize and meaning.weight <= self._meanings.maxsize:
+            self._meanings[rest] = meaning
+            self._answers[line, fields, side] = answer
 
     def head_of(self, answer: HotAnswer, ttl: float) -> tuple[bytes, str]:
         """Return the head of this answer as it is now, and the id of the response."""
@@ -188,7 +201,3 @@ def _is_whole(request: Request) -> bool:
     """Whether the response to a request tells its length, if it has a body."""
     has_length = request.responseHeaders.hasHeader(b"content-length")
     return request.clientproto == b"HTTP/1.1" and (has_length or request.code in NO_BODY_CODES)
-
-
-def _bytes_of(answer: HotAnswer) -> int:
-    return len(answer.head) + len(answer.body) + _OVERHEAD

@@ -15,6 +15,8 @@ from mypypi.files.content import Content
 #: Bytes of all files together, and bytes for which the smallest one counts: so there are 32 at most.
 MOST_BYTES = 32 * 1024 * 1024
 _LEAST = 1024 * 1024
+#: Bytes of the largest file. It is written at once, which takes three milliseconds.
+LARGEST = 8 * 1024 * 1024
 
 
 class _MemoryFile(Content):
@@ -49,7 +51,7 @@ class MemoryFiles:
 
 
 def _made(body: bytes) -> _MemoryFile | None:
-    if not hasattr(os, "memfd_create") or len(body) > MOST_BYTES:
+    if not hasattr(os, "memfd_create") or len(body) > LARGEST:
         return None
     try:
         file = _MemoryFile(os.memfd_create("mypypi-body"), body)

@@ -17,7 +17,7 @@ from tests.rig.index import FakeIndex
 from tests.rig.packages import make_wheel
 
 #: Bytes of random text in the large page: more than the sockets of both sides hold.
-SIZE = 12_000_000
+SIZE = 7_500_000
 HEADERS = {"Accept": "application/vnd.pypi.simple.v1+json", "Accept-Encoding": "gzip"}
 
 

@@ -265,7 +265,8 @@ def test_memory_is_bounded(served: Served) -> None:
     for number in range(100):
         served.ask(served.hot, served.request(Host=f"{number}.example", If_None_Match=f'"{number}"'))
     assert 2 < len(answers._answers) < 20
-    assert 2 < len(answers._profiles) < 20
+    assert 2 < len(answers._meanings) < 20
+    assert answers._meanings.currsize <= 20_000
     assert answers._answers.currsize <= 20_000
 
 
