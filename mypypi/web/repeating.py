@@ -25,15 +25,16 @@ class RepeatingChannel(DrainingChannel):
 
     #: The bytes of the request that is being answered, if it came alone.
     _asked: bytes | None = None
-    #: See `HotAnswers.side`.
+    #: The client's address, and `HotAnswers.side`.
+    _host: str | None = None
     _side = ""
 
     def connectionMade(self) -> None:
         """Note what answers depend on beside the request."""
         super().connectionMade()
         site: Any = self.factory
-        secure = ISSLTransport.providedBy(self.transport)
-        self._side = site.hot.side(getattr(self.getPeer(), "host", None), secure=secure)
+        self._host = getattr(self.getPeer(), "host", None)
+        self._side = site.hot.side(self._host, secure=ISSLTransport.providedBy(self.transport))
 
     def repeat_answer(self, data: bytes) -> bool:
         """
@@ -84,8 +85,7 @@ class RepeatingChannel(DrainingChannel):
                 self._send_rest(answer, content, sent, request_id, began)
                 return True
         self.answer_ended()
-        client = getattr(self.getPeer(), "host", None) or "-"
-        site.log_record(answer.record(client, site.now() - began, request_id))
+        site.log_record(answer.record(self._host or "-", site.now() - began, request_id))
         return True
 
     def _send_rest(self, answer: HotAnswer, content: Content, sent: int, request_id: str, began: float) -> None:
