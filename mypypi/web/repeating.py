@@ -42,8 +42,7 @@ class RepeatingChannel(DrainingChannel):
 
         Returns whether there is such an answer, and it is right now.
         """
-        is_free = not (self.requests or self._draining or self._waitingForTransport) and bool(self.persistent)
-        if not (is_free and is_one_head(data)):
+        if not (is_one_head(data) and self._is_free()):
             return False
         site: Any = self.factory
         began = site.now()
@@ -61,6 +60,16 @@ class RepeatingChannel(DrainingChannel):
             site: Any = self.factory
             site.hot.keep(asked, self._side, request, again)
         super().requestDone(request)
+
+    def _is_free(self) -> bool:
+        """
+        Whether nothing is under way: no answer, no part of another request, and no end of the connection.
+
+        Twisted keeps a part of a request that came with an earlier one in `_buffer`, and goes through that while it is
+        `_busyReceiving`.
+        """
+        is_between = not (self.requests or self._buffer or self._busyReceiving)
+        return is_between and bool(self.persistent) and not (self._draining or self._waitingForTransport)
 
     def answer_begun(self) -> None:
         """Note that a response is under way."""
