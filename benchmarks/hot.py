@@ -20,9 +20,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median, quantiles
+from urllib.parse import urljoin
 
 from attrs import define, evolve, field, frozen
 
@@ -49,6 +51,7 @@ http {{
     scgi_temp_path {place}/e;
     server {{
         listen 127.0.0.1:{port}; root {place}/pages; default_type application/json; add_header Content-Encoding gzip;
+        location /file/ {{ root {place}/pages; }}
         location / {{ try_files ${{uri}}.body =404; }}
     }}
 }}
@@ -66,6 +69,8 @@ class Case:
     times: int
     #: Whether each request has the etag that the first answer had.
     is_known: bool = False
+    #: Connections that ask at once.
+    clients: int = 1
 
     def requests(self, prefix: str = "") -> list[bytes]:
         """Return all requests, in an order that is the same in each run."""
@@ -128,6 +133,25 @@ def clients_of(accept: str) -> list[bytes]:
     return found
 
 
+def cases_of_files(url: str, times: int) -> tuple[list[Case], dict[str, bytes]]:
+    """Return the cases for package files, and the files by their paths on MyPyPi."""
+    page = get(f"{url}/simple/files/", {"Accept": ACCEPT["pypi"]}).json()
+    assert isinstance(page, dict)
+    bodies = {}
+    for listed in page["files"]:
+        path = urljoin("/simple/files/", listed["url"])
+        bodies[path] = get(url + path).body
+        assert get(url + path).status == 200  # stored by now, or soon
+    small, large = bodies
+    own, part = fields("*/*"), fields("*/*", b"Range: bytes=1000-65999")
+    return [
+        Case("warm file of 1 MB", "pypi", [small], [own], times // 10),
+        Case("warm file of 1 MB, 32 clients", "pypi", [small], [own], times // 10, clients=32),
+        Case("warm file of 200 MB", "pypi", [large], [own], 8),
+        Case("range of 65 kB", "pypi", [large], [part], times // 2),
+    ], bodies
+
+
 def cases_of(kind: str, url: str, times: int) -> tuple[list[Case], dict[str, bytes]]:
     """Choose the pages to ask for by their sizes. Returns the cases, and the compressed body of each page."""
     accept = ACCEPT[kind]
@@ -154,7 +178,7 @@ def nginx(bodies: dict[str, bytes]) -> Iterator[tuple[int, int]]:
     with tempfile.TemporaryDirectory() as name:
         place, port = Path(name), free_port()
         for path, body in bodies.items():
-            file = place / "pages" / f"{path[1:]}.body"
+            file = place / "pages" / (path[1:] if path.startswith("/file/") else f"{path[1:]}.body")
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(body)
         (place / "nginx.conf").write_text(_CONFIGURATION.format(place=place, port=port))
@@ -173,7 +197,8 @@ def nginx(bodies: dict[str, bytes]) -> Iterator[tuple[int, int]]:
 
 def measure(case: Case, port: int, pid: int, figures: Figures, prefix: str = "") -> None:
     """Ask for all of a case over one connection, and add what was measured."""
-    client, requests = Client(port), case.requests(prefix)
+    clients, requests = [Client(port) for _ in range(case.clients)], case.requests(prefix)
+    client = clients[0]
     if case.is_known:
         head, _ = client.ask(requests[0])
         found = _ETAG.search(head)
@@ -181,13 +206,20 @@ def measure(case: Case, port: int, pid: int, figures: Figures, prefix: str = "")
         requests = [request[:-2] + b"If-None-Match: %b\r\n\r\n" % found[1] for request in requests]
     for request in requests[: len(requests) // 4]:  # what came once comes again
         client.ask(request)
+    for other in clients[1:]:
+        other.ask(requests[0])
     before = processor_of(pid)
-    for request in requests:
-        began = time.perf_counter()
-        head, length = client.ask(request)
-        figures.waits.append(time.perf_counter() - began)
-        assert head[9:12] == (b"304" if case.is_known else b"200"), head
-        figures.bytes += length
+
+    def work(number: int) -> None:
+        for request in requests[number :: case.clients]:
+            began = time.perf_counter()
+            head, length = clients[number].ask(request)
+            figures.waits.append(time.perf_counter() - began)
+            assert head[9:12] == (b"304" if case.is_known else b"206" if b"\r\nRange" in request else b"200"), head
+            figures.bytes += length
+
+    with ThreadPoolExecutor(case.clients) as pool:
+        list(pool.map(work, range(case.clients)))
     figures.cost.append((processor_of(pid) - before) / len(requests) * 1e6)
 
 
@@ -217,12 +249,17 @@ def compare(kind: str, rounds: int, times: int, peers: Path | None, workers: Seq
         env = {"MYPYPI_PACKAGE_TYPE": kind, "MYPYPI_UPSTREAM_URL": upstream, "MYPYPI_CACHE_TIME": "36000"}
         daemon = running.enter_context(Daemon("mypypi", place / "data", env))
         cases, bodies = cases_of(kind, daemon.url, times)
+        if kind == "pypi":
+            more, files = cases_of_files(daemon.url, times)
+            cases, bodies = cases + more, bodies | files
         servers = {"mypypi": (daemon.port, daemon.pid, "")}
         servers["nginx"] = (*running.enter_context(nginx(bodies)), "")
         for count in workers:
-            more = running.enter_context(Daemon("mypypi", place / f"data-{count}", env | {"WORKERS": str(count)}))
-            cases_of(kind, more.url, times)
-            servers[f"{count} workers"] = (more.port, more.pid, "")
+            several = running.enter_context(Daemon("mypypi", place / f"data-{count}", env | {"WORKERS": str(count)}))
+            cases_of(kind, several.url, times)
+            if kind == "pypi":
+                cases_of_files(several.url, times)
+            servers[f"{count} workers"] = (several.port, several.pid, "")
         if peers is not None:
             start, name = (proxpi, "proxpi") if kind == "pypi" else (verdaccio, "verdaccio")
             (place / name).mkdir()
@@ -233,7 +270,7 @@ def compare(kind: str, rounds: int, times: int, peers: Path | None, workers: Seq
             for case in cases:
                 for server, (port, pid, prefix) in servers.items():
                     if server in ("proxpi", "verdaccio"):
-                        if case.is_known:  # they have no etags of their own
+                        if case.is_known or "page" not in case.name:  # they have no etags and addresses of ours
                             continue
                         asked = for_peer(case)
                     else:
@@ -266,8 +303,9 @@ def main() -> None:
     )
     rows = []
     for kind in options.kind or ("pypi", "npm"):
-        rows += compare(kind, options.rounds, options.times, options.peers, options.workers)
-        print("\n".join(str(row) for row in rows if row.case.startswith(kind)), flush=True)
+        found = compare(kind, options.rounds, options.times, options.peers, options.workers)
+        print("\n".join(map(str, found)), flush=True)
+        rows += found
     if options.results:
         results.write(rows, options.results, versions_of(options.peers) if options.peers else [])
 

@@ -7,6 +7,8 @@ pandas, scikit-learn, matplotlib, flask, sqlalchemy, requests and fastapi, each 
 an AWS SDK, each with its number of versions and its bytes. The content is made up: random digests and names, so that
 it compresses about as well as the real one.
 
+For pypi, there is a project ``files`` with two package files as well, of random bytes.
+
 ``python -m benchmarks.recorded KIND LATENCY`` prints its port, and serves until its standard input ends. Each answer
 comes LATENCY seconds after its request.
 """
@@ -31,6 +33,8 @@ from twisted.web.server import NOT_DONE_YET, Site
 
 reactor: Any = _reactor
 SIZES: dict[str, list[tuple[int, int]]] = json.loads(Path(__file__).with_name("sizes.json").read_text())
+#: Bytes of a body that its etag is made from: no two bodies begin with as many that are the same.
+MOST_HASHED = 1 << 20
 TYPES = {"pypi": "application/vnd.pypi.simple.v1+json", "npm": "application/json"}
 
 
@@ -107,6 +111,25 @@ def packument(name: str, versions: int, size: int, url: str) -> bytes:
     return json.dumps(document, separators=(",", ":")).encode()
 
 
+_FILES_PAGE = b"/simple/files/"
+#: Bytes of the package files of the project ``files``, by their names.
+FILES = {"files-1.0-py3-none-any.whl": 1 << 20, "files-2.0-py3-none-any.whl": 200 << 20}
+
+
+def file(name: str) -> bytes:
+    """Make a package file, which does not compress."""
+    return random.Random(name).randbytes(FILES[name])
+
+
+def page_of_files(bodies: dict[str, bytes], url: str) -> bytes:
+    """Make the page of the project ``files``."""
+    listed = [
+        {"filename": name, "url": f"{url}/packages/{name}", "hashes": {"sha256": hashlib.sha256(body).hexdigest()}}
+        for name, body in bodies.items()
+    ]
+    return json.dumps({"meta": {"api-version": "1.0"}, "name": "files", "files": listed}).encode()
+
+
 class _Pages(Resource):
     """Answers each request after a time, with a body that is compressed already."""
 
@@ -123,11 +146,16 @@ class _Pages(Resource):
         return NOT_DONE_YET
 
     def _answer(self, request: Any) -> None:
+        if request.path == _FILES_PAGE and _FILES_PAGE not in self.bodies:  # few benchmarks need them
+            files = {name: file(name) for name in FILES}
+            self.bodies[_FILES_PAGE] = gzip.compress(page_of_files(files, f"http://{request.getHeader('host')}"))
+            self.bodies |= {f"/packages/{name}".encode(): body for name, body in files.items()}
         body = self.bodies.get(request.path, b"")
         request.setResponseCode(200 if body else 404)
         request.setHeader("content-type", self._type)
-        request.setHeader("content-encoding", "gzip")
-        request.setHeader("etag", f'"{hashlib.blake2b(body, digest_size=16).hexdigest()}"')
+        if not request.path.startswith(b"/packages/"):
+            request.setHeader("content-encoding", "gzip")
+        request.setHeader("etag", f'"{hashlib.blake2b(body[:MOST_HASHED], digest_size=16).hexdigest()}"')
         request.setHeader("content-length", str(len(body)))
         request.write(body)
         request.finish()
