@@ -98,6 +98,10 @@ class Client:
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._room = bytearray(1 << 20)
 
+    def close(self) -> None:
+        """Close the connection."""
+        self._socket.close()
+
     def ask(self, request: bytes) -> tuple[bytes, int]:
         """Send a request; return the head of its answer, and the bytes of its body."""
         self._socket.sendall(request)
