@@ -1,8 +1,8 @@
 """Keeps ready answers: a request that came before is answered without being parsed and routed again.
 
-A request is known by its bytes. What they mean was found out by the ordinary way, when the same bytes came before, so
-that there is no second parser that could disagree with it. Knows heads of requests and responses. Must never know what
-is served, or whether it is still right: whoever answers the ordinary way says how to find that out.
+A request is known by its bytes. What they mean was found out by the ordinary way, when the same bytes came before. So
+there is no second parser that could disagree with the first. Knows heads of requests and responses. Must never know
+what is served, or whether it is still right: the route that gave the answer gives a function that tells.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ class HotAnswers:
             self._answers[line, fields, side] = answer
 
     def head_of(self, answer: HotAnswer, ttl: float) -> tuple[bytes, str]:
-        """Return the head of this answer as it is now, and the id of the response."""
+        """Return the head of this answer, with the date and the age of now, and the id of the response."""
         now = int(time.time())
         if now != self._date[0]:
             self._date = (now, datetimeToString(now))
