@@ -7,7 +7,6 @@ what is served, or whether it is still right: the route that gave the answer giv
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from twisted.web.http import NO_BODY_CODES, datetimeToString
 
 from mypypi.web.memory_files import MemoryFiles
 from mypypi.web.public_address import Network, is_trusted
-from mypypi.web.request_log import RequestRecord, path_of
+from mypypi.web.request_log import RequestRecord, new_id, path_of
 
 if TYPE_CHECKING:
     from twisted.web.http import Request
@@ -182,7 +181,7 @@ class HotAnswers:
         now = int(time.time())
         if now != self._date[0]:
             self._date = (now, datetimeToString(now))
-        request_id = secrets.token_hex(8)
+        request_id = new_id()
         return answer.head_for(self._date[1], request_id, ttl), request_id
 
 

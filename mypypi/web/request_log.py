@@ -111,6 +111,11 @@ def choose_id(request: Request) -> str:
     given = request.requestHeaders.getRawHeaders(b"x-request-id")
     if given and _REQUEST_ID.fullmatch(given[0]):
         return str(given[0].decode("ascii"))
+    return new_id()
+
+
+def new_id() -> str:
+    """Return an id for a request that has none."""
     return secrets.token_hex(8)
 
 
